@@ -1,0 +1,52 @@
+# Two commands do all their own set-up: `make demo` and `make test`. A second run starts within seconds.
+PYTHON   ?= python3
+TORCH    ?= torch==2.13.0
+PIP_ARGS ?=
+VENV     ?= .venv
+CXX      ?= g++
+export CXX
+
+BIN   := $(VENV)/bin
+# the environment is made anew when torch's version or the dependencies change, the build when a source does
+KEY   := $(shell (echo "$(TORCH) $(PIP_ARGS)"; cat pyproject.toml) | cksum | cut -d' ' -f1)
+ENV   := $(VENV)/.environment-$(KEY)
+BUILT := $(VENV)/.built
+SOURCES := setup.py CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo test test-full bench-check lint clean check-machine
+.DEFAULT_GOAL := demo
+
+demo: $(BUILT)
+	$(BIN)/sparsekern reproduce deep-roots/nin
+
+test: $(BUILT)
+	$(BIN)/python tests/run.py
+
+test-full: $(BUILT)
+	$(BIN)/python tests/run.py --full
+
+bench-check: $(BUILT)
+	$(BIN)/sparsekern bench check bench/results
+
+lint: $(BUILT)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+check-machine:
+	@command -v $(PYTHON) >/dev/null || { echo "missing: $(PYTHON) (Python 3.10 or newer)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "missing: Python 3.10 or newer; $(PYTHON) is `$(PYTHON) -V`"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "missing: the venv module (Debian: apt install python3-venv)"; exit 1; }
+	@command -v $(CXX) >/dev/null || echo "note: $(CXX) not found; the ops will be served by their references (Debian: apt install g++)"
+	@! command -v $(CXX) >/dev/null || [ "`$(CXX) -dumpversion | cut -d. -f1`" -ge 11 ] || echo "note: g++ 11 or newer is needed; this is `$(CXX) -dumpversion`"
+
+$(ENV): | check-machine
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(TORCH) numpy
+	rm -f $(VENV)/.environment-* $(BUILT)
+	touch $@
+
+$(BUILT): $(ENV) $(SOURCES)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf build dist $(VENV) sparsekern/*.so *.egg-info

@@ -1,0 +1,75 @@
+// The torch-free core: instruction-set choice, threads and scratch memory, shared by every op.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#define SK_API __attribute__((visibility("default")))
+
+namespace sk {
+
+// ---- instruction sets: one kernel source is compiled once per set; the best one the processor has is used
+enum class Isa : int { base = 0, avx2 = 1, avx512 = 2 };
+
+SK_API Isa isa();                             // in use now: the best supported one, or SPARSEKERN_ISA, or set_isa()
+SK_API const char* isa_name();                // "base", "avx2" or "avx512"
+SK_API bool set_isa(const char* name);        // for tests and benchmarks; false if this processor lacks it
+SK_API const char* const* supported_isas();   // worst first, nullptr-terminated
+
+// An op's kernels are a struct of function pointers `Type`, one constant per instruction set, defined in
+// <op>.isa.cpp as `sk::<isa>::name`. Declare with SK_DECLARE_KERNELS, pick with SK_PICK_KERNELS.
+#ifdef SK_HAVE_avx512
+#define SK_DECLARE_KERNELS(Type, name) \
+  namespace base { extern const Type name; } \
+  namespace avx2 { extern const Type name; } \
+  namespace avx512 { extern const Type name; }
+#define SK_PICK_KERNELS(name) \
+  (isa() == Isa::avx512 ? avx512::name : isa() == Isa::avx2 ? avx2::name : base::name)
+#else
+#define SK_DECLARE_KERNELS(Type, name) \
+  namespace base { extern const Type name; }
+#define SK_PICK_KERNELS(name) (base::name)
+#endif
+
+// ---- torch's dense product instead of ours, where it is estimated faster: every op's choice asks this first
+enum class Dense : int { automatic = 0, never = 1, always = 2 };
+SK_API Dense dense_policy();
+SK_API bool set_dense_policy(const char* name);  // "auto", "never" or "always"; for tests and benchmarks
+// What an op's choice says, given its own estimate.
+inline bool use_dense(bool estimated_faster) {
+  const Dense policy = dense_policy();
+  return policy == Dense::always || (policy == Dense::automatic && estimated_faster);
+}
+
+// ---- threads: the caller owns them (torch's pool inside an op, none in the C++ tests)
+struct Pool {
+  using Body = void (*)(const void* context, int64_t begin, int64_t end);
+  int threads;
+  void (*run)(int64_t size, int64_t grain, Body body, const void* context);
+};
+SK_API extern const Pool kSerial;             // runs everything on the calling thread
+
+// f(begin, end) over [0, size) in pieces of at least `grain`. Every output must be computed by one piece, in an
+// order that does not depend on where the pieces are cut: results are the same for any number of threads.
+template <class F>
+void parallel(const Pool& pool, int64_t size, int64_t grain, const F& f) {
+  if (size <= 0) return;
+  if (pool.threads <= 1 || size <= grain) return f(int64_t(0), size);
+  pool.run(size, grain, [](const void* c, int64_t b, int64_t e) { (*static_cast<const F*>(c))(b, e); }, &f);
+}
+
+// ---- scratch memory: 64-byte aligned, uninitialised, kept by the thread for the next call (up to a cap), because
+// fresh pages cost more than many kernels (0.43 ms per MB measured)
+class SK_API Scratch {
+ public:
+  explicit Scratch(size_t bytes);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  template <class T> T* as() const { return static_cast<T*>(data_); }
+
+ private:
+  void* data_;
+  size_t bytes_;
+};
+
+}  // namespace sk

@@ -1,0 +1,69 @@
+// sparse_linear: y[n, ob*BO + o] = bias[ob*BO + o] + sum_f sum_i x[n, index[ob, f]*BI + i] * weight[ob, f, o, i]
+//
+//   x [N, IB*BI]   weight [OB, F, BO, BI]   index [OB, F]   y [N, OB*BO]
+// and the two other products of the same trilinear form: grad_x (on the transposed structure) and grad_weight (only at
+// kept connections). The weight is read in its natural order at every call; only what follows from `index` is planned.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "core/core.h"
+
+namespace sk {
+
+struct SparseLinearShape {
+  int64_t N;             // rows of x
+  int64_t OB, F, BO, BI;  // output blocks, fan-in in blocks, block size
+  int64_t IB;            // input blocks
+  int64_t in() const { return IB * BI; }
+  int64_t out() const { return OB * BO; }
+  int64_t kept() const { return OB * F * BO * BI; }  // stored weights
+};
+
+enum class Product : int { forward = 0, grad_x = 1, grad_weight = 2 };
+
+// How a product is computed. The numbers are the op's public codes (ops/sparse_linear.py names them).
+enum class LinearKernel : int {
+  gather = 0,         // few rows: one gathered dot product per output
+  feature_major = 1,  // many rows: columns of x are the vectors, blocked for L1
+  block_dot = 2,      // few rows, blocks: dot products along the block's inputs
+  block_tile = 3,     // many rows, blocks: a dense register tile per block
+  dense = 4,          // the weight is scattered into a dense matrix and torch multiplies
+};
+
+// What runs for these sizes, and the two estimates it was chosen by, in microseconds.
+struct LinearChoice {
+  LinearKernel kernel;
+  double sparse_us, dense_us;
+};
+SK_API LinearChoice sparse_linear_choice(const SparseLinearShape& s, Product product, bool half_precision, int threads);
+
+// ---- plan: everything derived from the index table, in one flat int32 array
+struct PlanError {
+  const char* rule;  // null: the table is fine
+  int64_t row, position, value;
+};
+SK_API PlanError sparse_linear_plan(const SparseLinearShape& s, const int32_t* index, std::vector<int32_t>& plan);
+// O(1): is this array a plan made for these sizes?
+SK_API bool sparse_linear_plan_fits(const SparseLinearShape& s, const int32_t* plan, int64_t length);
+
+// ---- fp32 products. x_stride and y_stride are (row, column) strides in floats: (in, 1) natural, (1, N) feature-major.
+struct Strides {
+  int64_t row, col;
+};
+SK_API void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* plan, const float* x, Strides x_stride, const float* weight,
+                              const float* bias, float* y, Strides y_stride, const Pool& pool);
+SK_API void sparse_linear_grad_x(const SparseLinearShape& s, const int32_t* plan, const float* grad_out, Strides g_stride, const float* weight,
+                                 float* grad_x, Strides gx_stride, const Pool& pool);
+SK_API void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* plan, const float* grad_out, Strides g_stride, const float* x,
+                                      Strides x_stride, float* grad_weight, const Pool& pool);
+
+// ---- fp64 products: plain loops, correct for everything
+SK_API void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* index, const double* x, const double* weight, const double* bias,
+                              double* y, const Pool& pool);
+SK_API void sparse_linear_grad_x(const SparseLinearShape& s, const int32_t* index, const double* grad_out, const double* weight, double* grad_x,
+                                 const Pool& pool);
+SK_API void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* index, const double* grad_out, const double* x,
+                                      double* grad_weight, const Pool& pool);
+
+}  // namespace sk

@@ -1,0 +1,125 @@
+// sparse_linear for blocks of connections (block_size > 1), compiled once per instruction set. A kept block is a small dense
+// matrix: with many rows of x (feature-major) it is a register tile of up to 6 outputs x V vectors of columns, the weight
+// broadcast from where it lies; with few rows it is dot products along the block's inputs, or, for panels (one input per
+// block, outputs contiguous), a multiply-add of a whole vector of outputs.
+#include "core/sparse_linear_kernels.h"
+#include "core/transpose.h"
+
+namespace sk::SK_ISA {
+namespace {
+
+// out[r0 .. r0+R)[:] += ...
+template <int R, int V>
+SK_INLINE void tile_rows(const BlockWork& p, int64_t r0) {
+  vf a[R][V];
+  SK_UNROLL for (int r = 0; r < R; ++r) SK_UNROLL for (int v = 0; v < V; ++v) a[r][v] = load(p.out + (r0 + r) * p.out_stride + v * W);
+  for (int64_t e = 0; e < p.count; ++e) {
+    const float* in = p.in + p.entries[2 * e] * p.depth * p.in_stride;
+    const float* w = p.weight + p.entries[2 * e + 1] * p.area + r0 * p.row_step;
+    for (int64_t k = 0; k < p.depth; ++k, in += p.in_stride, w += p.k_step) {
+      vf x[V];
+      SK_UNROLL for (int v = 0; v < V; ++v) x[v] = load(in + v * W);
+      SK_UNROLL for (int r = 0; r < R; ++r) {
+        const vf u = splat(w[r * p.row_step]);
+        SK_UNROLL for (int v = 0; v < V; ++v) a[r][v] += u * x[v];
+      }
+    }
+  }
+  SK_UNROLL for (int r = 0; r < R; ++r) SK_UNROLL for (int v = 0; v < V; ++v) store(p.out + (r0 + r) * p.out_stride + v * W, a[r][v]);
+}
+
+template <int V>
+SK_INLINE void tile(const BlockWork& p) {
+  // 6 x 4 accumulators fill the 32 registers of AVX-512; 16-register sets hold 2 x 4
+  constexpr int R = W == 16 ? 6 : V >= 3 ? 3 : 4;
+  int64_t r = 0;
+  for (; r + R <= p.rows; r += R) tile_rows<R, V>(p, r);
+  if constexpr (R >= 6)
+    if (r + 4 <= p.rows) {
+      tile_rows<4, V>(p, r);
+      r += 4;
+    }
+  for (; r + 2 <= p.rows; r += 2) tile_rows<2, V>(p, r);
+  if (r < p.rows) tile_rows<1, V>(p, r);
+}
+
+// R outputs share every load of x
+template <int R>
+SK_INLINE void dot_rows(const BlockWork& p, int64_t r0) {
+  vf a[R];
+  float tail[R];
+  SK_UNROLL for (int r = 0; r < R; ++r) {
+    a[r] = zero();
+    tail[r] = 0.0f;
+  }
+  for (int64_t e = 0; e < p.count; ++e) {
+    const float* x = p.in + p.entries[2 * e] * p.depth;
+    const float* w = p.weight + p.entries[2 * e + 1] * p.area + r0 * p.depth;
+    int64_t i = 0;
+    for (; i + W <= p.depth; i += W) {
+      const vf xv = load(x + i);
+      SK_UNROLL for (int r = 0; r < R; ++r) a[r] += load(w + r * p.depth + i) * xv;
+    }
+    for (; i < p.depth; ++i) SK_UNROLL for (int r = 0; r < R; ++r) tail[r] += w[r * p.depth + i] * x[i];
+  }
+  SK_UNROLL for (int r = 0; r < R; ++r) p.out[(r0 + r) * p.out_stride] += sum(a[r]) + tail[r];
+}
+
+}  // namespace
+
+void block_tile_1(const BlockWork& p) { tile<1>(p); }
+void block_tile_2(const BlockWork& p) { tile<2>(p); }
+void block_tile_3(const BlockWork& p) { tile<3>(p); }
+void block_tile_4(const BlockWork& p) { tile<4>(p); }
+
+void block_dot(const BlockWork& p) {
+  int64_t r = 0;
+  for (; r + 8 <= p.rows; r += 8) dot_rows<8>(p, r);
+  for (; r + 2 <= p.rows; r += 2) dot_rows<2>(p, r);
+  if (r < p.rows) dot_rows<1>(p, r);
+}
+
+// out is contiguous here (out_stride 1)
+void panel_dot(const BlockWork& p) {
+  int64_t r = 0;
+  for (; r + W <= p.rows; r += W) {
+    vf a = load(p.out + r), b = zero();
+    int64_t e = 0;
+    for (; e + 2 <= p.count; e += 2) {
+      a += splat(p.in[p.entries[2 * e]]) * load(p.weight + p.entries[2 * e + 1] * p.rows + r);
+      b += splat(p.in[p.entries[2 * e + 2]]) * load(p.weight + p.entries[2 * e + 3] * p.rows + r);
+    }
+    if (e < p.count) a += splat(p.in[p.entries[2 * e]]) * load(p.weight + p.entries[2 * e + 1] * p.rows + r);
+    store(p.out + r, a + b);
+  }
+  for (; r < p.rows; ++r) {
+    float a = p.out[r];
+    for (int64_t e = 0; e < p.count; ++e) a += p.in[p.entries[2 * e]] * p.weight[p.entries[2 * e + 1] * p.rows + r];
+    p.out[r] = a;
+  }
+}
+
+void block_sampled(const float* grad_t, const float* x_t, int64_t columns, int64_t rows, int64_t depth, bool accumulate, float* gw) {
+  const int64_t vectors = columns / W;
+  for (int64_t o = 0; o < rows; ++o, gw += depth) {
+    const float* g = grad_t + o * columns;
+    int64_t i = 0;
+    for (; i + W <= depth; i += W) {
+      vf dots[W];
+      SK_UNROLL for (int l = 0; l < W; ++l) dots[l] = load(g) * load(x_t + (i + l) * columns);
+      for (int64_t v = 1; v < vectors; ++v) {
+        const vf gv = load(g + v * W);
+        SK_UNROLL for (int l = 0; l < W; ++l) dots[l] += gv * load(x_t + (i + l) * columns + v * W);
+      }
+      const vf total = sum_each(dots);
+      store(gw + i, accumulate ? load(gw + i) + total : total);
+    }
+    for (; i < depth; ++i) {
+      vf dot = zero();
+      for (int64_t v = 0; v < vectors; ++v) dot += load(g + v * W) * load(x_t + i * columns + v * W);
+      gw[i] = accumulate ? gw[i] + sum(dot) : sum(dot);
+    }
+  }
+}
+
+}  // namespace sk::SK_ISA

@@ -1,0 +1,135 @@
+// Building and checking the plan: counting sorts over the index table, O(kept + rows * blocks).
+#include "core/sparse_linear_plan.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace sk {
+namespace {
+
+using Plan = SparseLinearPlan;
+
+PlanError check(const SparseLinearShape& s, const int32_t* index) {
+  for (int64_t row = 0; row < s.OB; ++row)
+    for (int64_t f = 0; f < s.F; ++f) {
+      const int64_t value = index[row * s.F + f];
+      if (value < 0 || value >= s.IB) return {"in [0, input blocks)", row, f, value};
+      if (f > 0 && value <= index[row * s.F + f - 1]) return {"strictly increasing in each row", row, f, value};
+    }
+  return {nullptr, 0, 0, 0};
+}
+
+int begin_section(std::vector<int32_t>& plan, int section) {
+  while (plan.size() % 16) plan.push_back(0);  // 64-byte aligned
+  return plan[section] = int32_t(plan.size());
+}
+
+void append_sources(std::vector<int32_t>& plan, int section, const int32_t* source, int64_t count, bool wide) {
+  const int at = begin_section(plan, section);
+  plan.resize(at + (wide ? count : (count + 1) / 2) + 16);  // vector loads may look past the end
+  if (wide) {
+    std::copy(source, source + count, plan.begin() + at);
+  } else {
+    uint16_t* narrow = reinterpret_cast<uint16_t*>(plan.data() + at);
+    for (int64_t k = 0; k < count; ++k) narrow[k] = uint16_t(source[k]);
+  }
+}
+
+// For every panel of rows and block of inputs: runs of rows with equally many connections there, shortest first.
+//   runs, then per run: length, rows, (row in panel, first connection) x rows
+void append_panels(std::vector<int32_t>& plan, int section, const int32_t* ptr, const int32_t* source, int64_t rows, int64_t inputs) {
+  constexpr int64_t kPanelRows = 128, kBlockInputs = 128, kMinLength = 8;  // 128 inputs x 64 columns x 4 bytes = 32 KB
+  const int64_t kept = ptr[rows];
+  int64_t block_inputs = kBlockInputs;  // longer blocks where rows are short: a run of 2 costs as much as one of 8
+  if (kept > 0) block_inputs = std::max(block_inputs, kMinLength * rows * inputs / kept);
+  const int64_t panels = (rows + kPanelRows - 1) / kPanelRows, blocks = std::max<int64_t>(1, (inputs + block_inputs - 1) / block_inputs);
+  const int table = begin_section(plan, section);
+  plan.insert(plan.end(), {int32_t(panels), int32_t(blocks), int32_t(kPanelRows)});
+  plan.resize(plan.size() + panels);
+  std::vector<int32_t> next(kPanelRows), length(kPanelRows), by_length(kPanelRows);
+  for (int64_t p = 0; p < panels; ++p) {
+    plan[table + 3 + p] = int32_t(plan.size()) - table;
+    const int64_t first = p * kPanelRows, count = std::min(kPanelRows, rows - first);
+    for (int64_t r = 0; r < count; ++r) next[r] = ptr[first + r];
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t limit = (b + 1) * block_inputs;
+      for (int64_t r = 0; r < count; ++r) {
+        int32_t k = next[r];
+        while (k < ptr[first + r + 1] && source[k] < limit) ++k;
+        length[r] = k - next[r];
+        by_length[r] = int32_t(r);
+      }
+      std::stable_sort(by_length.begin(), by_length.begin() + count, [&](int32_t i, int32_t j) { return length[i] < length[j]; });
+      const size_t runs = plan.size();
+      plan.push_back(0);
+      for (int64_t i = 0; i < count;) {
+        int64_t j = i;
+        while (j < count && length[by_length[j]] == length[by_length[i]]) ++j;
+        if (const int32_t n = length[by_length[i]]) {
+          ++plan[runs];
+          plan.insert(plan.end(), {n, int32_t(j - i)});
+          for (int64_t r = i; r < j; ++r) plan.insert(plan.end(), {by_length[r], next[by_length[r]]});
+        }
+        i = j;
+      }
+      for (int64_t r = 0; r < count; ++r) next[r] += length[r];
+    }
+  }
+}
+
+}  // namespace
+
+PlanError sparse_linear_plan(const SparseLinearShape& s, const int32_t* index, std::vector<int32_t>& plan) {
+  if (const PlanError error = check(s, index); error.rule) return error;
+  const int64_t kept = s.OB * s.F;  // in blocks
+  const bool blocks = s.BO * s.BI > 1, wide = std::max(s.IB, s.OB) > 65536;
+  plan.assign(Plan::kHeader, 0);
+  plan[Plan::kMagic] = Plan::kMagicValue;
+  plan[Plan::kVersion] = Plan::kVersionValue;
+  plan[Plan::kOB] = int32_t(s.OB);
+  plan[Plan::kF] = int32_t(s.F);
+  plan[Plan::kBO] = int32_t(s.BO);
+  plan[Plan::kBI] = int32_t(s.BI);
+  plan[Plan::kIB] = int32_t(s.IB);
+  plan[Plan::kWide] = wide;
+
+  begin_section(plan, Plan::kPtr);
+  for (int64_t row = 0; row <= s.OB; ++row) plan.push_back(int32_t(row * s.F));
+  append_sources(plan, Plan::kSource, index, kept, wide);
+
+  // the transposed structure: for each input, the outputs that read it, in rising order
+  std::vector<int32_t> ptr(s.IB + 1), source(kept), order(kept);
+  for (int64_t k = 0; k < kept; ++k) ++ptr[index[k] + 1];
+  for (int64_t i = 0; i < s.IB; ++i) ptr[i + 1] += ptr[i];
+  std::vector<int32_t> next(ptr.begin(), ptr.end() - 1);
+  for (int64_t row = 0; row < s.OB; ++row)
+    for (int64_t f = 0; f < s.F; ++f) {
+      const int32_t to = next[index[row * s.F + f]]++;
+      source[to] = int32_t(row);
+      order[to] = int32_t(row * s.F + f);
+    }
+  begin_section(plan, Plan::kPtrT);
+  plan.insert(plan.end(), ptr.begin(), ptr.end());
+  if (!blocks) {
+    append_sources(plan, Plan::kSourceT, source.data(), kept, wide);
+    begin_section(plan, Plan::kOrderT);
+    plan.insert(plan.end(), order.begin(), order.end());
+    const std::vector<int32_t> forward_ptr(plan.begin() + plan[Plan::kPtr], plan.begin() + plan[Plan::kPtr] + s.OB + 1);
+    append_panels(plan, Plan::kPanels, forward_ptr.data(), index, s.OB, s.IB);
+    append_panels(plan, Plan::kPanelsT, ptr.data(), source.data(), s.IB, s.OB);
+  } else {
+    begin_section(plan, Plan::kEntries);
+    for (int64_t k = 0; k < kept; ++k) plan.insert(plan.end(), {index[k], int32_t(k)});
+    begin_section(plan, Plan::kEntriesT);
+    for (int64_t k = 0; k < kept; ++k) plan.insert(plan.end(), {source[k], order[k]});
+  }
+  plan[Plan::kLength] = int32_t(plan.size());
+  return {nullptr, 0, 0, 0};
+}
+
+bool sparse_linear_plan_fits(const SparseLinearShape& s, const int32_t* plan, int64_t length) {
+  return length >= Plan::kHeader && plan[Plan::kMagic] == Plan::kMagicValue && plan[Plan::kVersion] == Plan::kVersionValue && plan[Plan::kOB] == s.OB &&
+         plan[Plan::kF] == s.F && plan[Plan::kBO] == s.BO && plan[Plan::kBI] == s.BI && plan[Plan::kIB] == s.IB && plan[Plan::kLength] == length;
+}
+
+}  // namespace sk

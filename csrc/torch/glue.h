@@ -1,0 +1,124 @@
+// What every op's glue shares: cheap tensor access and allocation through the stable ABI, torch's threads, storage types.
+// Glue only checks, allocates and hands over. A `torch::stable::` call costs a boxed dispatch, so the good path avoids them.
+#pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <optional>
+
+#include "core/convert.h"
+#include "core/core.h"
+
+namespace sk::glue {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// ---- threads: torch's own pool
+inline Pool pool() {
+  return {int(torch::stable::get_num_threads()), [](int64_t size, int64_t grain, Pool::Body body, const void* context) {
+            torch::stable::parallel_for(0, size, grain, [=](int64_t begin, int64_t end) { body(context, begin, end); });
+          }};
+}
+
+// ---- tensors
+inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& t) {
+  return t ? std::optional<Tensor>(as_contiguous(*t)) : std::nullopt;
+}
+
+inline Tensor empty_strided(const Tensor& like, ScalarType type, const int64_t* sizes, const int64_t* strides, int64_t dim) {
+  AtenTensorHandle handle;
+  int32_t dtype = 0;
+  if (type == ScalarType::Int)
+    dtype = aoti_torch_dtype_int32();
+  else
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// Contiguous, with the dtype of `like`.
+template <size_t Dim>
+Tensor new_tensor(const Tensor& like, const std::array<int64_t, Dim>& sizes) {
+  std::array<int64_t, Dim> strides;
+  int64_t step = 1;
+  for (size_t d = Dim; d-- > 0; step *= std::max<int64_t>(1, sizes[d])) strides[d] = step;
+  return empty_strided(like, like.scalar_type(), sizes.data(), strides.data(), Dim);
+}
+
+inline bool floating(ScalarType t) {
+  return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 || t == ScalarType::Half;
+}
+inline bool is_half(ScalarType t) { return t == ScalarType::BFloat16 || t == ScalarType::Half; }
+inline Half half_of(ScalarType t) { return t == ScalarType::BFloat16 ? Half::bf16 : Half::fp16; }
+
+// ---- storage types: fp16 and bf16 are computed in fp32, so a kernel sees floats whatever the tensor holds
+class FloatInput {
+ public:
+  // `size` elements from data_ptr() on, in memory order
+  FloatInput(const Tensor& t, int64_t size, const Pool& pool) {
+    if (is_half(t.scalar_type())) {
+      scratch_.emplace(size_t(size) * sizeof(float));
+      to_f32(half_of(t.scalar_type()), static_cast<const uint16_t*>(t.const_data_ptr()), scratch_->as<float>(), size, pool);
+      data_ = scratch_->as<float>();
+    } else {
+      data_ = static_cast<const float*>(t.const_data_ptr());
+    }
+  }
+  FloatInput(const std::optional<Tensor>& t, const Pool& pool) : FloatInput() {
+    if (t) new (this) FloatInput(*t, t->numel(), pool);
+  }
+  FloatInput() = default;
+  const float* data() const { return data_; }
+
+ private:
+  std::optional<Scratch> scratch_;
+  const float* data_ = nullptr;
+};
+
+class FloatOutput {
+ public:
+  FloatOutput(const Tensor& t, const Pool& pool) : tensor_(t), pool_(pool) {
+    if (is_half(t.scalar_type())) {
+      scratch_.emplace(size_t(t.numel()) * sizeof(float));
+      data_ = scratch_->as<float>();
+    } else {
+      data_ = static_cast<float*>(t.mutable_data_ptr());
+    }
+  }
+  float* data() const { return data_; }
+  void finish() const {  // every element, in memory order
+    if (scratch_) from_f32(half_of(tensor_.scalar_type()), data_, static_cast<uint16_t*>(tensor_.mutable_data_ptr()), tensor_.numel(), pool_);
+  }
+
+ private:
+  const Tensor& tensor_;
+  const Pool& pool_;
+  std::optional<Scratch> scratch_;
+  float* data_;
+};
+
+// ---- torch's own operators, where they are the faster choice. The caller's tensors must not enter an autograd graph here.
+class NoGrad {
+ public:
+  NoGrad() : was_(aoti_torch_grad_mode_is_enabled()) { aoti_torch_grad_mode_set_enabled(false); }
+  ~NoGrad() { aoti_torch_grad_mode_set_enabled(was_); }
+
+ private:
+  bool was_;
+};
+
+template <size_t Inputs, class... Args>
+Tensor call(const char* op, const char* overload, const Args&... args) {
+  static_assert(sizeof...(Args) == Inputs);
+  NoGrad no_grad;
+  std::array<StableIValue, Inputs> stack{torch::stable::detail::from(args)...};
+  TORCH_ERROR_CODE_CHECK(aoti_torch_call_dispatcher(op, overload, stack.data()));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+}  // namespace sk::glue

@@ -1,0 +1,220 @@
+// sparse_linear on the CPU: check, allocate, hand over to core/sparse_linear.cpp or, where that is faster, to torch's dense product.
+#include "core/sparse_linear.h"
+#include "core/sparse_linear_dense.h"
+#include "torch/glue.h"
+
+namespace sk::glue {
+namespace {
+
+// ---- checks: the same rules as the card's `check`, before any memory is touched; the card says them in words
+SparseLinearShape shape_of(const Tensor& weight, const Tensor& index, int64_t in_features) {
+  const int64_t dim = weight.dim();
+  STD_TORCH_CHECK(weight.is_cpu() && floating(weight.scalar_type()) && (dim == 2 || dim == 4), "sparse_linear: weight");
+  STD_TORCH_CHECK(index.is_cpu() && index.scalar_type() == ScalarType::Int && index.dim() == 2, "sparse_linear: index");
+  STD_TORCH_CHECK(index.size(0) == weight.size(0) && index.size(1) == weight.size(1), "sparse_linear: index");
+  SparseLinearShape s{0, weight.size(0), weight.size(1), dim == 4 ? weight.size(2) : 1, dim == 4 ? weight.size(3) : 1, 0};
+  STD_TORCH_CHECK(s.BO > 0 && s.BI > 0 && s.F > 0 && in_features % s.BI == 0, "sparse_linear: weight");
+  s.IB = in_features / s.BI;
+  return s;
+}
+
+// Activations as the kernels take them: rows of `features`, natural or feature-major ([N, features] with strides (1, N)).
+struct Rows {
+  Tensor tensor;
+  int64_t N;
+  Strides strides;
+  bool feature_major;
+};
+bool feature_major(const Tensor& x) {
+  return x.dim() == 2 && x.stride(0) == 1 && x.size(0) > 1 && x.size(1) > 1 && x.stride(1) == x.size(0);
+}
+Rows rows_of(const Tensor& x, const Tensor& like, const char* message) {
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() >= 1 && x.scalar_type() == like.scalar_type(), message);
+  const int64_t features = x.size(x.dim() - 1);
+  int64_t N = 1;
+  for (int64_t d = 0; d + 1 < x.dim(); ++d) N *= x.size(d);
+  if (feature_major(x)) return {x, N, {1, N}, true};
+  if (x.dim() == 2 && x.stride(1) == 1 && x.stride(0) >= features && !is_half(x.scalar_type())) return {x, N, {x.stride(0), 1}, false};
+  return {as_contiguous(x), N, {features, 1}, false};
+}
+
+// The leading dimensions of `x` with `features` behind; feature-major if x is.
+Tensor output_like(const Tensor& x, bool feature_major, int64_t features) {
+  const int64_t dim = x.dim();
+  if (feature_major) {
+    const int64_t sizes[] = {x.size(0), features}, strides[] = {1, x.size(0)};
+    return empty_strided(x, x.scalar_type(), sizes, strides, 2);
+  }
+  std::vector<int64_t> sizes(dim), strides(dim);
+  for (int64_t d = 0; d < dim; ++d) sizes[d] = d + 1 < dim ? x.size(d) : features;
+  int64_t step = 1;
+  for (int64_t d = dim; d-- > 0; step *= std::max<int64_t>(1, sizes[d])) strides[d] = step;
+  return empty_strided(x, x.scalar_type(), sizes.data(), strides.data(), dim);
+}
+
+// The caller's plan, checked in O(1), or one made and validated now.
+struct PlanHolder {
+  std::vector<int32_t> made;
+  Tensor index;
+  std::optional<Tensor> given;
+  const int32_t* data;
+  PlanHolder(const SparseLinearShape& s, const Tensor& index_, const std::optional<Tensor>& plan) : index(as_contiguous(index_)), given(plan) {
+    if (plan) {
+      STD_TORCH_CHECK(plan->is_cpu() && plan->scalar_type() == ScalarType::Int && plan->dim() == 1 && plan->is_contiguous(), "sparse_linear: plan");
+      data = static_cast<const int32_t*>(plan->const_data_ptr());
+      STD_TORCH_CHECK(sparse_linear_plan_fits(s, data, plan->size(0)), "sparse_linear: plan");
+    } else {
+      const PlanError error = sparse_linear_plan(s, static_cast<const int32_t*>(index.const_data_ptr()), made);
+      STD_TORCH_CHECK(!error.rule, "sparse_linear: index must be ", error.rule, "; got ", error.value, " at [", error.row, ", ", error.position, "]");
+      data = made.data();
+    }
+  }
+};
+
+bool dense_wins(const SparseLinearShape& s, Product product, const Tensor& like, const Pool& p) {
+  return like.scalar_type() != ScalarType::Double &&
+         sparse_linear_choice(s, product, is_half(like.scalar_type()), p.threads).kernel == LinearKernel::dense;
+}
+
+// Storage types of 2 and 4 bytes are moved, not computed with.
+template <class F>
+void by_element_size(const Tensor& t, const F& f) {
+  if (is_half(t.scalar_type())) return f(uint16_t{});
+  f(float{});
+}
+
+Tensor dense_weight(const SparseLinearShape& s, const PlanHolder& plan, const Tensor& weight, const Pool& p) {
+  const Tensor w = as_contiguous(weight), dense = new_tensor(weight, std::array<int64_t, 2>{s.out(), s.in()});
+  by_element_size(weight, [&](auto element) {
+    using T = decltype(element);
+    sparse_linear_to_dense(s, plan.data, static_cast<const T*>(w.const_data_ptr()), static_cast<T*>(dense.mutable_data_ptr()), p);
+  });
+  return dense;
+}
+
+Tensor matrix(const Tensor& x, int64_t N) {
+  return x.dim() == 2 ? x : torch::stable::reshape(x, {N, x.size(x.dim() - 1)});
+}
+
+}  // namespace
+
+Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& index, const std::optional<Tensor>& plan) {
+  STD_TORCH_CHECK(x.dim() >= 1, "sparse_linear: x");
+  SparseLinearShape s = shape_of(weight, index, x.size(x.dim() - 1));
+  const Rows in = rows_of(x, weight, "sparse_linear: x");
+  s.N = in.N;
+  STD_TORCH_CHECK(!bias || (bias->is_cpu() && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 && bias->size(0) == s.out()), "sparse_linear: bias");
+  const PlanHolder p(s, index, plan);
+  const Pool threads = pool();
+  Tensor out = output_like(x, in.feature_major, s.out());
+  if (dense_wins(s, Product::forward, x, threads)) {
+    const Tensor y = call<3>("aten::linear", "", x, dense_weight(s, p, weight, threads), bias);
+    if (!in.feature_major && y.is_contiguous()) return y;
+    return torch::stable::copy_(out, y);
+  }
+  const Tensor w = as_contiguous(weight);
+  const std::optional<Tensor> b = as_contiguous(bias);
+  const Strides out_strides = in.feature_major ? Strides{1, s.N} : Strides{s.out(), 1};
+  if (x.scalar_type() == ScalarType::Double) {
+    const Tensor rows = as_contiguous(x), y = in.feature_major ? new_tensor(x, std::array<int64_t, 2>{s.N, s.out()}) : out;
+    sparse_linear_fwd(s, p.data, static_cast<const double*>(rows.const_data_ptr()), static_cast<const double*>(w.const_data_ptr()),
+                      b ? static_cast<const double*>(b->const_data_ptr()) : nullptr, static_cast<double*>(y.mutable_data_ptr()), threads);
+    return in.feature_major ? torch::stable::copy_(out, y) : out;
+  }
+  const FloatInput xf(in.tensor, s.N * s.in(), threads), wf(w, s.kept(), threads), bf(b, threads);
+  const FloatOutput y(out, threads);
+  sparse_linear_fwd(s, p.data, xf.data(), in.strides, wf.data(), bf.data(), y.data(), out_strides, threads);
+  y.finish();
+  return out;
+}
+
+Tensor sparse_linear_grad_x(const Tensor& grad_out, const Tensor& weight, const Tensor& index, const std::optional<Tensor>& plan, int64_t in_features) {
+  SparseLinearShape s = shape_of(weight, index, in_features);
+  const Rows g = rows_of(grad_out, weight, "sparse_linear: grad_out");
+  STD_TORCH_CHECK(grad_out.size(grad_out.dim() - 1) == s.out(), "sparse_linear: grad_out");
+  s.N = g.N;
+  const PlanHolder p(s, index, plan);
+  const Pool threads = pool();
+  Tensor out = output_like(grad_out, g.feature_major, in_features);
+  if (dense_wins(s, Product::grad_x, weight, threads)) {
+    const Tensor y = call<2>("aten::matmul", "", grad_out, dense_weight(s, p, weight, threads));
+    if (!g.feature_major && y.is_contiguous()) return y;
+    return torch::stable::copy_(out, y);
+  }
+  const Tensor w = as_contiguous(weight);
+  if (weight.scalar_type() == ScalarType::Double) {
+    const Tensor rows = as_contiguous(grad_out), y = g.feature_major ? new_tensor(grad_out, std::array<int64_t, 2>{s.N, s.in()}) : out;
+    sparse_linear_grad_x(s, p.data, static_cast<const double*>(rows.const_data_ptr()), static_cast<const double*>(w.const_data_ptr()),
+                         static_cast<double*>(y.mutable_data_ptr()), threads);
+    return g.feature_major ? torch::stable::copy_(out, y) : out;
+  }
+  const FloatInput gf(g.tensor, s.N * s.out(), threads), wf(w, s.kept(), threads);
+  const FloatOutput gx(out, threads);
+  sparse_linear_grad_x(s, p.data, gf.data(), g.strides, wf.data(), gx.data(), g.feature_major ? Strides{1, s.N} : Strides{s.in(), 1}, threads);
+  gx.finish();
+  return out;
+}
+
+Tensor sparse_linear_grad_weight(const Tensor& grad_out, const Tensor& x, const Tensor& index, const std::optional<Tensor>& plan, int64_t block_out,
+                                 int64_t block_in, bool condensed) {
+  STD_TORCH_CHECK(index.is_cpu() && index.scalar_type() == ScalarType::Int && index.dim() == 2 && index.size(1) > 0, "sparse_linear: index");
+  STD_TORCH_CHECK(x.dim() >= 1 && grad_out.dim() == x.dim() && floating(x.scalar_type()), "sparse_linear: x");
+  const Rows in = rows_of(x, grad_out, "sparse_linear: x"), g = rows_of(grad_out, x, "sparse_linear: grad_out");
+  STD_TORCH_CHECK(block_out > 0 && block_in > 0 && x.size(x.dim() - 1) % block_in == 0, "sparse_linear: block_size");
+  SparseLinearShape s{in.N, index.size(0), index.size(1), block_out, block_in, x.size(x.dim() - 1) / block_in};
+  STD_TORCH_CHECK(grad_out.size(x.dim() - 1) == s.out() && (g.N == in.N || s.out() == 0 || s.in() == 0), "sparse_linear: grad_out");
+  const PlanHolder p(s, index, plan);
+  const Pool threads = pool();
+  const Tensor gw = condensed ? new_tensor(x, std::array<int64_t, 2>{s.OB, s.F}) : new_tensor(x, std::array<int64_t, 4>{s.OB, s.F, s.BO, s.BI});
+  if (dense_wins(s, Product::grad_weight, x, threads)) {
+    const Tensor dense = as_contiguous(call<2>("aten::mm", "", torch::stable::transpose(matrix(grad_out, s.N), 0, 1), matrix(x, s.N)));
+    by_element_size(x, [&](auto element) {
+      using T = decltype(element);
+      sparse_linear_from_dense(s, p.data, static_cast<const T*>(dense.const_data_ptr()), static_cast<T*>(gw.mutable_data_ptr()), threads);
+    });
+    return gw;
+  }
+  if (x.scalar_type() == ScalarType::Double) {
+    const Tensor gc = as_contiguous(grad_out), xc = as_contiguous(x);
+    sparse_linear_grad_weight(s, p.data, static_cast<const double*>(gc.const_data_ptr()), static_cast<const double*>(xc.const_data_ptr()),
+                              static_cast<double*>(gw.mutable_data_ptr()), threads);
+    return gw;
+  }
+  const FloatInput gf(g.tensor, s.N * s.out(), threads), xf(in.tensor, s.N * s.in(), threads);
+  const FloatOutput out(gw, threads);
+  sparse_linear_grad_weight(s, p.data, gf.data(), g.strides, xf.data(), in.strides, out.data(), threads);
+  out.finish();
+  return gw;
+}
+
+Tensor plan_sparse_linear(const Tensor& index, int64_t in_features, int64_t block_out, int64_t block_in) {
+  STD_TORCH_CHECK(index.is_cpu() && index.scalar_type() == ScalarType::Int && index.dim() == 2 && index.size(1) > 0, "sparse_linear: index");
+  STD_TORCH_CHECK(block_out > 0 && block_in > 0 && in_features % block_in == 0, "sparse_linear: block_size");
+  const PlanHolder p({0, index.size(0), index.size(1), block_out, block_in, in_features / block_in}, index, std::nullopt);
+  const int64_t size = int64_t(p.made.size()), stride = 1;
+  const Tensor plan = empty_strided(index, ScalarType::Int, &size, &stride, 1);
+  std::copy(p.made.begin(), p.made.end(), static_cast<int32_t*>(plan.mutable_data_ptr()));
+  return plan;
+}
+
+// [kernel code, estimate of ours in us, estimate of dense in us]
+Tensor choose_sparse_linear(const Tensor& like, int64_t N, int64_t in_features, int64_t OB, int64_t F, int64_t BO, int64_t BI, int64_t product, bool half) {
+  const LinearChoice c = sparse_linear_choice({N, OB, F, BO, BI, in_features / BI}, Product(product), half, int(torch::stable::get_num_threads()));
+  const Tensor out = new_tensor(like, std::array<int64_t, 1>{3});
+  double* o = static_cast<double*>(out.mutable_data_ptr());
+  o[0] = double(c.kernel), o[1] = c.sparse_us, o[2] = c.dense_us;
+  return out;
+}
+
+}  // namespace sk::glue
+
+STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
+  m.impl("_sparse_linear", TORCH_BOX(&sk::glue::sparse_linear));
+  m.impl("sparse_linear", TORCH_BOX(&sk::glue::sparse_linear));
+  m.impl("_sparse_linear_grad_x", TORCH_BOX(&sk::glue::sparse_linear_grad_x));
+  m.impl("sparse_linear_grad_x", TORCH_BOX(&sk::glue::sparse_linear_grad_x));
+  m.impl("_sparse_linear_grad_weight", TORCH_BOX(&sk::glue::sparse_linear_grad_weight));
+  m.impl("sparse_linear_grad_weight", TORCH_BOX(&sk::glue::sparse_linear_grad_weight));
+  m.impl("plan_sparse_linear", TORCH_BOX(&sk::glue::plan_sparse_linear));
+  m.impl("choose_sparse_linear", TORCH_BOX(&sk::glue::choose_sparse_linear));
+}

@@ -1,0 +1,96 @@
+"""Drives CMake (CMakeLists.txt is the one list of sources and flags) and is its own PEP 517 backend.
+
+Only torch's headers and libtorch_cpu.so are needed (LibTorch stable ABI), so torch is found in the environment that is installed
+*into*, also from inside pip's isolated build, and is never imported; a second torch is downloaded only where there is none.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = ROOT / "sparsekern"
+
+
+def find_torch():
+    """The directory of torch in this interpreter, else in the environment that pip installs into."""
+    if os.environ.get("SPARSEKERN_TORCH_DIR"):
+        return Path(os.environ["SPARSEKERN_TORCH_DIR"])
+    candidates = [Path(p) / "torch" for p in sys.path if p]
+    candidates += [Path(sysconfig.get_path(kind)) / "torch" for kind in ("purelib", "platlib")]  # hidden by build isolation
+    for candidate in candidates:
+        if (candidate / "include/torch/csrc/stable/library.h").is_file() and (candidate / "lib").is_dir():
+            return candidate
+    return None
+
+
+def torch_version(torch_dir):
+    return re.search(r"__version__ = '([^']+)'", (torch_dir / "version.py").read_text()).group(1)
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext):
+        out = Path(self.build_lib).resolve() / "sparsekern"
+        out.mkdir(parents=True, exist_ok=True)
+        compiler = os.environ.get("CXX", "g++")
+        if not shutil.which(compiler):
+            print(f"sparsekern: {compiler} not found: building without kernels, every op is served by its reference", flush=True)
+            return
+        torch_dir = find_torch()
+        if torch_dir is None:
+            raise SystemExit("sparsekern: PyTorch >= 2.10 was not found; run `pip install torch` first (or set SPARSEKERN_TORCH_DIR)")
+        with_python = (Path(sysconfig.get_path("include")) / "Python.h").is_file()
+        arguments = [
+            "-GNinja",
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
+            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DSPARSEKERN_TORCH_DIR={torch_dir}",
+            f"-DSPARSEKERN_PYTHON={'ON' if with_python else 'OFF'}",
+            "-DSPARSEKERN_TESTS=OFF",
+        ]
+        if with_python:
+            import pybind11
+
+            arguments.append(f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
+        else:
+            print("sparsekern: Python.h not found (python3-dev): building without _native", flush=True)
+        options = os.environ.get("CMAKE_ARGS", "").split()
+        # CMake keeps its options, so every set of them gets a build directory of its own
+        key = hashlib.sha1(" ".join([str(torch_dir), str(self.debug), *options]).encode()).hexdigest()[:8]
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{key}"
+        build.mkdir(parents=True, exist_ok=True)
+        print(f"sparsekern: building against torch {torch_version(torch_dir)}", flush=True)
+        subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), *arguments, *options])
+        subprocess.check_call(["cmake", "--build", str(build), "-j", os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))])
+        subprocess.check_call(["cmake", "--install", str(build), "--prefix", str(out), "--component", "python"])
+
+    def copy_extensions_to_source(self):  # editable installs load the libraries from the source tree
+        for library in (Path(self.build_lib) / "sparsekern").glob("*.so"):
+            shutil.copy2(library, PACKAGE)
+
+    def get_outputs(self):
+        return [str(p) for p in (Path(self.build_lib) / "sparsekern").glob("*.so")]
+
+
+# ---- PEP 517 backend (pyproject.toml names this file): setuptools, plus torch where none is found
+from setuptools import build_meta as _base  # noqa: E402
+from setuptools.build_meta import *  # noqa: E402,F403
+
+
+def get_requires_for_build_wheel(config_settings=None):
+    return _base.get_requires_for_build_wheel(config_settings) + ([] if find_torch() else ["torch>=2.10"])
+
+
+get_requires_for_build_editable = get_requires_for_build_wheel
+
+if __name__ == "__main__":
+    setup(ext_modules=[Extension("sparsekern._native", sources=[])], cmdclass={"build_ext": CMakeBuild})

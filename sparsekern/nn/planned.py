@@ -1,0 +1,82 @@
+"""What layers with an index table share: the plan's life.
+
+A plan is derived from the index table alone and is neither state nor parameter. It is a plain attribute: made when the topology is
+set, remade when another index tensor is met, and dropped by everything that moves, copies or replaces the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sparsekern.ops.define import readable
+
+
+class PlannedModule(nn.Module):
+    """A module whose ``index`` buffer (and others of ``_tables``) define a topology.
+
+    Subclasses implement ``_make_plan()`` (from the tables; may raise) and call ``_topology_changed()`` when they set the tables.
+    """
+
+    _tables: tuple[str, ...] = ("index",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._plan: Tensor | None = None
+        self._planned: tuple = ()  # (tensor, version) of each table the plan was made from
+        self._topology_set = True
+
+    def _make_plan(self) -> Tensor | None:
+        raise NotImplementedError
+
+    def _topology_changed(self) -> None:
+        """The tables hold a new topology: plan for it now, so that a first call under torch.compile finds the plan."""
+        self._topology_set = True
+        self._drop_plan()
+        self._current_plan()
+
+    def _drop_plan(self) -> None:
+        self._plan, self._planned = None, ()
+
+    def _current_plan(self) -> Tensor | None:
+        """The plan of the tables as they are; None where none can be made (the op then checks and plans by itself)."""
+        planned = self._planned
+        if torch.compiler.is_compiling():
+            same = len(planned) > 0 and planned[0][0] is self.index
+            return self._plan if same else None
+        tables = [getattr(self, name) for name in self._tables]
+        if len(planned) == len(tables) and all(t is p and t._version == v for t, (p, v) in zip(tables, planned)):
+            return self._plan
+        if not readable(*tables):
+            return None
+        if not self._topology_set:
+            raise ValueError(
+                f"{type(self).__name__}: index must be set after to_empty() (load a state_dict, call reset_parameters or set_topology); "
+                "got memory without values"
+            )
+        plan = self._make_plan()
+        if not any(t.is_inference() for t in tables):
+            self._plan, self._planned = plan, tuple((t, t._version) for t in tables)
+        return plan
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        was_meta = self.index.is_meta
+        self._drop_plan()
+        super()._apply(fn, recurse)
+        if was_meta and not self.index.is_meta:
+            self._topology_set = False  # to_empty(): memory without values
+        elif self._topology_set and not self.index.is_meta:
+            self._current_plan()
+        return self
+
+    def __getstate__(self) -> dict:
+        state = super().__getstate__() if hasattr(super(), "__getstate__") else self.__dict__
+        return {**state, "_plan": None, "_planned": ()}
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        self._drop_plan()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if prefix + "index" in state_dict and not self.index.is_meta:
+            self._topology_changed()

@@ -1,0 +1,238 @@
+"""SparseLinear: a drop-in nn.Linear in which every output keeps the same number of inputs."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsekern import topology as topologies
+from sparsekern.nn.planned import PlannedModule
+from sparsekern.ops import backends
+from sparsekern.ops.sparse_linear import dense_weight, explain_sparse_linear, kept_weight, plan_sparse_linear, sparse_linear
+
+TOPOLOGIES = {"random": topologies.fan_in_table}
+
+
+def _check(condition: bool, arg: str, rule: str, got: Any) -> None:
+    if not condition:
+        raise ValueError(f"SparseLinear: {arg} must be {rule}; got {got}")
+
+
+class SparseLinear(PlannedModule):
+    """``nn.Linear`` with a fixed fan-in: only the kept weights exist, in memory, in gradients and in optimisers.
+
+    Args:
+        in_features: features of the input.
+        out_features: features of the output.
+        bias: whether a bias is added.
+        fan_in: kept inputs per output, in elements; a multiple of the block's input size. Exactly one of ``fan_in`` and ``density``.
+        density: kept fraction in (0, 1]; the fan-in is the nearest whole number of blocks, at least one.
+        block_size: an int or ``(BO, BI)``: connections come in blocks of ``BO`` outputs x ``BI`` inputs. 1 is unstructured,
+            ``(V, 1)`` a panel (``V`` outputs share their inputs), ``(16, 16)`` and up block-sparse.
+        topology: ``"random"``.
+        seed: draws the same topology on every machine and leaves torch's generator alone; None draws from it.
+        device, dtype: as in ``nn.Linear``.
+
+    Attributes:
+        weight: ``[out_features, fan_in]`` for ``block_size=1``, else ``[OB, F, BO, BI]``.
+        index: ``[OB, F]`` int32 buffer, the input (block) behind each weight. Change it with :meth:`set_topology`.
+
+    Shape:
+        ``[..., in_features] -> [..., out_features]``. A feature-major input (``[N, in_features]`` with strides ``(1, N)``) gives a
+        feature-major output.
+
+    Raises:
+        ValueError: ``SparseLinear: fan_in and density must be given one without the other; got both``
+
+    Cost:
+        ``2 * N * out_features * fan_in`` FLOPs; training memory O(kept weights).
+
+    Source:
+        Dey et al., "Characterizing Sparse Connectivity Patterns in Neural Networks", section 2 (pre-defined fixed fan-in).
+
+    Example:
+        >>> layer = SparseLinear(512, 256, density=0.25, seed=0)
+        >>> layer(torch.randn(8, 512)).shape
+        torch.Size([8, 256])
+        >>> layer
+        SparseLinear(in_features=512, out_features=256, bias=True, fan_in=128, density=0.25, kept=32768)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        fan_in: int | None = None,
+        density: float | None = None,
+        block_size: int | tuple[int, int] = 1,
+        topology: str = "random",
+        seed: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        both = "both" if fan_in is not None and density is not None else "neither"
+        _check((fan_in is None) != (density is None), "fan_in and density", "given one without the other", both)
+        _check(topology in TOPOLOGIES, "topology", f"one of {sorted(TOPOLOGIES)}", repr(topology))
+        block_out, block_in = (block_size, block_size) if isinstance(block_size, int) else block_size
+        _check(block_out > 0 and block_in > 0, "block_size", "at least 1", block_size)
+        _check(in_features > 0 and in_features % block_in == 0, "in_features", f"a positive multiple of {block_in}", in_features)
+        _check(out_features > 0 and out_features % block_out == 0, "out_features", f"a positive multiple of {block_out}", out_features)
+        if fan_in is None:
+            _check(0 < density <= 1, "density", "in (0, 1]", density)
+            fan_in = max(1, round(density * in_features / block_in)) * block_in
+        _check(
+            0 < fan_in <= in_features and fan_in % block_in == 0,
+            "fan_in",
+            f"a multiple of {block_in} in [{block_in}, {in_features}]",
+            fan_in,
+        )
+
+        self.in_features, self.out_features = in_features, out_features
+        self.block_size = (block_out, block_in)
+        self.topology, self.seed = topology, seed
+        blocks = out_features // block_out, fan_in // block_in
+        shape = blocks if self.block_size == (1, 1) else (*blocks, *self.block_size)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self.register_buffer("index", torch.empty(blocks, dtype=torch.int32, device=device))
+        self.reset_parameters()
+
+    @property
+    def fan_in(self) -> int:
+        """Kept inputs per output, in elements."""
+        return self.index.shape[1] * self.block_size[1]
+
+    @property
+    def density(self) -> float:
+        return self.fan_in / self.in_features
+
+    def reset_parameters(self) -> None:
+        """Draw the topology and the weights anew; the bounds follow the true fan-in, as ``nn.Linear``'s follow its own."""
+        if not self.index.is_meta:
+            draw = TOPOLOGIES[self.topology]
+            table = draw(self.in_features // self.block_size[1], self.index.shape[0], self.index.shape[1], seed=self.seed)
+            with torch.no_grad():
+                self.index.copy_(table)
+        self._topology_changed()
+        bound = 1 / math.sqrt(self.fan_in)
+        for parameter in (self.weight, self.bias):
+            if parameter is not None:
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sparse_linear(x, self.weight, self.index, self.bias, self._current_plan())
+
+    # ---- topology
+
+    def _make_plan(self) -> Tensor | None:
+        return plan_sparse_linear(self.index, self.in_features, self.block_size)
+
+    @torch.no_grad()
+    def set_topology(self, index: Tensor, weight: Tensor | None = None) -> None:
+        """Replace the connections, ``index [OB, F]`` int32, and the weights (new ones start at zero, kept connections keep theirs)."""
+        plan_sparse_linear(index, self.in_features, self.block_size)  # an invalid table must not replace a valid one
+        if weight is None:
+            weight = kept_weight(self.weight_dense(), index.to(self.index.device), self.block_size)
+        _check(weight.shape[:2] == index.shape, "weight", f"{list(index.shape)} like index in its first two sizes", list(weight.shape))
+        self.index = index.to(self.index.device)
+        if weight.shape == self.weight.shape:
+            self.weight.copy_(weight)
+        else:
+            self.weight = nn.Parameter(weight.to(self.weight), requires_grad=self.weight.requires_grad)
+        self._topology_changed()
+
+    # ---- to and from dense
+
+    def weight_dense(self) -> Tensor:
+        """``[out_features, in_features]`` with zeros where nothing is connected; differentiable."""
+        return dense_weight(self.weight, self.index, self.in_features)
+
+    def to_dense(self) -> nn.Linear:
+        """An ``nn.Linear`` that computes the same."""
+        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.weight.dtype)
+        dense = dense.to_empty(device=self.weight.device)
+        with torch.no_grad():
+            dense.weight.copy_(self.weight_dense())
+            if self.bias is not None:
+                dense.bias.copy_(self.bias)
+        return dense
+
+    @classmethod
+    def from_dense(cls, linear: nn.Linear, *, index: Tensor | None = None, **options: Any) -> SparseLinear:
+        """A sparse layer from a dense one, with its weights at the kept connections.
+
+        Without ``index`` each output (block) keeps its inputs (blocks) of largest magnitude. ``options`` as in the constructor
+        (``density`` or ``fan_in``, ``block_size``).
+
+        Example:
+            >>> sparse = SparseLinear.from_dense(nn.Linear(64, 32), density=0.5)
+            >>> sparse.weight.shape
+            torch.Size([32, 32])
+        """
+        if index is not None:
+            size = options.get("block_size", 1)
+            options["fan_in"] = index.shape[1] * (size if isinstance(size, int) else size[1])
+        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, seed=options.pop("seed", 0), **options)
+        layer = layer.to(linear.weight.device, linear.weight.dtype)
+        with torch.no_grad():
+            if index is None:
+                block_out, block_in = layer.block_size
+                blocks = linear.weight.unflatten(1, (-1, block_in)).unflatten(0, (-1, block_out))  # [OB, BO, IB, BI]
+                strength = blocks.float().pow(2).sum((1, 3))
+                index = strength.topk(layer.index.shape[1], dim=1).indices.sort(dim=1).values.int()
+            layer.set_topology(index, kept_weight(linear.weight, index, layer.block_size))
+            if linear.bias is not None:
+                layer.bias.copy_(linear.bias)
+        return layer
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+        weight, index = state_dict.get(prefix + "weight"), state_dict.get(prefix + "index")
+        if weight is not None and index is None and tuple(weight.shape) == (self.out_features, self.in_features):
+            # a dense checkpoint: its weights at this layer's connections
+            state_dict = {**state_dict, prefix + "weight": kept_weight(weight, self.index, self.block_size), prefix + "index": self.index}
+        elif weight is not None and index is not None and index.shape != self.index.shape and index.shape[0] == self.index.shape[0]:
+            warnings.warn(
+                f"{prefix or 'SparseLinear'}: loading a topology {list(index.shape)} in place of {list(self.index.shape)}; "
+                "weight and index are replaced",
+                stacklevel=2,
+            )
+            self.weight = nn.Parameter(self.weight.new_empty(weight.shape), requires_grad=self.weight.requires_grad)
+            self.index = self.index.new_empty(index.shape)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    # ---- what it is, and what runs
+
+    def extra_repr(self) -> str:
+        block = "" if self.block_size == (1, 1) else f", block_size={self.block_size}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"fan_in={self.fan_in}, density={self.density:.4g}{block}, kept={self.weight.numel()}"
+        )
+
+    def explain(self, rows: int = 1) -> str:
+        """Which kernel serves ``rows`` rows of input in each product, and the two estimates the choice was made by.
+
+        Example:
+            >>> print(SparseLinear(3072, 768, density=0.1).explain(rows=1))  # doctest: +ELLIPSIS
+            SparseLinear 3072 -> 768, 10.0 % kept, 1 row, float32, served by ...
+        """
+        device = self.weight.device
+        who = backends.serves("sparse_linear", device)
+        plural = "row" if rows == 1 else "rows"
+        dtype = str(self.weight.dtype).removeprefix("torch.")
+        lines = [
+            f"SparseLinear {self.in_features} -> {self.out_features}, {self.density:.1%} kept, {rows} {plural}, {dtype}, served by {who}"
+        ]
+        lines[0] = lines[0].replace("%", " %")
+        if who != "reference":
+            choices = explain_sparse_linear(rows, self.in_features, self.index.shape, self.block_size, self.weight.dtype)
+            for door, c in choices.items():
+                lines.append(f"  {door:12s} {c['kernel']:14s} estimated {c['ours_us']:.0f} us sparse, {c['dense_us']:.0f} us dense")
+        return "\n".join(lines)

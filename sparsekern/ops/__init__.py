@@ -1,0 +1,7 @@
+"""The ops: one card each. ``OPS`` finds them by name; ``backends`` says who serves them."""
+
+from sparsekern.ops import backends
+from sparsekern.ops.define import OPS
+from sparsekern.ops.sparse_linear import plan_sparse_linear, sparse_linear
+
+__all__ = ["OPS", "backends", "plan_sparse_linear", "sparse_linear"]

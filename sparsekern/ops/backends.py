@@ -1,0 +1,102 @@
+"""Who serves which op on which device, and how to ask for somebody else.
+
+A *provider* is a named implementation: ``"reference"`` (plain torch, on every device) and, on the CPU, one per instruction set
+of the compiled kernels: ``"cpu/base"``, ``"cpu/avx2"``, ``"cpu/avx512"``. The best one the processor has serves by default.
+Asking for one that is absent is an error, never a fallback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+_LIBRARY = Path(__file__).resolve().parent.parent / "_C.so"
+
+#: Why the compiled CPU kernels are absent; None if they are there.
+missing: str | None = None
+if _LIBRARY.is_file():
+    torch.ops.load_library(str(_LIBRARY))
+else:
+    missing = "built without a C++ compiler: every op is served by its reference"
+
+try:
+    native = importlib.import_module("sparsekern._native")
+except ModuleNotFoundError:  # built without Python.h; the ops do not need it
+    native = None
+
+#: Set by `use("reference")`: kernels are bypassed. Read by every call (ops/define.py).
+forced_reference = False
+
+
+def has_kernels(device: str | torch.device) -> bool:
+    """Whether compiled kernels exist for this device type."""
+    return torch.device(device).type == "cpu" and missing is None
+
+
+def providers(device: str | torch.device = "cpu") -> list[str]:
+    """Every provider that can run here, slowest first.
+
+    >>> providers("cpu")[0]
+    'reference'
+    """
+    if not has_kernels(device):
+        return ["reference"]
+    names = native.supported_isas() if native else []
+    return ["reference", *(f"cpu/{name}" for name in names)] if names else ["reference", "cpu/default"]
+
+
+def serves(op: str, device: str | torch.device = "cpu") -> str:
+    """The provider that a call of ``op`` on ``device`` reaches now.
+
+    Which of its kernels (or torch's dense product) then runs for given sizes is answered by the layer's ``explain()``.
+    """
+    from sparsekern.ops import OPS
+
+    if op not in OPS:
+        raise ValueError(f"serves: op must be one of {sorted(OPS)}; got {op!r}")
+    if forced_reference or not has_kernels(device):
+        return "reference"
+    key = f"sparsekern::_{op}"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(key, "CPU"):
+        return "reference"
+    return f"cpu/{native.isa() if native else 'default'}"
+
+
+@contextlib.contextmanager
+def use(provider: str, device: str | torch.device = "cpu", *, dense: str = "auto") -> Iterator[None]:
+    """Run the ops of this block by ``provider``; for tests, benchmarks and doubt. Process-wide, not per thread.
+
+    ``dense`` says whether a compiled op may hand over to torch's dense product: ``"auto"`` where that is estimated faster,
+    ``"never"``, or ``"always"``.
+
+    Raises:
+        ValueError: ``use: provider must be one of ['reference', ...]; got 'cpu/avx1024'``
+
+    >>> with use("reference"):
+    ...     serves("sparse_linear")
+    'reference'
+    """
+    global forced_reference
+    if provider not in providers(device):
+        raise ValueError(f"use: provider must be one of {providers(device)}; got {provider!r}")
+    if dense not in ("auto", "never", "always"):
+        raise ValueError(f"use: dense must be 'auto', 'never' or 'always'; got {dense!r}")
+    if dense != "auto" and not native:
+        raise ValueError(f"use: dense must be 'auto' in a build without _native; got {dense!r}")
+    before = forced_reference, native and native.isa(), native and native.dense_policy()
+    forced_reference = provider == "reference"
+    if native:
+        native.set_dense_policy(dense)
+        if provider.startswith("cpu/"):
+            native.set_isa(provider.removeprefix("cpu/"))
+    try:
+        yield
+    finally:
+        forced_reference = before[0]
+        if native:
+            native.set_isa(before[1])
+            native.set_dense_policy(before[2])

@@ -1,0 +1,300 @@
+"""How an op is made from its card: three products, four doors.
+
+Every op here is, up to its bias, a bilinear map ``W(a, b)``. With a cotangent ``g`` it is the trilinear form ``<g, W(a, b)>``, and
+its three products (forward, grad_x, grad_weight) are closed under differentiation: each derivative of one is another. A card
+writes one ``vjp`` per product; double backward, forward mode and every higher order follow.
+
+Each product is registered twice with the same kernels: ``sparsekern::_name`` (no autograd: eager calls) and ``sparsekern::name``
+(with autograd: compile, export, direct calls). The default kernel is the reference, so an op works on every device; a compiled
+library only adds faster ones. A call goes through the first door that fits:
+
+1. ``torch.func`` or forward-mode AD is active: a Function with ``setup_context``, a vmap rule and ``jvp``
+   (inside a compiled region the reference itself, which the compiler sees through);
+2. compiling or exporting: ``torch.ops.sparsekern.name``;
+3. a gradient is needed: a Function with ``ctx`` in ``forward`` (the cheapest way there is);
+4. else ``torch.ops.sparsekern._name``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+from torch._C import _functorch, _is_any_autocast_enabled
+from torch.utils.flop_counter import register_flop_formula
+
+from sparsekern.ops import backends
+
+LIBRARY = torch.library.Library("sparsekern", "DEF")
+
+_interpreter = _functorch.peek_interpreter_stack
+_Interpreter = _functorch.CInterpreter
+_compiling = torch.compiler.is_compiling
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One good input of an op: keyword arguments of its public function."""
+
+    name: str
+    inputs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """One bad input, the exception and the exact sentence every implementation must answer with."""
+
+    name: str
+    inputs: dict[str, Any]
+    error: type[Exception]
+    sentence: str
+
+
+@dataclass
+class Product:
+    """One of the three products of an op.
+
+    ``schema`` lists two differentiable factors ``a, b``, then ``bias`` (if ``bias``), then ``structure`` (tensors that are not
+    differentiated), then constants. ``reference`` and ``fake`` take exactly these; ``flops`` takes their shapes;
+    ``vjp(doors, need, grad, a, b, shapes, rest)`` returns the gradients of ``a`` and ``b``, those in ``need``.
+    """
+
+    name: str
+    schema: str
+    reference: Callable[..., Tensor]
+    fake: Callable[..., Tensor]
+    flops: Callable[..., int]
+    vjp: Callable[..., tuple[Tensor | None, Tensor | None]]
+    structure: int = 0
+    bias: bool = False
+    kernel: Callable[..., Tensor] = field(init=False)  # no autograd
+    public: Callable[..., Tensor] = field(init=False)  # with autograd
+
+    def run(self, *args: Any) -> Tensor:
+        return (self.reference if backends.forced_reference else self.kernel)(*args)
+
+
+@dataclass
+class Op:
+    """An op as its card defines it. ``OPS[name]`` finds it."""
+
+    name: str
+    forward: Product
+    grad_x: Product
+    grad_weight: Product
+    check: Callable[..., None]
+    samples: Callable[[torch.device, torch.dtype], list[Sample]]
+    bad_samples: Callable[[], list[BadSample]]
+    bias_shape: Callable[[Tensor], Tensor]  # bias -> broadcastable to the output
+    function: Callable[..., Tensor] | None = None  # the public function
+    eager: SimpleNamespace = field(default_factory=SimpleNamespace)
+    transformed: SimpleNamespace = field(default_factory=SimpleNamespace)
+    compiled: SimpleNamespace = field(default_factory=SimpleNamespace)
+
+    @property
+    def products(self) -> dict[str, Product]:
+        return {"forward": self.forward, "grad_x": self.grad_x, "grad_weight": self.grad_weight}
+
+    def __call__(self, a: Tensor, b: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+        # torch.func is active if there is an interpreter. `is not None` would do in eager mode, but Dynamo finds it always true.
+        if isinstance(_interpreter(), _Interpreter) or forward_ad._current_level >= 0:
+            if _compiling():
+                return self.forward.reference(a, b, bias, *rest)
+            return self.transformed.forward(a, b, bias, *rest)
+        if _compiling():
+            return self.forward.public(a, b, bias, *rest)
+        return self.eager.forward(a, b, bias, *rest)
+
+
+#: Every op by name.
+OPS: dict[str, Op] = {}
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in the autocast dtype, if autocast is on for their device. Differentiable; float64 stays, as in torch."""
+    if not _is_any_autocast_enabled():
+        return tensors
+    device = tensors[0].device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t is None or t.dtype == torch.float64 or not t.is_floating_point() else t.to(dtype) for t in tensors)
+
+
+def define(op: Op) -> Op:
+    """Register the three products of a card and open the four doors."""
+    for door, product in op.products.items():
+        _register(product)
+        setattr(op.eager, door, _eager_door(op, product))
+        setattr(op.transformed, door, _transformed_door(op, product))
+        setattr(op.compiled, door, product.public)
+    for product in op.products.values():
+        _register_autograd(op, product)
+    OPS[op.name] = op
+    return op
+
+
+def _register(product: Product) -> None:
+    for name in ("_" + product.name, product.name):
+        LIBRARY.define(f"{name}({product.schema}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+        LIBRARY.impl(name, product.reference, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"sparsekern::{name}", product.fake, lib=LIBRARY)
+        register_flop_formula(getattr(torch.ops.sparsekern, name))(product.flops)
+    product.kernel = getattr(torch.ops.sparsekern, "_" + product.name).default
+    product.public = getattr(torch.ops.sparsekern, product.name).default
+
+
+def _bias_grad(op: Op, grad: Tensor, bias: Tensor) -> Tensor:
+    return grad.sum_to_size(op.bias_shape(bias).shape).reshape(bias.shape)
+
+
+def _gradients(op: Op, product: Product, doors: SimpleNamespace, need: Sequence[bool], grad: Tensor, saved: tuple, shapes: tuple) -> tuple:
+    """One gradient per argument of the product, None where there is none."""
+    a, b, bias, *rest = saved if product.bias else (*saved[:2], None, *saved[2:])
+    grads = product.vjp(doors, need, grad, a, b, shapes, rest)
+    if product.bias:
+        bias_grad = _bias_grad(op, grad, bias) if bias is not None and need[2] else None
+        return (*grads, bias_grad, *(None for _ in rest))
+    return (*grads, *(None for _ in rest))
+
+
+def _eager_door(op: Op, product: Product) -> Callable[..., Tensor]:
+    tensors = 2 + product.bias + product.structure
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, a, b, *rest):
+            need_a, need_b = ctx.needs_input_grad[:2]
+            # a factor is kept only if the other one's gradient needs it
+            ctx.save_for_backward(a if need_b else None, b if need_a else None, *rest[: tensors - 2])
+            ctx.constants = rest[tensors - 2 :]
+            ctx.shapes = a.shape, b.shape
+            return product.run(a, b, *rest)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return _gradients(op, product, op.eager, ctx.needs_input_grad, grad, ctx.saved_tensors + ctx.constants, ctx.shapes)
+
+    Eager.__name__ = Eager.__qualname__ = product.name
+
+    def call(a, b, *rest):
+        if torch.is_grad_enabled() and (
+            a.requires_grad or b.requires_grad or (product.bias and rest[0] is not None and rest[0].requires_grad)
+        ):
+            return Eager.apply(a, b, *rest)
+        return product.run(a, b, *rest)
+
+    return call
+
+
+def _add(p: Tensor | None, q: Tensor | None) -> Tensor | None:
+    return q if p is None else p if q is None else p + q
+
+
+def _transformed_door(op: Op, product: Product) -> Callable[..., Tensor]:
+    tensors = 2 + product.bias + product.structure
+
+    class Transformed(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(a, b, *rest):
+            return product.run(a, b, *rest)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs[:tensors])
+            ctx.save_for_forward(*inputs[:tensors])
+            ctx.constants = inputs[tensors:]
+            ctx.shapes = inputs[0].shape, inputs[1].shape
+            ctx.out_shape = output.shape
+
+        @staticmethod
+        def backward(ctx, grad):
+            saved = ctx.saved_tensors + ctx.constants
+            return _gradients(op, product, op.transformed, (True, True, True), grad, saved, ctx.shapes)
+
+        @staticmethod
+        def jvp(ctx, a_tangent, b_tangent, *tangents):
+            a, b, *rest = ctx.saved_tensors + ctx.constants
+            bias_tangent = None
+            if product.bias:
+                rest[0] = None
+                bias_tangent = tangents[0]
+            out = _add(
+                None if a_tangent is None else Transformed.apply(a_tangent, b, *rest),
+                None if b_tangent is None else Transformed.apply(a, b_tangent, *rest),
+            )
+            if bias_tangent is None:
+                return out
+            spread = op.bias_shape(bias_tangent)
+            return spread.expand(ctx.out_shape).clone() if out is None else out + spread
+
+    Transformed.__name__ = Transformed.__qualname__ = product.name
+    return Transformed.apply
+
+
+def _register_autograd(op: Op, product: Product) -> None:
+    tensors = 2 + product.bias + product.structure
+
+    def setup_context(ctx, inputs, output):
+        need_a, need_b = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(inputs[0] if need_b else None, inputs[1] if need_a else None, *inputs[2:tensors])
+        ctx.constants = inputs[tensors:]
+        ctx.shapes = inputs[0].shape, inputs[1].shape
+
+    def backward(ctx, grad):
+        saved = tuple(ctx.saved_tensors) + tuple(ctx.constants)
+        return _gradients(op, product, op.compiled, ctx.needs_input_grad, grad, saved, ctx.shapes)
+
+    torch.library.register_autograd(f"sparsekern::{product.name}", backward, setup_context=setup_context, lib=LIBRARY)
+
+
+# ---- the pieces of error sentences: "<op>: <arg> must be <rule>; got <value>"
+
+
+def must(condition: bool, op: str, arg: str, rule: str, got: Any) -> None:
+    if not condition:
+        raise ValueError(f"{op}: {arg} must be {rule}; got {got}")
+
+
+def check_tensor(op: str, arg: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {arg} must be a tensor; got {type(value).__name__}")
+
+
+def check_floating(op: str, arg: str, value: Any) -> None:
+    check_tensor(op, arg, value)
+    floats = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    must(value.dtype in floats, op, arg, "float32, float64, float16 or bfloat16", value.dtype)
+
+
+def check_like(op: str, arg: str, value: Any, x: Tensor) -> None:
+    """``value`` is a tensor of the dtype and device of ``x``."""
+    check_tensor(op, arg, value)
+    must(value.dtype == x.dtype, op, arg, f"{x.dtype} like x", value.dtype)
+    must(value.device == x.device, op, arg, f"on {x.device} like x", value.device)
+
+
+def check_int32(op: str, arg: str, value: Any, x: Tensor, dim: int) -> None:
+    check_tensor(op, arg, value)
+    must(value.dtype == torch.int32, op, arg, "torch.int32", value.dtype)
+    must(value.device == x.device, op, arg, f"on {x.device} like x", value.device)
+    must(value.dim() == dim, op, arg, f"{dim}-dimensional", list(value.shape))
+
+
+def readable(*tensors: Tensor | None) -> bool:
+    """Whether the values of these tensors can be read (not being compiled, not fake, not meta, not inside a transform)."""
+    if _compiling():
+        return False
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return not any(
+        t is not None and (isinstance(t, FakeTensor) or t.device.type == "meta" or _functorch.is_functorch_wrapped_tensor(t))
+        for t in tensors
+    )

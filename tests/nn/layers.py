@@ -1,0 +1,27 @@
+"""The layers that hold an index table or a weight of their own, small, for tests that every one of them must pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from sparsekern import nn as sknn
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Layer:
+    name: str
+    make: Callable[..., nn.Module]  # make(**factory_kwargs)
+    x_shape: tuple[int, ...]
+
+    def x(self, rows: int | None = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        shape = self.x_shape if rows is None else (rows, *self.x_shape[1:])
+        return torch.randn(shape, dtype=dtype)
+
+
+LAYERS = [
+    Layer("SparseLinear", lambda **k: sknn.SparseLinear(24, 12, fan_in=5, **k), (4, 24)),
+    Layer("SparseLinear_block", lambda **k: sknn.SparseLinear(32, 16, density=0.5, block_size=8, **k), (4, 32)),
+]

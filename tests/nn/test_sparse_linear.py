@@ -1,0 +1,160 @@
+"""What is special to SparseLinear: construction, checkpoints, conversion, topology."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from sparsekern.nn import SparseLinear
+from torch import nn
+
+
+def bad(sentence, *args, **kwargs):
+    with pytest.raises(ValueError) as raised:
+        SparseLinear(*args, **kwargs)
+    assert str(raised.value) == f"SparseLinear: {sentence}"
+
+
+def test_bad_arguments():
+    bad("fan_in and density must be given one without the other; got both", 8, 4, fan_in=2, density=0.5)
+    bad("fan_in and density must be given one without the other; got neither", 8, 4)
+    bad("fan_in must be a multiple of 1 in [1, 8]; got 9", 8, 4, fan_in=9)
+    bad("fan_in must be a multiple of 1 in [1, 8]; got 0", 8, 4, fan_in=0)
+    bad("fan_in must be a multiple of 4 in [4, 8]; got 6", 8, 4, fan_in=6, block_size=4)
+    bad("density must be in (0, 1]; got 0.0", 8, 4, density=0.0)
+    bad("density must be in (0, 1]; got 1.5", 8, 4, density=1.5)
+    bad("in_features must be a positive multiple of 3; got 8", 8, 3, density=0.5, block_size=3)
+    bad("out_features must be a positive multiple of 4; got 6", 8, 6, density=0.5, block_size=4)
+    bad("block_size must be at least 1; got 0", 8, 4, density=0.5, block_size=0)
+    bad("topology must be one of ['random']; got 'spiral'", 8, 4, density=0.5, topology="spiral")
+
+
+@pytest.mark.parametrize("block_size,shape", [(1, (12, 6)), ((4, 1), (3, 6, 4, 1)), (4, (3, 2, 4, 4)), ((2, 4), (6, 2, 2, 4))])
+def test_shapes_density_and_init(block_size, shape):
+    layer = SparseLinear(24, 12, density=0.25 if block_size in (1, (4, 1)) else 1 / 3, block_size=block_size)
+    assert layer.weight.shape == shape and layer.index.shape == shape[:2]
+    bound = 1 / math.sqrt(layer.fan_in)
+    assert layer.weight.abs().max() <= bound and layer.weight.abs().max() > 0.7 * bound
+    x = torch.randn(2, 5, 24)
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+    assert (layer.weight_dense() != 0).sum() == layer.weight.numel()
+
+
+def test_seed_is_reproducible_and_leaves_torch_alone():
+    state = torch.get_rng_state()
+    one = SparseLinear(64, 32, density=0.25, seed=3).index
+    assert not torch.equal(torch.get_rng_state(), state)  # the weights are drawn from torch's generator
+    torch.set_rng_state(state)
+    nn.init.uniform_(torch.empty(32 * 16)), nn.init.uniform_(torch.empty(32))
+    assert torch.equal(SparseLinear(64, 32, density=0.25, seed=3).index, one)
+    assert not torch.equal(SparseLinear(64, 32, density=0.25, seed=4).index, one)
+    torch.manual_seed(5)
+    first = SparseLinear(64, 32, density=0.25).index
+    torch.manual_seed(5)
+    assert torch.equal(SparseLinear(64, 32, density=0.25).index, first)
+    # pinned: the same table on every machine and version
+    assert SparseLinear(16, 2, fan_in=4, seed=0).index.tolist() == [[0, 1, 3, 5], [3, 11, 12, 14]]
+
+
+def test_state_dict_into_a_fresh_module():
+    one, two = SparseLinear(24, 12, density=0.25), SparseLinear(24, 12, density=0.25)
+    two.load_state_dict(one.state_dict())
+    x = torch.randn(3, 24)
+    assert set(one.state_dict()) == {"weight", "bias", "index"}
+    assert torch.equal(one(x), two(x)) and torch.equal(one.index, two.index)
+
+
+def test_state_dict_of_another_fan_in_says_so():
+    one, two = SparseLinear(24, 12, density=0.5), SparseLinear(24, 12, density=0.25)
+    with pytest.warns(UserWarning, match=r"loading a topology \[12, 12\] in place of \[12, 6\]"):
+        two.load_state_dict(one.state_dict())
+    x = torch.randn(3, 24)
+    assert torch.equal(one(x), two(x)) and two.fan_in == 12
+
+
+def test_dense_checkpoint_loads():
+    dense, layer = nn.Linear(24, 12), SparseLinear(24, 12, density=0.25)
+    layer.load_state_dict(dense.state_dict())
+    mask = layer.weight_dense() != 0
+    assert torch.equal(layer.weight_dense(), dense.weight * mask) and torch.equal(layer.bias, dense.bias)
+    block = SparseLinear(24, 12, density=0.5, block_size=4)
+    block.load_state_dict(dense.state_dict())
+    assert torch.equal(block.weight_dense(), dense.weight * (block.weight_dense() != 0))
+
+
+def test_from_dense_keeps_the_largest():
+    dense = nn.Linear(24, 12).double()
+    layer = SparseLinear.from_dense(dense, density=0.25)
+    for row in range(12):
+        kept = set(layer.index[row].tolist())
+        assert kept == set(dense.weight[row].abs().topk(6).indices.tolist())
+    full = SparseLinear.from_dense(dense, density=1.0, block_size=4)
+    x = torch.randn(5, 24, dtype=torch.float64)
+    torch.testing.assert_close(full(x), dense(x))
+    index = torch.tensor([[0, 3]] * 12, dtype=torch.int32)
+    chosen = SparseLinear.from_dense(nn.Linear(24, 12, bias=False), index=index)
+    assert torch.equal(chosen.index, index) and chosen.bias is None
+
+
+def test_set_topology():
+    layer = SparseLinear(24, 12, density=0.25)
+    x = torch.randn(3, 24)
+    layer(x)
+    old = layer.weight_dense().detach()
+    index = torch.arange(12, dtype=torch.int32).repeat(12, 1)
+    layer.set_topology(index)
+    assert torch.equal(layer.weight_dense()[:, :12], old[:, :12])
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+    with pytest.raises(ValueError, match=r"sparse_linear: index must be in \[0, 24\); got 24 at \[0, 1\]"):
+        layer.set_topology(torch.tensor([[0, 24]] * 12, dtype=torch.int32))
+    assert torch.equal(layer.index, index)  # an invalid table does not replace a valid one
+
+
+def test_index_swapped_or_changed_in_place_is_seen():
+    layer, x = SparseLinear(24, 12, fan_in=3), torch.randn(3, 24)
+    layer(x)
+    other = torch.tensor([[1, 5, 20]] * 12, dtype=torch.int32)
+    want = copy.deepcopy(layer)
+    want.set_topology(other, layer.weight.detach().clone())
+    assert torch.equal(torch.func.functional_call(layer, {"index": other}, (x,)), want(x))
+    layer.index.copy_(other)
+    assert torch.equal(layer(x), want(x))
+    layer.index[0, 2] = 99
+    with pytest.raises(ValueError, match=r"sparse_linear: index must be in \[0, 24\); got 99 at \[0, 2\]"):
+        layer(x)
+
+
+def test_meta_device_and_to_empty():
+    layer = SparseLinear(24, 12, density=0.25, device="meta")
+    assert layer(torch.empty(3, 24, device="meta")).shape == (3, 12)
+    layer = layer.to_empty(device="cpu")
+    with pytest.raises(ValueError, match="index must be set after to_empty"):
+        layer(torch.randn(3, 24))
+    layer.reset_parameters()
+    assert layer(torch.randn(3, 24)).isfinite().all()
+    loaded = SparseLinear(24, 12, density=0.25, device="meta").to_empty(device="cpu")
+    loaded.load_state_dict(layer.state_dict())
+    x = torch.randn(3, 24)
+    assert torch.equal(loaded(x), layer(x))
+    assigned = SparseLinear(24, 12, density=0.25, device="meta")
+    assigned.load_state_dict(layer.state_dict(), assign=True)
+    assert torch.equal(assigned(x), layer(x))
+
+
+def test_plan_is_no_state_and_does_not_travel():
+    layer = SparseLinear(24, 12, density=0.25)
+    layer(torch.randn(3, 24))
+    assert layer._plan is not None and "_plan" not in layer.state_dict()
+    assert copy.deepcopy(layer)._plan is None
+    assert all(b is not layer._plan for b in layer.buffers())
+
+
+def test_says_what_it_is():
+    layer = SparseLinear(512, 256, density=0.25, block_size=16, bias=False)
+    assert repr(layer) == (
+        "SparseLinear(in_features=512, out_features=256, bias=False, fan_in=128, density=0.25, block_size=(16, 16), kept=32768)"
+    )
+    text = layer.explain(rows=64)
+    assert "64 rows" in text and "served by" in text

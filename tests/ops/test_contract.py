@@ -1,0 +1,175 @@
+"""The contract: every op x provider x sample, values and gradients against float64, and the same sentence for every bad input.
+
+Tolerances are derived, not tuned. A sum of n terms computed in precision u, in any order, is off by at most
+(n + 2) * u * (the sum of the terms' absolute values); n is what the reference gives for inputs of ones, the absolute sum what it
+gives for absolute inputs. Storing the result in a half type adds one rounding of it.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from sparsekern.ops import OPS, backends
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+PROVIDERS = ["reference"] + [
+    f"{p} {dense}" for p in backends.providers()[1:] for dense in (("never", "always") if backends.native else ("auto",))
+]
+SAMPLES = [(op, s.name) for op in OPS.values() for s in op.samples(torch.device("cpu"), torch.float32)]
+DOORS = ("forward", "grad_x", "grad_weight")
+
+
+def use(provider):
+    name, _, dense = provider.partition(" ")
+    return backends.use(name, dense=dense or "auto")
+
+
+def sample(op, name, dtype):
+    return next(s for s in op.samples(torch.device("cpu"), dtype) if s.name == name).inputs
+
+
+def as_double(inputs, f=lambda t: t):
+    return {k: f(v.double()) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
+
+
+def factors(inputs):
+    return [k for k in ("x", "weight", "bias") if inputs.get(k) is not None]
+
+
+def value_and_gradients(op, inputs, cotangent=None):
+    """The public function's output and the gradients of x, weight and bias for a fixed cotangent."""
+    leaves = {k: inputs[k].detach().requires_grad_() for k in factors(inputs)}
+    out = op.function(**{**inputs, **leaves})
+    if cotangent is None:
+        cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
+    gradients = torch.autograd.grad(out, list(leaves.values()), cotangent)
+    return {"out": out.detach(), **dict(zip(leaves, gradients))}, cotangent
+
+
+def bounds(op, inputs, cotangent, dtype):
+    """For the output and each gradient: the largest error that correct arithmetic in this dtype can make."""
+    u = {torch.float64: 2.0**-53}.get(dtype, 2.0**-24)
+    store = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}.get(dtype, 0.0)
+    tiny = {torch.float16: 2.0**-24}.get(dtype, 0.0)  # subnormals of the storage type
+    plain = {k: v for k, v in inputs.items() if k != "activation"}
+    with backends.use("reference"):
+        size, _ = value_and_gradients(op, as_double(plain, torch.abs), cotangent.double().abs())
+        terms, _ = value_and_gradients(op, as_double(plain, torch.ones_like), torch.ones_like(cotangent, dtype=torch.float64))
+    return {k: (terms[k] + 2) * u * size[k] + store * size[k] * (1 + (terms[k] + 2) * u) + tiny for k in size}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: str(t).removeprefix("torch."))
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("op,name", SAMPLES, ids=[f"{op.name}-{name}" for op, name in SAMPLES])
+def test_values_and_gradients(op, name, provider, dtype):
+    inputs = sample(op, name, dtype)
+    before = copy.deepcopy(inputs)
+    with use(provider):
+        ours, cotangent = value_and_gradients(op, inputs)
+        again, _ = value_and_gradients(op, inputs)
+        with torch.no_grad():
+            out = op.function(**inputs)
+    with backends.use("reference"):
+        truth, _ = value_and_gradients(op, as_double(inputs), cotangent.double())
+    limit = bounds(op, inputs, cotangent, dtype)
+    for key, value in ours.items():
+        assert value.dtype == dtype and value.shape == truth[key].shape
+        error = (value.double() - truth[key]).abs()
+        worst = (error - limit[key]).max().item() if error.numel() else -1.0
+        assert worst <= 0 and not error.isnan().any(), f"{key}: off by {error.max()}, {worst} over the bound"
+        assert torch.equal(value, again[key]), f"{key} differs between two runs"
+    torch.testing.assert_close(out, ours["out"], rtol=0, atol=float(2 * limit["out"].max()) if out.numel() else 0)
+    assert out.stride() == ours["out"].stride()
+    for key, value in inputs.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, before[key]) and value.stride() == before[key].stride(), f"{key} was written to"
+
+
+@pytest.mark.parametrize("op,name", SAMPLES, ids=[f"{op.name}-{name}" for op, name in SAMPLES])
+def test_fake_says_shape_dtype_and_strides(op, name):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    inputs = sample(op, name, torch.float32)
+    real = op.function(**inputs)
+    with FakeTensorMode() as mode:
+        fake = op.function(**{k: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()})
+    assert fake.shape == real.shape and fake.dtype == real.dtype
+    assert real.numel() == 0 or fake.stride() == real.stride()
+    meta = op.function(**{k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in inputs.items()})
+    assert meta.shape == real.shape and meta.device.type == "meta"
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("op", OPS.values(), ids=list(OPS))
+def test_threads_do_not_change_a_bit(op, provider):
+    before = torch.get_num_threads()
+    try:
+        for s in op.samples(torch.device("cpu"), torch.float32):
+            results = []
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                with use(provider):
+                    results.append(value_and_gradients(op, s.inputs)[0])
+            if provider.endswith("never"):  # torch's own products may cut their sums differently
+                for other in results[1:]:
+                    assert all(torch.equal(results[0][k], other[k]) for k in other), s.name
+    finally:
+        torch.set_num_threads(before)
+
+
+BAD = [(op, b) for op in OPS.values() for b in op.bad_samples()]
+
+
+@pytest.mark.parametrize("provider", ["reference", "kernels", "fake"])
+@pytest.mark.parametrize("op,bad", BAD, ids=[f"{op.name}-{b.name}" for op, b in BAD])
+def test_bad_input_gets_the_one_sentence(op, bad, provider):
+    import contextlib
+
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    inputs, scope = dict(bad.inputs), contextlib.nullcontext()
+    if provider == "reference":
+        scope = backends.use("reference")
+    elif provider == "fake":
+        values = ("index_above", "index_negative", "index_twice", "index_unsorted", "plan_of_another")
+        if bad.name in values or bad.name.startswith(("values_", "indptr_values")):
+            return  # a fake tensor has no values to be wrong
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        inputs = {k: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+        scope = mode
+    with scope, pytest.raises(bad.error) as raised:
+        op.function(**inputs)
+    assert str(raised.value) == bad.sentence
+    if provider == "kernels" and all(k in inputs and isinstance(inputs[k], torch.Tensor) for k in factors(inputs)):
+        grads = {k: inputs[k].detach().requires_grad_() for k in factors(inputs) if inputs[k].is_floating_point()}
+        with pytest.raises(bad.error) as raised:
+            op.function(**{**inputs, **grads})
+        assert str(raised.value) == bad.sentence
+
+
+PRODUCTS = [(op, door) for op in OPS.values() for door in DOORS]
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=list(OPS))
+def test_opcheck(op):
+    """torch's own checks of schema, autograd registration, fakes and AOT dispatch, for the public op of every product."""
+    s = op.samples(torch.device("cpu"), torch.float32)[4]
+    calls = {}
+    with torch.no_grad():
+        for door in DOORS:
+            product = getattr(op, door)
+            original = product.kernel
+            product.kernel = lambda *args, _door=door, _original=original: (calls.__setitem__(_door, args), _original(*args))[1]
+    try:
+        value_and_gradients(op, s.inputs)
+    finally:
+        for door in DOORS:
+            product = getattr(op, door)
+            product.kernel = getattr(torch.ops.sparsekern, "_" + product.name).default
+    assert set(calls) == set(DOORS)
+    for door, args in calls.items():
+        args = tuple(a.detach().clone().requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
+        torch.library.opcheck(getattr(op, door).public, args)

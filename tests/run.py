@@ -1,0 +1,70 @@
+"""Runs the suites one after the other and says how long each took: `python tests/run.py [--full] [suite ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTEST = [sys.executable, "-m", "pytest", "-q", "--no-header", "-n", os.environ.get("TEST_JOBS", "2")]
+
+# Fresh memory is 0x7f7f7f7f, 3e38 as a float: an output that a kernel forgets to write is no luck.
+ENVIRONMENT = {**os.environ, "MALLOC_PERTURB_": "128"}
+
+
+def cpp() -> list[list[str]]:
+    """The torch-free core, once per instruction set."""
+    build = ROOT / "build" / "cpp"
+    tool = lambda name: str(Path(sys.executable).parent / name)  # noqa: E731
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        return []
+    configure = [tool("cmake"), "-S", str(ROOT), "-B", str(build), "-GNinja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
+    options = ["-DSPARSEKERN_TORCH=OFF", "-DSPARSEKERN_PYTHON=OFF", "-DSPARSEKERN_TESTS=ON"]
+    return [
+        configure + options,
+        [tool("cmake"), "--build", str(build)],
+        [tool("ctest"), "--test-dir", str(build), "-j2", "--output-on-failure"],
+    ]
+
+
+SUITES = {
+    "lint": lambda: [[sys.executable, "-m", "ruff", "check", "."], [sys.executable, "-m", "ruff", "format", "--check", "."]],
+    "cpp": cpp,
+    "ops": lambda: [[*PYTEST, "tests/ops"]],
+    "layers": lambda: [[*PYTEST, "tests/nn", "tests/topology", "tests/models", "tests/data"]],
+    "tools": lambda: [[*PYTEST, "tests/measure", "tests/profile", "tests/reproduce", "tests/test_cli.py", "tests/test_architecture.py"]],
+    "docs": lambda: [[*PYTEST, "--doctest-modules", "sparsekern"], [*PYTEST, "tests/test_docs.py"]],
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("suites", nargs="*", metavar="suite", help=f"of {', '.join(SUITES)}; default: all")
+    parser.add_argument("--full", action="store_true", help="also what takes minutes")
+    options = parser.parse_args()
+    unknown = set(options.suites) - set(SUITES)
+    if unknown:
+        parser.error(f"unknown suite {sorted(unknown)[0]!r}; choose from {', '.join(SUITES)}")
+    failed, lines = [], []
+    for name in options.suites or SUITES:
+        started = time.monotonic()
+        for command in SUITES[name]():
+            if "pytest" in command:
+                command = command + ([] if options.full else ["-m", "not slow"])
+            print(f"--- {name}: {' '.join(Path(c).name if c.startswith('/') else c for c in command)}", flush=True)
+            if subprocess.run(command, cwd=ROOT, env=ENVIRONMENT).returncode:
+                failed.append(name)
+                break
+        lines.append(f"  {name:8s} {(time.monotonic() - started) / 60:5.1f} min{'  FAILED' if name in failed else ''}")
+    print("\n".join(["", "suite", *lines]), flush=True)
+    print(f"suites: {len(lines) - len(failed)} passed, {len(failed)} failed")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
