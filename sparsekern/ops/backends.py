@@ -58,7 +58,11 @@ def serves(op: str, device: str | torch.device = "cpu") -> str:
 
     if op not in OPS:
         raise ValueError(f"serves: op must be one of {sorted(OPS)}; got {op!r}")
-    if forced_reference or not has_kernels(device):
+    if forced_reference:
+        return "reference"
+    if OPS[op].cpu_provider and torch.device(device).type == "cpu":
+        return OPS[op].cpu_provider
+    if not has_kernels(device):
         return "reference"
     key = f"sparsekern::_{op}"
     if not torch._C._dispatch_has_kernel_for_dispatch_key(key, "CPU"):

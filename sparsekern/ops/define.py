@@ -91,6 +91,8 @@ class Op:
     samples: Callable[[torch.device, torch.dtype], list[Sample]]
     bad_samples: Callable[[], list[BadSample]]
     bias_shape: Callable[[Tensor], Tensor]  # bias -> broadcastable to the output
+    factors: tuple[str, str] = ("x", "weight")  # what the public function calls a and b
+    cpu_provider: str | None = None  # who serves on the CPU, if not kernels compiled per instruction set
     function: Callable[..., Tensor] | None = None  # the public function
     eager: SimpleNamespace = field(default_factory=SimpleNamespace)
     transformed: SimpleNamespace = field(default_factory=SimpleNamespace)
@@ -100,15 +102,16 @@ class Op:
     def products(self) -> dict[str, Product]:
         return {"forward": self.forward, "grad_x": self.grad_x, "grad_weight": self.grad_weight}
 
-    def __call__(self, a: Tensor, b: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    def __call__(self, a: Tensor, b: Tensor, *rest: Any) -> Tensor:
+        """``rest`` is the forward product's schema after the factors (bias, structure, constants)."""
         # torch.func is active if there is an interpreter. `is not None` would do in eager mode, but Dynamo finds it always true.
         if isinstance(_interpreter(), _Interpreter) or forward_ad._current_level >= 0:
             if _compiling():
-                return self.forward.reference(a, b, bias, *rest)
-            return self.transformed.forward(a, b, bias, *rest)
+                return self.forward.reference(a, b, *rest)
+            return self.transformed.forward(a, b, *rest)
         if _compiling():
-            return self.forward.public(a, b, bias, *rest)
-        return self.eager.forward(a, b, bias, *rest)
+            return self.forward.public(a, b, *rest)
+        return self.eager.forward(a, b, *rest)
 
 
 #: Every op by name.
@@ -274,17 +277,17 @@ def check_floating(op: str, arg: str, value: Any) -> None:
     must(value.dtype in floats, op, arg, "float32, float64, float16 or bfloat16", value.dtype)
 
 
-def check_like(op: str, arg: str, value: Any, x: Tensor) -> None:
+def check_like(op: str, arg: str, value: Any, x: Tensor, name: str = "x") -> None:
     """``value`` is a tensor of the dtype and device of ``x``."""
     check_tensor(op, arg, value)
-    must(value.dtype == x.dtype, op, arg, f"{x.dtype} like x", value.dtype)
-    must(value.device == x.device, op, arg, f"on {x.device} like x", value.device)
+    must(value.dtype == x.dtype, op, arg, f"{x.dtype} like {name}", value.dtype)
+    must(value.device == x.device, op, arg, f"on {x.device} like {name}", value.device)
 
 
-def check_int32(op: str, arg: str, value: Any, x: Tensor, dim: int) -> None:
+def check_int32(op: str, arg: str, value: Any, x: Tensor, dim: int, name: str = "x") -> None:
     check_tensor(op, arg, value)
     must(value.dtype == torch.int32, op, arg, "torch.int32", value.dtype)
-    must(value.device == x.device, op, arg, f"on {x.device} like x", value.device)
+    must(value.device == x.device, op, arg, f"on {x.device} like {name}", value.device)
     must(value.dim() == dim, op, arg, f"{dim}-dimensional", list(value.shape))
 
 

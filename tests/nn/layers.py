@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from sparsekern import nn as sknn
 from torch import nn
+
+from sparsekern import nn as sknn
 
 
 @dataclass(frozen=True)

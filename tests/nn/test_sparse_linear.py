@@ -7,8 +7,9 @@ import math
 
 import pytest
 import torch
-from sparsekern.nn import SparseLinear
 from torch import nn
+
+from sparsekern.nn import SparseLinear
 
 
 def bad(sentence, *args, **kwargs):

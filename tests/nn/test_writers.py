@@ -12,9 +12,10 @@ import threading
 
 import pytest
 import torch
-from nn.layers import LAYERS
 from torch import nn
 from torch.nn.utils import parametrize
+
+from nn.layers import LAYERS
 
 LAYER = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
 

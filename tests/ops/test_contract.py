@@ -35,13 +35,13 @@ def as_double(inputs, f=lambda t: t):
     return {k: f(v.double()) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
 
 
-def factors(inputs):
-    return [k for k in ("x", "weight", "bias") if inputs.get(k) is not None]
+def factors(op, inputs):
+    return [k for k in (*op.factors, "bias") if inputs.get(k) is not None]
 
 
 def value_and_gradients(op, inputs, cotangent=None):
     """The public function's output and the gradients of x, weight and bias for a fixed cotangent."""
-    leaves = {k: inputs[k].detach().requires_grad_() for k in factors(inputs)}
+    leaves = {k: inputs[k].detach().requires_grad_() for k in factors(op, inputs)}
     out = op.function(**{**inputs, **leaves})
     if cotangent is None:
         cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
@@ -143,8 +143,8 @@ def test_bad_input_gets_the_one_sentence(op, bad, provider):
     with scope, pytest.raises(bad.error) as raised:
         op.function(**inputs)
     assert str(raised.value) == bad.sentence
-    if provider == "kernels" and all(k in inputs and isinstance(inputs[k], torch.Tensor) for k in factors(inputs)):
-        grads = {k: inputs[k].detach().requires_grad_() for k in factors(inputs) if inputs[k].is_floating_point()}
+    if provider == "kernels" and all(k in inputs and isinstance(inputs[k], torch.Tensor) for k in factors(op, inputs)):
+        grads = {k: inputs[k].detach().requires_grad_() for k in factors(op, inputs) if inputs[k].is_floating_point()}
         with pytest.raises(bad.error) as raised:
             op.function(**{**inputs, **grads})
         assert str(raised.value) == bad.sentence
