@@ -9,8 +9,16 @@
 namespace sk::SK_ISA {
 namespace {
 
-// ---- gather: W values of x by index
+// ---- gather: W values of x by index; or the first n, zero for the rest, reading nothing there
 #if defined(__AVX512F__)
+#define SK_MASKED_GATHER 1
+SK_INLINE vf gather_first(const float* x, const uint16_t* i, int n) {  // the plan is padded: indices may be read past the end
+  return reinterpret_cast<vf>(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), __mmask16((1u << n) - 1),
+                                                       _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(i))), x, 4));
+}
+SK_INLINE vf gather_first(const float* x, const int32_t* i, int n) {
+  return reinterpret_cast<vf>(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), __mmask16((1u << n) - 1), _mm512_loadu_si512(i), x, 4));
+}
 SK_INLINE vf gather(const float* x, const uint16_t* i) {
   return reinterpret_cast<vf>(_mm512_i32gather_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(i))), x, 4));
 }
@@ -43,9 +51,14 @@ SK_INLINE float gathered_dot(const float* x, const float* w, const I* i, int64_t
     a += load(w + k) * gather(x, i + k);
     k += W;
   }
+#ifdef SK_MASKED_GATHER
+  if (k < count) b += load_first(w + k, int(count - k)) * gather_first(x, i + k, int(count - k));
+  return sum(a + b);
+#else
   float tail = 0.0f;
   for (; k < count; ++k) tail += w[k] * x[i[k]];
   return sum(a + b) + tail;
+#endif
 }
 
 template <class I>

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from sparsekern.ops.define import readable
 
+_compiling = torch.compiler.is_compiling
+
 
 class PlannedModule(nn.Module):
     """A module whose ``index`` buffer (and others of ``_tables``) define a topology.
@@ -42,13 +44,15 @@ class PlannedModule(nn.Module):
 
     def _current_plan(self) -> Tensor | None:
         """The plan of the tables as they are; None where none can be made (the op then checks and plans by itself)."""
-        planned = self._planned
-        if torch.compiler.is_compiling():
-            same = len(planned) > 0 and planned[0][0] is self.index
-            return self._plan if same else None
-        tables = [getattr(self, name) for name in self._tables]
-        if len(planned) == len(tables) and all(t is p and t._version == v for t, (p, v) in zip(tables, planned)):
-            return self._plan
+        if _compiling():
+            return self._plan if self._planned and self._planned[0][0] is self._buffers["index"] else None
+        for (table, version), name in zip(self._planned, self._tables):
+            if self._buffers[name] is not table or table._version != version:
+                break
+        else:
+            if self._planned:
+                return self._plan
+        tables = [self._buffers[name] for name in self._tables]
         if not readable(*tables):
             return None
         if not self._topology_set:

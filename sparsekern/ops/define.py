@@ -72,6 +72,8 @@ class Product:
     vjp: Callable[..., tuple[Tensor | None, Tensor | None]]
     structure: int = 0
     bias: bool = False
+    fold: Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]] | None = None
+    """Under vmap over ``a`` alone: ``a`` with the mapped dimension first -> (``a`` for one call, what to do with its output)."""
     kernel: Callable[..., Tensor] = field(init=False)  # no autograd
     public: Callable[..., Tensor] = field(init=False)  # with autograd
 
@@ -150,6 +152,25 @@ def _register(product: Product) -> None:
         register_flop_formula(getattr(torch.ops.sparsekern, name))(product.flops)
     product.kernel = getattr(torch.ops.sparsekern, "_" + product.name).default
     product.public = getattr(torch.ops.sparsekern, product.name).default
+    _register_vmap(product)
+
+
+def _register_vmap(product: Product) -> None:
+    """Map over ``a`` alone in one call where the op can take it, else one call per slice."""
+
+    def rule(call):
+        def batched(info, in_dims, *args):
+            if product.fold and in_dims[0] is not None and all(dim is None for dim in in_dims[1:]):
+                a, unfold = product.fold(args[0].movedim(in_dims[0], 0))
+                return unfold(call(a, *args[1:])), 0
+            slices = [arg if dim is None else arg.movedim(dim, 0) for arg, dim in zip(args, in_dims)]
+            out = [call(*(s if dim is None else s[i] for s, dim in zip(slices, in_dims))) for i in range(info.batch_size)]
+            return torch.stack(out), 0
+
+        return batched
+
+    torch.library.register_vmap(f"sparsekern::_{product.name}", rule(product.kernel), lib=LIBRARY)
+    torch.library.register_vmap(f"sparsekern::{product.name}", rule(product.public), lib=LIBRARY)
 
 
 def _bias_grad(op: Op, grad: Tensor, bias: Tensor) -> Tensor:

@@ -274,7 +274,12 @@ def bad_samples() -> list[d.BadSample]:
     return [d.BadSample(name, inputs, error, f"{NAME}: {sentence}") for name, inputs, error, sentence in bad]
 
 
-# ---- the op
+# ---- the op: leading dimensions are free, so a mapped one is just another
+
+
+def _fold(a: Tensor) -> tuple[Tensor, Any]:
+    return a, lambda out: out
+
 
 OP = d.define(
     d.Op(
@@ -282,12 +287,12 @@ OP = d.define(
         forward=d.Product(
             NAME,
             "Tensor x, Tensor weight, Tensor? bias, Tensor index, Tensor? plan",
-            reference, fake, flops, _vjp, structure=2, bias=True,
+            reference, fake, flops, _vjp, structure=2, bias=True, fold=_fold,
         ),
         grad_x=d.Product(
             NAME + "_grad_x",
             "Tensor grad_out, Tensor weight, Tensor index, Tensor? plan, SymInt in_features",
-            reference_grad_x, fake_grad_x, flops_grad_x, _vjp_grad_x, structure=2,
+            reference_grad_x, fake_grad_x, flops_grad_x, _vjp_grad_x, structure=2, fold=_fold,
         ),
         grad_weight=d.Product(
             NAME + "_grad_weight",
