@@ -2,7 +2,8 @@
 
 from sparsekern.ops import backends
 from sparsekern.ops.define import OPS
+from sparsekern.ops.grouped_conv2d import grouped_conv2d
 from sparsekern.ops.grouped_mm import grouped_mm
 from sparsekern.ops.sparse_linear import plan_sparse_linear, sparse_linear
 
-__all__ = ["OPS", "backends", "grouped_mm", "plan_sparse_linear", "sparse_linear"]
+__all__ = ["OPS", "backends", "grouped_conv2d", "grouped_mm", "plan_sparse_linear", "sparse_linear"]

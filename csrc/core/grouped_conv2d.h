@@ -1,0 +1,66 @@
+// Grouped 2-D convolution (fp32, and a plain fp64 path), with the exact meaning of nn.Conv2d.
+//
+//   out[n, k, oy, ox] = bias[k] + sum_{j, ky, kx} weight[k, j, ky, kx] *
+//                       x[n, g*C/G + j, oy*stride_h + ky*dilation_h - pad_h, ox*stride_w + kx*dilation_w - pad_w]
+//   with g = k / (K/G); pixels outside the image count as zeros. relu = true applies max(0, .) and keeps NaN.
+//
+// Layouts: x [N, C, H, W] and out [N, K, OH, OW], both NCHW or both channels_last (NHWC in memory); weight
+// [K, C/G, KH, KW] contiguous or channels_last, whatever x is; grad_weight always contiguous. Nothing is read or
+// written outside these ranges.
+// Every function gives the same bits for any number of threads and any way the pool cuts its ranges.
+//
+// Padding is either skipped or multiplied as a zero pixel, whatever the kernel finds faster: with an infinite weight
+// a border output may be NaN where the other way would be finite (torch's own convolutions differ in the same way).
+#pragma once
+#include "core/core.h"
+
+namespace sk {
+
+struct Conv2dShape {
+  int64_t N, C, H, W;                // input images, channels, rows, columns
+  int64_t K, KH, KW;                 // output channels, filter rows and columns
+  int64_t stride_h, stride_w;        // >= 1
+  int64_t pad_h, pad_w;              // >= 0, the same on both sides
+  int64_t dilation_h, dilation_w;    // >= 1
+  int64_t groups;                    // divides C and K
+  int64_t OH, OW;                    // floor((H + 2*pad_h - dilation_h*(KH-1) - 1) / stride_h) + 1, ...
+  bool channels_last;
+  bool weight_channels_last = false;  // weight [K, KH, KW, C/G] in memory, as a channels_last model has it (fp32 only)
+};
+
+SK_API void grouped_conv2d_fwd(const Conv2dShape& shape,
+                               const float* x,       // [N, C, H, W]
+                               const float* weight,  // [K, C/G, KH, KW]
+                               const float* bias,    // [K] or null
+                               bool relu,
+                               float* out,           // [N, K, OH, OW]
+                               const Pool& pool);
+SK_API void grouped_conv2d_grad_x(const Conv2dShape& shape,
+                                  const float* grad_out,  // [N, K, OH, OW]
+                                  const float* weight,    // [K, C/G, KH, KW]
+                                  float* grad_x,          // [N, C, H, W]
+                                  const Pool& pool);
+SK_API void grouped_conv2d_grad_weight(const Conv2dShape& shape,
+                                       const float* grad_out,  // [N, K, OH, OW]
+                                       const float* x,         // [N, C, H, W]
+                                       float* grad_weight,     // [K, C/G, KH, KW]
+                                       const Pool& pool);
+
+// The same three products in double precision: plain loops, right for everything, not fast.
+SK_API void grouped_conv2d_fwd(const Conv2dShape& shape, const double* x, const double* weight, const double* bias,
+                               bool relu, double* out, const Pool& pool);
+SK_API void grouped_conv2d_grad_x(const Conv2dShape& shape, const double* grad_out, const double* weight,
+                                  double* grad_x, const Pool& pool);
+SK_API void grouped_conv2d_grad_weight(const Conv2dShape& shape, const double* grad_out, const double* x,
+                                       double* grad_weight, const Pool& pool);
+
+// Who should serve a product: our kernel, or torch's own convolution where that is the faster one. Decided from the
+// sizes and the instruction set only, never from values.
+enum class ConvProduct : int { forward = 0, grad_x = 1, grad_weight = 2 };
+struct ConvChoice {
+  bool ours;
+  const char* reason;  // constant text, e.g. "stride 2: torch is faster"
+};
+SK_API ConvChoice grouped_conv2d_choice(const Conv2dShape& shape, ConvProduct product);
+
+}  // namespace sk

@@ -1,0 +1,153 @@
+// What the drivers and the kernels of grouped_conv2d share. Not for users of the core.
+#pragma once
+#include "core/core.h"
+#include "core/grouped_conv2d.h"
+
+namespace sk {
+
+// A convolution as the drivers see it. grad_x is one too: pads may then be negative (the border is cut off) and
+// `expand` - 1 zeros stand between neighbouring input pixels.
+struct ConvJob : Conv2dShape {
+  int64_t expand_h = 1, expand_w = 1;
+  int64_t padded_h() const { return (OH - 1) * stride_h + (KH - 1) * dilation_h + 1; }  // rows that are looked at
+  int64_t padded_w() const { return (OW - 1) * stride_w + (KW - 1) * dilation_w + 1; }
+};
+
+// f(channel, ky, kx) for the weights of one output channel in the order they have in memory
+template <class F>
+void for_each_weight(const Conv2dShape& s, F f) {
+  const int64_t channels = s.C / s.groups, outer = s.weight_channels_last ? 1 : channels, inner = s.weight_channels_last ? channels : 1;
+  for (int64_t j = 0; j < outer; ++j)
+    for (int64_t ky = 0; ky < s.KH; ++ky)
+      for (int64_t kx = 0; kx < s.KW; ++kx)
+        for (int64_t i = 0; i < inner; ++i) f(j + i, ky, kx);
+}
+
+// out [N, K, OH, OW] of the job, in the layout the name says
+void conv_nchw(const ConvJob& job, const float* x, const float* weight, const float* bias, bool relu, float* out,
+               const Pool& pool);
+void conv_nhwc(const ConvJob& job, const float* x, const float* weight, const float* bias, bool relu, float* out,
+               const Pool& pool);
+
+// Units of work per piece, so that starting a thread pays: about 2^18 multiply-adds.
+inline int64_t conv_grain(double macs_per_unit) {
+  const double grain = 262144.0 / (macs_per_unit + 1.0);
+  return grain < 1.0 ? 1 : int64_t(grain);
+}
+
+// ================================================================ NCHW: vectors run over pixels of one plane
+
+// Input planes are copied with their padding into scratch memory, row stride S. The pixel (oy, ox) of the output
+// is then the flat position oy*S + ox, and tap t reads flat position + tap_offset[t], for any kernel size, dilation
+// and stride (a plane is split into stride_h*stride_w phases). One vector covers consecutive flat positions.
+struct PlaneVector {
+  int64_t first;  // index in the output plane of the first position that is a pixel
+  uint32_t mask;  // which lanes are pixels; the others stand in the padding and are not stored
+  uint32_t count;
+};
+
+struct PlaneTile {
+  // inputs
+  const float* x;             // first padded plane of the group, at the first flat position of the tile
+  const int64_t* offset;      // [terms] of each (channel, tap), in the order of the weights
+  int64_t terms;              // C/G * KH*KW
+  const float* weight;        // [rows][terms] as it lies in memory
+  const float* bias;          // [rows] or null
+  bool relu;
+  // outputs
+  float* out;
+  int64_t out_plane;
+  const PlaneVector* vectors;
+};
+using PlaneTileFn = void (*)(const PlaneTile&);
+
+constexpr int kWeightTileX = 6;  // (channel, tap) pairs per tile of the weight gradient
+struct PlaneWeightTile {
+  const float* grad_out;         // [images][rows] planes in flat positions, zero in the padding
+  int64_t grad_out_plane, grad_out_image;
+  const float* x[kWeightTileX];  // plane + tap offset of each pair, in the first image
+  int64_t x_image;
+  int64_t images, vectors;
+  float sums[4][kWeightTileX];   // out
+};
+using PlaneWeightTileFn = void (*)(PlaneWeightTile&);
+
+constexpr int kPlaneRows = 8, kPlaneVectors = 8;
+struct ConvPlaneKernels {
+  int lanes;
+  PlaneTileFn tile[kPlaneRows + 1][kPlaneVectors + 1];  // [output channels][vectors], null where registers run out
+  PlaneWeightTileFn weight_tile[5];                     // [output channels 1..4]
+  // rows x columns from src (pixel stride 1) to dst; dst has row stride dst_row
+  void (*copy_rows)(const float* src, int64_t src_row, int64_t rows, int64_t columns, float* dst, int64_t dst_row);
+  // the same from channels_last: `channels` planes at once
+  void (*copy_rows_nhwc)(const float* src, int64_t src_pixel, int64_t src_row, int64_t rows, int64_t columns,
+                         int64_t channels, float* dst, int64_t dst_row, int64_t dst_plane);
+};
+SK_DECLARE_KERNELS(ConvPlaneKernels, conv_plane_kernels)
+
+// ================================================================ NHWC: vectors run over output channels
+
+// How a vector of output channels gets "input channel j of each lane's group" from one pixel.
+enum LaneKind : int {
+  kOneGroup = 0,   // all lanes in one group: broadcast
+  kTwoGroups = 1,  // broadcast, then a masked broadcast of the second group's channel
+  kWindow16 = 2,   // all inputs within 16 channels: one load and permute, permutation + 1 for the next j
+  kWindow32 = 3,   // within 32 channels: two loads and one two-source permute
+  kDepthwise = 4,  // one input and one output channel per group: the pixel itself
+  kLaneKinds = 5,
+};
+
+struct LaneMap {
+  LaneKind kind;
+  int64_t first_channel, channels;  // output channels of the block
+  int64_t window;                   // input channel the block reads from; kTwoGroups: of the first group
+  int64_t window2;                  // kTwoGroups: of the second group
+  uint32_t second;                  // kTwoGroups: lanes of the second group
+  int32_t index[16];                // kWindow*: lane -> position in the window for j = 0
+};
+
+struct LaneTile {
+  // inputs
+  const float* x;             // input pixel under the first tap of the first output; with a left edge it lies before the row
+  const float* x2;            // the same for the second group (kTwoGroups)
+  const float* zero;          // stands for rows outside the image, same pixel stride, P + K - 1 pixels
+  int64_t x_pixel, x_row;     // floats
+  int64_t y0, rows;           // input row under the first tap of the first output row; rows of the image
+  const int64_t* tap_offset;  // [taps], tap kernel only
+  int64_t taps, channels;     // KH*KW, C/G
+  const float* weight;        // packed for the block, see pack()
+  const float* bias;          // [V*lanes], always there
+  const int32_t* index;       // [lanes]
+  uint32_t second;
+  uint64_t lanes;             // one bit per output channel of the block that exists
+  bool relu;
+  // outputs
+  float* out;
+  int64_t out_pixel, out_row;
+};
+using LaneTileFn = void (*)(const LaneTile&);
+
+// A kernel computes R output rows x P pixels x V vectors of output channels.
+struct LaneConfig {
+  enum Order { kTapMajor, kRowMajor, kNatural } weight_order;
+  int R, P, V;
+  LaneTileFn tile[kLaneKinds][4];  // [kind][1: left edge | 2: right edge]; null where there is none
+};
+
+struct ConvLaneKernels {
+  int lanes;
+  bool spans_groups;         // vectors may straddle groups (kTwoGroups, kWindow*)
+  const LaneConfig* taps;    // any kernel size; P descending to 1, V in {2, 1}; no edges
+  int taps_count;
+  // weight [rows][columns], natural, -> packed + position[column]*step, `lanes` values each; missing rows are zero
+  void (*pack)(const float* weight, int64_t rows, int64_t columns, const int32_t* position, int64_t step, float* packed);
+};
+struct ConvRowKernels {      // square kernels of size 3 or 5, stride 1: a source register serves several taps
+  const LaneConfig* configs;
+  int count;
+};
+SK_DECLARE_KERNELS(ConvLaneKernels, conv_lane_kernels)
+SK_DECLARE_KERNELS(ConvRowKernels, conv_row3_kernels)
+SK_DECLARE_KERNELS(ConvRowKernels, conv_row5_kernels)
+
+}  // namespace sk

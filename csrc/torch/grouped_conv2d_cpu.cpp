@@ -1,0 +1,184 @@
+// grouped_conv2d on the CPU: check, allocate, hand over to core/grouped_conv2d.cpp or, where that is faster, to torch's own convolution.
+#include "core/grouped_conv2d.h"
+
+#include <cstring>
+#include <vector>
+
+#include "torch/glue.h"
+
+namespace sk::glue {
+namespace {
+
+// The arguments of a convolution behind its tensors, in the order of the schema.
+struct Window {
+  int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;
+};
+
+// ---- layout: channels_last stays so, everything else comes out contiguous. Strides decide (sizes of 1 make both true).
+bool channels_last(const Tensor& t) {
+  const int64_t C = t.size(1), H = t.size(2), W = t.size(3);
+  return C * H * W > 1 && t.stride(1) == 1 && t.stride(3) == C && t.stride(2) == C * W && t.stride(0) == C * W * H;
+}
+Tensor new_image(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool channels_last) {
+  const int64_t sizes[] = {N, C, H, W}, nchw[] = {C * H * W, H * W, W, 1}, nhwc[] = {C * H * W, 1, C * W, C};
+  return empty_strided(like, like.scalar_type(), sizes, channels_last ? nhwc : nchw, 4);
+}
+// `t` in one of the two layouts, copied only if it is in the other
+Tensor in_layout(const Tensor& t, bool wanted_channels_last) {
+  if (channels_last(t) ? wanted_channels_last : !wanted_channels_last && t.is_contiguous()) return t;
+  Tensor copy = new_image(t, t.size(0), t.size(1), t.size(2), t.size(3), wanted_channels_last);
+  return torch::stable::copy_(copy, t);
+}
+Tensor in_own_layout(const Tensor& t) { return channels_last(t) ? t : in_layout(t, false); }
+
+// ---- checks: the same rules as the card's `check`, before any memory is touched; the card says them in words
+void check_image(const Tensor& t, const char* message) { STD_TORCH_CHECK(t.is_cpu() && floating(t.scalar_type()) && t.dim() == 4, message); }
+
+Conv2dShape shape_of(int64_t N, int64_t C, int64_t H, int64_t W, int64_t K, int64_t KH, int64_t KW, const Window& w, bool cl, bool weight_cl) {
+  STD_TORCH_CHECK(w.stride_h > 0 && w.stride_w > 0, "grouped_conv2d: stride");
+  STD_TORCH_CHECK(w.pad_h >= 0 && w.pad_w >= 0, "grouped_conv2d: padding");
+  STD_TORCH_CHECK(w.dilation_h > 0 && w.dilation_w > 0, "grouped_conv2d: dilation");
+  STD_TORCH_CHECK(w.groups > 0 && K % w.groups == 0 && C % w.groups == 0, "grouped_conv2d: groups");
+  STD_TORCH_CHECK(KH > 0 && KW > 0 && K > 0 && C > 0, "grouped_conv2d: weight");
+  const int64_t room_h = H + 2 * w.pad_h - w.dilation_h * (KH - 1) - 1, room_w = W + 2 * w.pad_w - w.dilation_w * (KW - 1) - 1;
+  STD_TORCH_CHECK(room_h >= 0 && room_w >= 0, "grouped_conv2d: x");
+  return {N, C, H, W, K, KH, KW, w.stride_h, w.stride_w, w.pad_h, w.pad_w, w.dilation_h, w.dilation_w, w.groups,
+          room_h / w.stride_h + 1, room_w / w.stride_w + 1, cl, weight_cl};
+}
+
+bool torch_wins(const Conv2dShape& s, ConvProduct product, ScalarType type) {
+  return type != ScalarType::Double && !grouped_conv2d_choice(s, product).ours;
+}
+
+using Ints = std::vector<int64_t>;
+
+Tensor torch_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Window& w) {
+  return call<9>("aten::convolution", "", x, weight, bias, Ints{w.stride_h, w.stride_w}, Ints{w.pad_h, w.pad_w},
+                 Ints{w.dilation_h, w.dilation_w}, false, Ints{0, 0}, w.groups);
+}
+
+// One of grad_x (product 0) and grad_weight (product 1). Only the sizes of the factor it is the gradient of are used.
+Tensor torch_backward(const Tensor& grad_out, const Tensor& x, const Tensor& weight, const Window& w, int product) {
+  using torch::stable::detail::from;
+  NoGrad no_grad;
+  const std::optional<Ints> no_bias;
+  const bool mask[] = {product == 0, product == 1, false};
+  std::array<StableIValue, 11> stack{from(grad_out), from(x), from(weight), from(no_bias), from(Ints{w.stride_h, w.stride_w}),
+                                     from(Ints{w.pad_h, w.pad_w}), from(Ints{w.dilation_h, w.dilation_w}), from(false), from(Ints{0, 0}),
+                                     from(w.groups), from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3))};
+  TORCH_ERROR_CODE_CHECK(aoti_torch_call_dispatcher("aten::convolution_backward", "", stack.data()));
+  const Tensor results[] = {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1]),
+                            torch::stable::detail::to<Tensor>(stack[2])};  // the two others are undefined, but ours to free
+  return results[product];
+}
+
+// torch's result in the layout that was promised
+Tensor promised(const Tensor& y, bool cl) { return in_layout(y, cl); }
+
+template <class T>
+const T* data(const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); }
+
+}  // namespace
+
+Tensor grouped_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride_h, int64_t stride_w, int64_t pad_h,
+                      int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups, bool relu) {
+  const Window window{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups};
+  check_image(x, "grouped_conv2d: x");
+  STD_TORCH_CHECK(weight.is_cpu() && weight.scalar_type() == x.scalar_type() && weight.dim() == 4, "grouped_conv2d: weight");
+  STD_TORCH_CHECK(groups > 0 && x.size(1) == weight.size(1) * groups, "grouped_conv2d: x");
+  const bool cl = channels_last(x), fp64 = x.scalar_type() == ScalarType::Double;
+  const Conv2dShape s = shape_of(x.size(0), x.size(1), x.size(2), x.size(3), weight.size(0), weight.size(2), weight.size(3), window, cl,
+                                 !fp64 && channels_last(weight));
+  STD_TORCH_CHECK(!bias || (bias->is_cpu() && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 && bias->size(0) == s.K), "grouped_conv2d: bias");
+  const Pool threads = pool();
+  if (torch_wins(s, ConvProduct::forward, x.scalar_type())) {
+    const Tensor y = promised(torch_forward(x, weight, bias, window), cl);
+    return relu ? call<1>("aten::relu_", "", y) : y;
+  }
+  const Tensor xs = in_layout(x, cl), w = in_layout(weight, s.weight_channels_last), out = new_image(x, s.N, s.K, s.OH, s.OW, cl);
+  const std::optional<Tensor> b = as_contiguous(bias);
+  if (fp64) {
+    grouped_conv2d_fwd(s, data<double>(xs), data<double>(w), b ? data<double>(*b) : nullptr, relu, static_cast<double*>(out.mutable_data_ptr()), threads);
+    return out;
+  }
+  const FloatInput xf(xs, xs.numel(), threads), wf(w, w.numel(), threads), bf(b, threads);
+  const FloatOutput y(out, threads);
+  grouped_conv2d_fwd(s, xf.data(), wf.data(), bf.data(), relu, y.data(), threads);
+  y.finish();
+  return out;
+}
+
+Tensor grouped_conv2d_grad_x(const Tensor& grad_out, const Tensor& weight, int64_t height, int64_t width, int64_t stride_h, int64_t stride_w,
+                             int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups) {
+  const Window window{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups};
+  check_image(grad_out, "grouped_conv2d: grad_out");
+  STD_TORCH_CHECK(weight.is_cpu() && weight.scalar_type() == grad_out.scalar_type() && weight.dim() == 4 && groups > 0, "grouped_conv2d: weight");
+  const bool cl = channels_last(grad_out), fp64 = grad_out.scalar_type() == ScalarType::Double;
+  const Conv2dShape s = shape_of(grad_out.size(0), weight.size(1) * groups, height, width, weight.size(0), weight.size(2), weight.size(3), window, cl,
+                                 !fp64 && channels_last(weight));
+  STD_TORCH_CHECK(grad_out.size(1) == s.K && grad_out.size(2) == s.OH && grad_out.size(3) == s.OW, "grouped_conv2d: grad_out");
+  const Pool threads = pool();
+  const Tensor out = new_image(grad_out, s.N, s.C, s.H, s.W, cl);
+  const Tensor g = in_own_layout(grad_out);
+  if (torch_wins(s, ConvProduct::grad_x, g.scalar_type())) return promised(torch_backward(g, out, weight, window, 0), cl);
+  const Tensor w = in_layout(weight, s.weight_channels_last);
+  if (fp64) {
+    grouped_conv2d_grad_x(s, data<double>(g), data<double>(w), static_cast<double*>(out.mutable_data_ptr()), threads);
+    return out;
+  }
+  const FloatInput gf(g, g.numel(), threads), wf(w, w.numel(), threads);
+  const FloatOutput gx(out, threads);
+  grouped_conv2d_grad_x(s, gf.data(), wf.data(), gx.data(), threads);
+  gx.finish();
+  return out;
+}
+
+Tensor grouped_conv2d_grad_weight(const Tensor& grad_out, const Tensor& x, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                                  int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups) {
+  const Window window{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups};
+  check_image(x, "grouped_conv2d: x");
+  check_image(grad_out, "grouped_conv2d: grad_out");
+  STD_TORCH_CHECK(grad_out.scalar_type() == x.scalar_type() && grad_out.size(0) == x.size(0), "grouped_conv2d: grad_out");
+  const bool cl = channels_last(x);
+  const Conv2dShape s = shape_of(x.size(0), x.size(1), x.size(2), x.size(3), grad_out.size(1), kernel_h, kernel_w, window, cl, false);
+  STD_TORCH_CHECK(grad_out.size(2) == s.OH && grad_out.size(3) == s.OW, "grouped_conv2d: grad_out");
+  const Pool threads = pool();
+  const Tensor out = new_image(x, s.K, s.C / groups, kernel_h, kernel_w, false);
+  const Tensor xs = in_layout(x, cl), g = in_layout(grad_out, cl);
+  if (torch_wins(s, ConvProduct::grad_weight, x.scalar_type())) return promised(torch_backward(g, xs, out, window, 1), false);
+  if (x.scalar_type() == ScalarType::Double) {
+    grouped_conv2d_grad_weight(s, data<double>(g), data<double>(xs), static_cast<double*>(out.mutable_data_ptr()), threads);
+    return out;
+  }
+  const FloatInput gf(g, g.numel(), threads), xf(xs, xs.numel(), threads);
+  const FloatOutput gw(out, threads);
+  grouped_conv2d_grad_weight(s, gf.data(), xf.data(), gw.data(), threads);
+  gw.finish();
+  return out;
+}
+
+// Why a product would be served as it is: the reason's bytes behind a 1 (our kernel) or a 0 (torch's convolution).
+Tensor choose_grouped_conv2d(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, int64_t K, int64_t kernel_h, int64_t kernel_w,
+                             int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups,
+                             bool channels_last, int64_t product) {
+  const Window window{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups};
+  const ConvChoice choice = grouped_conv2d_choice(shape_of(N, C, H, W, K, kernel_h, kernel_w, window, channels_last, false), ConvProduct(product));
+  const size_t length = std::strlen(choice.reason);
+  const Tensor out = new_tensor(like, std::array<int64_t, 1>{int64_t(length) + 1});
+  double* o = static_cast<double*>(out.mutable_data_ptr());
+  o[0] = choice.ours;
+  for (size_t i = 0; i < length; ++i) o[i + 1] = choice.reason[i];
+  return out;
+}
+
+}  // namespace sk::glue
+
+STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
+  m.impl("_grouped_conv2d", TORCH_BOX(&sk::glue::grouped_conv2d));
+  m.impl("grouped_conv2d", TORCH_BOX(&sk::glue::grouped_conv2d));
+  m.impl("_grouped_conv2d_grad_x", TORCH_BOX(&sk::glue::grouped_conv2d_grad_x));
+  m.impl("grouped_conv2d_grad_x", TORCH_BOX(&sk::glue::grouped_conv2d_grad_x));
+  m.impl("_grouped_conv2d_grad_weight", TORCH_BOX(&sk::glue::grouped_conv2d_grad_weight));
+  m.impl("grouped_conv2d_grad_weight", TORCH_BOX(&sk::glue::grouped_conv2d_grad_weight));
+  m.impl("choose_grouped_conv2d", TORCH_BOX(&sk::glue::choose_grouped_conv2d));
+}
