@@ -5,17 +5,17 @@
 #include <cmath>
 #include <cstring>
 
-#include "core/sparse_linear_plan.h"
+#include "core/sparse_linear_drive.h"
 
 namespace sk {
 namespace {
 
 using Plan = SparseLinearPlan;
 
-constexpr int64_t kFewRows = 2;  // gather up to here: a vector of columns would be mostly padding
-
 const SparseLinearKernels& kernels() { return SK_PICK_KERNELS(sparse_linear); }
 bool natural(Strides s) { return s.col == 1; }
+
+}  // namespace
 
 // Rows [N][features] as they lie, or copied into `scratch` when x is feature-major.
 const float* natural_rows(const float* x, Strides& stride, int64_t rows, int64_t features, const Scratch& scratch) {
@@ -26,6 +26,8 @@ const float* natural_rows(const float* x, Strides& stride, int64_t rows, int64_t
   stride = {features, 1};
   return copy;
 }
+
+namespace {
 
 // Columns [first, first + count) of a [N][features] matrix as feature-major rows of `width` floats, zero-padded.
 struct Chunk {
@@ -91,6 +93,43 @@ void by_panel(int64_t N, const float* in, Strides in_s, int64_t in_features, flo
   }
 }
 
+bool is_condensed(const SparseLinearShape& s) { return s.BO * s.BI == 1; }
+
+}  // namespace
+
+void feature_major_product(int64_t N, const Connections& c, Panels panels, const float* in, Strides in_s, int64_t in_features, const float* weight,
+                           const float* bias, float* out, Strides out_s, int64_t out_features, const Pool& pool) {
+  by_panel(N, in, in_s, in_features, out, out_s, out_features, bias, panels.count(), panels.rows(), pool,
+           [&](Chunk chunk, float* rows, int64_t stride, int64_t vectors, int64_t panel) {
+             kernels().panel[c.wide][vectors - 1]({panels.segments(panel), panels.blocks(), c.source, weight, chunk.data, chunk.stride, rows, stride});
+           });
+}
+
+void block_tile_product(int64_t N, const Blocks& b, const float* in, Strides in_s, int64_t in_features, const float* weight, const float* bias,
+                        float* out, Strides out_s, const Pool& pool) {
+  by_panel(N, in, in_s, in_features, out, out_s, b.count * b.rows, bias, b.count, b.rows, pool,
+           [&](Chunk chunk, float* rows, int64_t stride, int64_t vectors, int64_t block) {
+             kernels().block_tile[vectors - 1](b.work(block, weight, chunk.data, chunk.stride, rows, stride));
+           });
+}
+
+void block_rows_product(int64_t N, const Blocks& b, bool panel, const float* in, Strides in_s, int64_t in_features, const float* weight,
+                        const float* bias, float* out, Strides out_s, const Pool& pool) {
+  const SparseLinearKernels& k = kernels();
+  Scratch scratch(size_t(N * in_features) * sizeof(float));
+  const float* x = natural_rows(in, in_s, N, in_features, scratch);
+  parallel(pool, b.count, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block)
+      for (int64_t n = 0; n < N; ++n) {
+        float* y = out + n * out_s.row + block * b.rows;
+        for (int64_t r = 0; r < b.rows; ++r) y[r] = bias ? bias[block * b.rows + r] : 0.0f;
+        (panel ? k.panel_dot : k.block_dot)(b.work(block, weight, x + n * in_s.row, 1, y, 1));
+      }
+  });
+}
+
+namespace {
+
 // One fixed fan-in product: rows of `out` read `in` through `c`. Serves forward and, on the transposed structure, grad_x.
 void condensed(int64_t N, const Connections& c, Panels panels, const float* in, Strides in_s, int64_t in_features, const float* weight,
                const float* bias, float* out, Strides out_s, int64_t out_features, const Pool& pool) {
@@ -104,44 +143,16 @@ void condensed(int64_t N, const Connections& c, Panels panels, const float* in, 
     });
     return;
   }
-  by_panel(N, in, in_s, in_features, out, out_s, out_features, bias, panels.count(), panels.rows(), pool,
-           [&](Chunk chunk, float* rows, int64_t stride, int64_t vectors, int64_t panel) {
-             k.panel[c.wide][vectors - 1]({panels.segments(panel), panels.blocks(), c.source, weight, chunk.data, chunk.stride, rows, stride});
-           });
+  feature_major_product(N, c, panels, in, in_s, in_features, weight, bias, out, out_s, out_features, pool);
 }
 
-// One block product: output block b sums entries [ptr[b], ptr[b+1]).
-struct Blocks {
-  const int32_t *ptr, *entries;
-  int64_t count, rows, depth, row_step, k_step, area;  // rows, depth: of one block of this product
-};
 void blocked(int64_t N, const Blocks& b, const float* in, Strides in_s, int64_t in_features, const float* weight, const float* bias, float* out,
              Strides out_s, const Pool& pool) {
-  const SparseLinearKernels& k = kernels();
-  const auto work = [&](int64_t block, const float* x, int64_t x_stride, float* y, int64_t y_stride) {
-    return BlockWork{b.entries + 2 * b.ptr[block], b.ptr[block + 1] - b.ptr[block], b.rows, b.depth, b.row_step, b.k_step, b.area, weight, x, x_stride, y, y_stride};
-  };
   const bool dots = b.k_step == 1 || b.rows == 1, panel = b.depth == 1 && b.row_step == 1;
-  if (N <= kFewRows && (dots || panel) && natural(out_s)) {
-    Scratch scratch(size_t(N * in_features) * sizeof(float));
-    const float* x = natural_rows(in, in_s, N, in_features, scratch);
-    parallel(pool, b.count, 8, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block)
-        for (int64_t n = 0; n < N; ++n) {
-          float* y = out + n * out_s.row + block * b.rows;
-          for (int64_t r = 0; r < b.rows; ++r) y[r] = bias ? bias[block * b.rows + r] : 0.0f;
-          (panel ? k.panel_dot : k.block_dot)(work(block, x + n * in_s.row, 1, y, 1));
-        }
-    });
-    return;
-  }
-  by_panel(N, in, in_s, in_features, out, out_s, b.count * b.rows, bias, b.count, b.rows, pool,
-           [&](Chunk chunk, float* rows, int64_t stride, int64_t vectors, int64_t block) {
-             k.block_tile[vectors - 1](work(block, chunk.data, chunk.stride, rows, stride));
-           });
+  if (N <= kFewRows && (dots || panel) && natural(out_s))
+    return block_rows_product(N, b, panel, in, in_s, in_features, weight, bias, out, out_s, pool);
+  block_tile_product(N, b, in, in_s, in_features, weight, bias, out, out_s, pool);
 }
-
-bool is_condensed(const SparseLinearShape& s) { return s.BO * s.BI == 1; }
 
 }  // namespace
 

@@ -58,6 +58,14 @@ SK_API void sparse_linear_grad_x(const SparseLinearShape& s, const int32_t* plan
 SK_API void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* plan, const float* grad_out, Strides g_stride, const float* x,
                                       Strides x_stride, float* grad_weight, const Pool& pool);
 
+// ---- pack: weights and index in the kernels' own order, in one flat int32 array (floats by their bits). Made on request from
+// weights that then stay as they are; any number of rows, forward only.
+SK_API void sparse_linear_pack(const SparseLinearShape& s, const int32_t* plan, const float* weight, std::vector<int32_t>& pack);
+// The sizes a pack was made for, N = 0; OB = 0 if it is none.
+SK_API SparseLinearShape sparse_linear_pack_shape(const int32_t* pack, int64_t length);
+SK_API void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* pack, const float* x, Strides x_stride, const float* bias, float* y,
+                                     Strides y_stride, const Pool& pool);
+
 // ---- fp64 products: plain loops, correct for everything
 SK_API void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* index, const double* x, const double* weight, const double* bias,
                               double* y, const Pool& pool);

@@ -77,6 +77,34 @@ void gather_kernel(const Connections& c, const float* x, const float* w, const f
     gather_rows<uint16_t>(c, x, w, bias, y, y_stride, begin, end);
 }
 
+// One vector = W outputs: each lane gathers for its own row.
+template <class I>
+SK_INLINE void interleaved_groups(const Interleaved& c, const float* x, const float* bias, float* y, int64_t y_stride, int64_t begin, int64_t end) {
+  constexpr int64_t L = Interleaved::kLanes;
+  constexpr int V = L / W;
+  for (int64_t group = begin; group < end; ++group) {
+    const float* w = c.weight + group * c.fan_in * L;
+    const I* source = static_cast<const I*>(c.source) + group * c.fan_in * L;
+    vf a[4][V];
+    SK_UNROLL for (int u = 0; u < 4; ++u) SK_UNROLL for (int v = 0; v < V; ++v) a[u][v] = zero();
+    int64_t k = 0;
+    for (; k + 4 <= c.fan_in; k += 4, w += 4 * L, source += 4 * L)
+      SK_UNROLL for (int u = 0; u < 4; ++u) SK_UNROLL for (int v = 0; v < V; ++v)
+        a[u][v] += load(w + u * L + v * W) * gather(x, source + u * L + v * W);
+    for (; k < c.fan_in; ++k, w += L, source += L) SK_UNROLL for (int v = 0; v < V; ++v) a[0][v] += load(w + v * W) * gather(x, source + v * W);
+    float out[L];
+    SK_UNROLL for (int v = 0; v < V; ++v) store(out + v * W, (a[0][v] + a[1][v]) + (a[2][v] + a[3][v]));
+    const int64_t first = group * L, rows = c.rows - first < L ? c.rows - first : L;
+    for (int64_t r = 0; r < rows; ++r) y[(first + r) * y_stride] = out[r] + (bias ? bias[first + r] : 0.0f);
+  }
+}
+void interleaved_kernel(const Interleaved& c, const float* x, const float* bias, float* y, int64_t y_stride, int64_t begin, int64_t end) {
+  if (c.wide)
+    interleaved_groups<int32_t>(c, x, bias, y, y_stride, begin, end);
+  else
+    interleaved_groups<uint16_t>(c, x, bias, y, y_stride, begin, end);
+}
+
 // ---- grad_weight for few rows: every connection is one product per row of x
 template <class I>
 SK_INLINE void outer_rows(const Connections& c, const float* grad, int64_t grad_row, const float* x, int64_t x_row, int64_t rows_n, float* gw,
@@ -232,6 +260,7 @@ void block_sampled(const float*, const float*, int64_t, int64_t, int64_t, bool, 
 const SparseLinearKernels sparse_linear{
     W,
     gather_kernel,
+    interleaved_kernel,
     outer_kernel,
     {{panel_kernel<uint16_t, 1>, panel_kernel<uint16_t, 2>, panel_kernel<uint16_t, 3>, panel_kernel<uint16_t, 4>},
      {panel_kernel<int32_t, 1>, panel_kernel<int32_t, 2>, panel_kernel<int32_t, 3>, panel_kernel<int32_t, 4>}},

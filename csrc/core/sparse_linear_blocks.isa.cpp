@@ -79,18 +79,35 @@ void block_dot(const BlockWork& p) {
   if (r < p.rows) dot_rows<1>(p, r);
 }
 
-// out is contiguous here (out_stride 1)
+// out is contiguous here (out_stride 1); V vectors of outputs share each x, four sums run side by side
+template <int V>
+static SK_INLINE void panel_vectors(const BlockWork& p, int64_t r) {
+  vf a[4][V];
+  SK_UNROLL for (int v = 0; v < V; ++v) {
+    a[0][v] = load(p.out + r + v * W);
+    SK_UNROLL for (int u = 1; u < 4; ++u) a[u][v] = zero();
+  }
+  int64_t e = 0;
+  for (; e + 4 <= p.count; e += 4) {
+    SK_UNROLL for (int u = 0; u < 4; ++u) {
+      const vf x = splat(p.in[p.entries[2 * (e + u)]]);
+      const float* w = p.weight + p.entries[2 * (e + u) + 1] * p.rows + r;
+      SK_UNROLL for (int v = 0; v < V; ++v) a[u][v] += x * load(w + v * W);
+    }
+  }
+  for (; e < p.count; ++e) {
+    const vf x = splat(p.in[p.entries[2 * e]]);
+    SK_UNROLL for (int v = 0; v < V; ++v) a[0][v] += x * load(p.weight + p.entries[2 * e + 1] * p.rows + r + v * W);
+  }
+  SK_UNROLL for (int v = 0; v < V; ++v) store(p.out + r + v * W, (a[0][v] + a[1][v]) + (a[2][v] + a[3][v]));
+}
+
 void panel_dot(const BlockWork& p) {
   int64_t r = 0;
-  for (; r + W <= p.rows; r += W) {
-    vf a = load(p.out + r), b = zero();
-    int64_t e = 0;
-    for (; e + 2 <= p.count; e += 2) {
-      a += splat(p.in[p.entries[2 * e]]) * load(p.weight + p.entries[2 * e + 1] * p.rows + r);
-      b += splat(p.in[p.entries[2 * e + 2]]) * load(p.weight + p.entries[2 * e + 3] * p.rows + r);
-    }
-    if (e < p.count) a += splat(p.in[p.entries[2 * e]]) * load(p.weight + p.entries[2 * e + 1] * p.rows + r);
-    store(p.out + r, a + b);
+  for (; r + 2 * W <= p.rows; r += 2 * W) panel_vectors<2>(p, r);
+  if (r + W <= p.rows) {
+    panel_vectors<1>(p, r);
+    r += W;
   }
   for (; r < p.rows; ++r) {
     float a = p.out[r];

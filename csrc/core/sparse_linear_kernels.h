@@ -11,6 +11,15 @@ struct Connections {
   bool wide;             // int32
 };
 
+// A packed condensed weight for few rows of x.
+struct Interleaved {
+  static constexpr int64_t kLanes = 16;
+  const float* weight;  // [groups][fan_in][kLanes], zero behind the last row
+  const void* source;   // uint16 or int32, likewise
+  bool wide;
+  int64_t rows, fan_in;
+};
+
 // One unit of feature-major work: up to 4 vectors of columns times one panel of rows.
 struct PanelWork {
   const int32_t* segments;  // runs of equal length per L1 block, see sparse_linear_plan.cpp
@@ -40,6 +49,8 @@ struct SparseLinearKernels {
   int width;  // floats in a vector: columns come in multiples of it
   // y[r] = bias[r] + sum_k weight[k] * x[source[k]] for k in [ptr[r], ptr[r+1]), rows [begin, end)
   void (*gather)(const Connections& c, const float* x, const float* weight, const float* bias, float* y, int64_t y_stride, int64_t begin, int64_t end);
+  // the same for rows stored kLanes at a time, [rows / kLanes][fan_in][kLanes]: no sum over lanes, no tails; groups [begin, end)
+  void (*interleaved)(const Interleaved& c, const float* x, const float* bias, float* y, int64_t y_stride, int64_t begin, int64_t end);
   // grad_weight[k] (+)= sum_n grad[n][r] * x[n][source[k]], few rows n
   void (*outer)(const Connections& c, const float* grad, int64_t grad_row, const float* x, int64_t x_row, int64_t rows_n, float* grad_weight, int64_t begin, int64_t end);
   void (*panel[2][4])(const PanelWork& work);  // [wide][vectors - 1]

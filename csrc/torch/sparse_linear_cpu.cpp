@@ -1,10 +1,9 @@
 // sparse_linear on the CPU: check, allocate, hand over to core/sparse_linear.cpp or, where that is faster, to torch's dense product.
-#include "core/sparse_linear.h"
+#include "torch/sparse_linear.h"
+
 #include "core/sparse_linear_dense.h"
-#include "torch/glue.h"
 
 namespace sk::glue {
-namespace {
 
 // ---- checks: the same rules as the card's `check`, before any memory is touched; the card says them in words
 SparseLinearShape shape_of(const Tensor& weight, const Tensor& index, int64_t in_features) {
@@ -18,18 +17,11 @@ SparseLinearShape shape_of(const Tensor& weight, const Tensor& index, int64_t in
   return s;
 }
 
-// Activations as the kernels take them: rows of `features`, natural or feature-major ([N, features] with strides (1, N)).
-struct Rows {
-  Tensor tensor;
-  int64_t N;
-  Strides strides;
-  bool feature_major;
-};
-bool feature_major(const Tensor& x) {
+static bool feature_major(const Tensor& x) {
   return x.dim() == 2 && x.stride(0) == 1 && x.size(0) > 1 && x.size(1) > 1 && x.stride(1) == x.size(0);
 }
-Rows rows_of(const Tensor& x, const Tensor& like, const char* message) {
-  STD_TORCH_CHECK(x.is_cpu() && x.dim() >= 1 && x.scalar_type() == like.scalar_type(), message);
+Rows rows_of(const Tensor& x, ScalarType type, const char* message) {
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() >= 1 && x.scalar_type() == type, message);
   const int64_t features = x.size(x.dim() - 1);
   int64_t N = 1;
   for (int64_t d = 0; d + 1 < x.dim(); ++d) N *= x.size(d);
@@ -38,7 +30,6 @@ Rows rows_of(const Tensor& x, const Tensor& like, const char* message) {
   return {as_contiguous(x), N, {features, 1}, false};
 }
 
-// The leading dimensions of `x` with `features` behind; feature-major if x is.
 Tensor output_like(const Tensor& x, bool feature_major, int64_t features) {
   const int64_t dim = x.dim();
   if (feature_major) {
@@ -52,24 +43,27 @@ Tensor output_like(const Tensor& x, bool feature_major, int64_t features) {
   return empty_strided(x, x.scalar_type(), sizes.data(), strides.data(), dim);
 }
 
-// The caller's plan, checked in O(1), or one made and validated now.
-struct PlanHolder {
-  std::vector<int32_t> made;
-  Tensor index;
-  std::optional<Tensor> given;
-  const int32_t* data;
-  PlanHolder(const SparseLinearShape& s, const Tensor& index_, const std::optional<Tensor>& plan) : index(as_contiguous(index_)), given(plan) {
-    if (plan) {
-      STD_TORCH_CHECK(plan->is_cpu() && plan->scalar_type() == ScalarType::Int && plan->dim() == 1 && plan->is_contiguous(), "sparse_linear: plan");
-      data = static_cast<const int32_t*>(plan->const_data_ptr());
-      STD_TORCH_CHECK(sparse_linear_plan_fits(s, data, plan->size(0)), "sparse_linear: plan");
-    } else {
-      const PlanError error = sparse_linear_plan(s, static_cast<const int32_t*>(index.const_data_ptr()), made);
-      STD_TORCH_CHECK(!error.rule, "sparse_linear: index must be ", error.rule, "; got ", error.value, " at [", error.row, ", ", error.position, "]");
-      data = made.data();
-    }
+PlanHolder::PlanHolder(const SparseLinearShape& s, const Tensor& index_, const std::optional<Tensor>& plan)
+    : index(as_contiguous(index_)), given(plan) {
+  if (plan) {
+    STD_TORCH_CHECK(plan->is_cpu() && plan->scalar_type() == ScalarType::Int && plan->dim() == 1 && plan->is_contiguous(), "sparse_linear: plan");
+    data = static_cast<const int32_t*>(plan->const_data_ptr());
+    STD_TORCH_CHECK(sparse_linear_plan_fits(s, data, plan->size(0)), "sparse_linear: plan");
+  } else {
+    const PlanError error = sparse_linear_plan(s, static_cast<const int32_t*>(index.const_data_ptr()), made);
+    STD_TORCH_CHECK(!error.rule, "sparse_linear: index must be ", error.rule, "; got ", error.value, " at [", error.row, ", ", error.position, "]");
+    data = made.data();
   }
-};
+}
+
+Tensor int32_tensor(const Tensor& like, const std::vector<int32_t>& values) {
+  const int64_t size = int64_t(values.size()), stride = 1;
+  const Tensor out = empty_strided(like, ScalarType::Int, &size, &stride, 1);
+  std::copy(values.begin(), values.end(), static_cast<int32_t*>(out.mutable_data_ptr()));
+  return out;
+}
+
+namespace {
 
 bool dense_wins(const SparseLinearShape& s, Product product, const Tensor& like, const Pool& p) {
   return like.scalar_type() != ScalarType::Double &&
@@ -101,7 +95,7 @@ Tensor matrix(const Tensor& x, int64_t N) {
 Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& index, const std::optional<Tensor>& plan) {
   STD_TORCH_CHECK(x.dim() >= 1, "sparse_linear: x");
   SparseLinearShape s = shape_of(weight, index, x.size(x.dim() - 1));
-  const Rows in = rows_of(x, weight, "sparse_linear: x");
+  const Rows in = rows_of(x, weight.scalar_type(), "sparse_linear: x");
   s.N = in.N;
   STD_TORCH_CHECK(!bias || (bias->is_cpu() && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 && bias->size(0) == s.out()), "sparse_linear: bias");
   const PlanHolder p(s, index, plan);
@@ -130,7 +124,7 @@ Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<
 
 Tensor sparse_linear_grad_x(const Tensor& grad_out, const Tensor& weight, const Tensor& index, const std::optional<Tensor>& plan, int64_t in_features) {
   SparseLinearShape s = shape_of(weight, index, in_features);
-  const Rows g = rows_of(grad_out, weight, "sparse_linear: grad_out");
+  const Rows g = rows_of(grad_out, weight.scalar_type(), "sparse_linear: grad_out");
   STD_TORCH_CHECK(grad_out.size(grad_out.dim() - 1) == s.out(), "sparse_linear: grad_out");
   s.N = g.N;
   const PlanHolder p(s, index, plan);
@@ -159,7 +153,7 @@ Tensor sparse_linear_grad_weight(const Tensor& grad_out, const Tensor& x, const 
                                  int64_t block_in, bool condensed) {
   STD_TORCH_CHECK(index.is_cpu() && index.scalar_type() == ScalarType::Int && index.dim() == 2 && index.size(1) > 0, "sparse_linear: index");
   STD_TORCH_CHECK(x.dim() >= 1 && grad_out.dim() == x.dim() && floating(x.scalar_type()), "sparse_linear: x");
-  const Rows in = rows_of(x, grad_out, "sparse_linear: x"), g = rows_of(grad_out, x, "sparse_linear: grad_out");
+  const Rows in = rows_of(x, grad_out.scalar_type(), "sparse_linear: x"), g = rows_of(grad_out, x.scalar_type(), "sparse_linear: grad_out");
   STD_TORCH_CHECK(block_out > 0 && block_in > 0 && x.size(x.dim() - 1) % block_in == 0, "sparse_linear: block_size");
   SparseLinearShape s{in.N, index.size(0), index.size(1), block_out, block_in, x.size(x.dim() - 1) / block_in};
   STD_TORCH_CHECK(grad_out.size(x.dim() - 1) == s.out() && (g.N == in.N || s.out() == 0 || s.in() == 0), "sparse_linear: grad_out");
@@ -191,10 +185,7 @@ Tensor plan_sparse_linear(const Tensor& index, int64_t in_features, int64_t bloc
   STD_TORCH_CHECK(index.is_cpu() && index.scalar_type() == ScalarType::Int && index.dim() == 2 && index.size(1) > 0, "sparse_linear: index");
   STD_TORCH_CHECK(block_out > 0 && block_in > 0 && in_features % block_in == 0, "sparse_linear: block_size");
   const PlanHolder p({0, index.size(0), index.size(1), block_out, block_in, in_features / block_in}, index, std::nullopt);
-  const int64_t size = int64_t(p.made.size()), stride = 1;
-  const Tensor plan = empty_strided(index, ScalarType::Int, &size, &stride, 1);
-  std::copy(p.made.begin(), p.made.end(), static_cast<int32_t*>(plan.mutable_data_ptr()));
-  return plan;
+  return int32_tensor(index, p.made);
 }
 
 // [kernel code, estimate of ours in us, estimate of dense in us]

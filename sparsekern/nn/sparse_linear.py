@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsekern import topology as topologies
 from sparsekern.nn.planned import PlannedModule
-from sparsekern.ops import backends
+from sparsekern.ops import backends, pack_sparse_linear, sparse_linear_packed
 from sparsekern.ops.sparse_linear import dense_weight, explain_sparse_linear, kept_weight, plan_sparse_linear, sparse_linear
 
 TOPOLOGIES = {"random": topologies.fan_in_table}
@@ -77,6 +77,7 @@ class SparseLinear(PlannedModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self._packed: Tensor | None = None
         both = "both" if fan_in is not None and density is not None else "neither"
         _check((fan_in is None) != (density is None), "fan_in and density", "given one without the other", both)
         _check(topology in TOPOLOGIES, "topology", f"one of {sorted(TOPOLOGIES)}", repr(topology))
@@ -127,7 +128,46 @@ class SparseLinear(PlannedModule):
                 nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._packed is not None:
+            return self._forward_packed(x)
         return sparse_linear(x, self.weight, self.index, self.bias, self._current_plan())
+
+    # ---- packed, on request: a frozen layer for inference
+
+    def pack(self) -> SparseLinear:
+        """Put the weights, as they are now, into the kernels' own order, and freeze the layer; returns it.
+
+        A packed layer runs :func:`~sparsekern.ops.sparse_linear_packed`, says so in its ``repr``, refuses training, and does not see
+        later writes to ``weight``. It costs the memory that :meth:`explain` prints, beside the weight. :meth:`unpack` goes back.
+
+        Example:
+            >>> SparseLinear(64, 32, density=0.25).pack()
+            SparseLinear(in_features=64, out_features=32, bias=True, fan_in=16, density=0.25, kept=512, packed)
+        """
+        self._packed = pack_sparse_linear(self.weight, self.index, self.in_features)
+        return self
+
+    def unpack(self) -> SparseLinear:
+        """Read the natural weight at every call again; returns the layer."""
+        self._packed = None
+        return self
+
+    def _forward_packed(self, x: Tensor) -> Tensor:
+        wants_gradient = torch.is_grad_enabled() and (x.requires_grad or (self.training and self.weight.requires_grad))
+        _check(not wants_gradient, "layer", "unpacked to be trained (call unpack())", "a packed one where a gradient is needed")
+        return sparse_linear_packed(
+            x, self._packed, None if self.bias is None else self.bias.detach(), self.out_features, self.weight.numel()
+        )
+
+    def _topology_changed(self) -> None:
+        super()._topology_changed()
+        if self._packed is not None and not self.index.is_meta:
+            self.pack()
+
+    def _apply(self, fn, recurse: bool = True) -> nn.Module:
+        packed, self._packed = self._packed is not None, None
+        super()._apply(fn, recurse)
+        return self.pack() if packed else self
 
     # ---- topology
 
@@ -211,9 +251,10 @@ class SparseLinear(PlannedModule):
 
     def extra_repr(self) -> str:
         block = "" if self.block_size == (1, 1) else f", block_size={self.block_size}"
+        packed = "" if self._packed is None else ", packed"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"fan_in={self.fan_in}, density={self.density:.4g}{block}, kept={self.weight.numel()}"
+            f"fan_in={self.fan_in}, density={self.density:.4g}{block}, kept={self.weight.numel()}{packed}"
         )
 
     def explain(self, rows: int = 1) -> str:
@@ -235,4 +276,6 @@ class SparseLinear(PlannedModule):
             choices = explain_sparse_linear(rows, self.in_features, self.index.shape, self.block_size, self.weight.dtype)
             for door, c in choices.items():
                 lines.append(f"  {door:12s} {c['kernel']:14s} estimated {c['ours_us']:.0f} us sparse, {c['dense_us']:.0f} us dense")
+        if self._packed is not None:
+            lines = [lines[0], f"  packed       {self._packed.numel() * 4} bytes beside the weight; forward only"]
         return "\n".join(lines)

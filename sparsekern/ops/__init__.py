@@ -5,5 +5,15 @@ from sparsekern.ops.define import OPS
 from sparsekern.ops.grouped_conv2d import grouped_conv2d
 from sparsekern.ops.grouped_mm import grouped_mm
 from sparsekern.ops.sparse_linear import plan_sparse_linear, sparse_linear
+from sparsekern.ops.sparse_linear_packed import pack_sparse_linear, sparse_linear_packed
 
-__all__ = ["OPS", "backends", "grouped_conv2d", "grouped_mm", "plan_sparse_linear", "sparse_linear"]
+__all__ = [
+    "OPS",
+    "backends",
+    "grouped_conv2d",
+    "grouped_mm",
+    "pack_sparse_linear",
+    "plan_sparse_linear",
+    "sparse_linear",
+    "sparse_linear_packed",
+]

@@ -159,3 +159,40 @@ def test_says_what_it_is():
     )
     text = layer.explain(rows=64)
     assert "64 rows" in text and "served by" in text
+
+
+@pytest.mark.parametrize("block_size", [1, 4, (4, 1)])
+def test_packed_layer_is_frozen_and_says_so(block_size):
+    layer = SparseLinear(24, 12, density=0.5, block_size=block_size).eval()
+    x = torch.randn(5, 24)
+    want = layer(x)
+    assert layer.pack() is layer and repr(layer).endswith(", packed)")
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), want)
+        layer.weight.mul_(2)
+        torch.testing.assert_close(layer(x), want)  # frozen: the weight at the time of packing
+    assert "bytes beside the weight" in layer.explain()
+    with pytest.raises(ValueError, match=r"SparseLinear: layer must be unpacked to be trained \(call unpack\(\)\)"):
+        layer(x.clone().requires_grad_())
+    with pytest.raises(ValueError, match="must be unpacked to be trained"):
+        layer.train()(x)
+    layer.unpack()
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+    assert layer._packed is None and "packed" not in repr(layer)
+
+
+def test_packed_layer_compiles_exports_moves_and_loads():
+    layer = SparseLinear(24, 12, density=0.5).eval().requires_grad_(False)
+    other = SparseLinear(24, 12, density=0.5).eval()
+    x = torch.randn(5, 24)
+    layer.pack()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x), layer(x))
+    program = torch.export.export(layer, (x,))
+    assert any("sparse_linear_packed" in str(node.target) for node in program.graph.nodes)
+    assert torch.equal(program.module()(x), layer(x))
+    half = layer.to(torch.bfloat16)
+    assert half(x.bfloat16()).dtype == torch.bfloat16
+    layer.float().load_state_dict(other.state_dict())  # a new topology is packed anew
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), other(x))

@@ -1,0 +1,29 @@
+// The pieces of sparse_linear.cpp that a packed weight drives too.
+#pragma once
+#include "core/sparse_linear_plan.h"
+
+namespace sk {
+
+constexpr int64_t kFewRows = 2;  // gather up to here: a vector of columns would be mostly padding
+
+// One block product: output block b sums entries [ptr[b], ptr[b+1]).
+struct Blocks {
+  const int32_t *ptr, *entries;                        // entries [kept][2]: input block, position of the weight block
+  int64_t count, rows, depth, row_step, k_step, area;  // rows, depth: of one block of this product
+  BlockWork work(int64_t block, const float* weight, const float* x, int64_t x_stride, float* y, int64_t y_stride) const {
+    return {entries + 2 * ptr[block], ptr[block + 1] - ptr[block], rows, depth, row_step, k_step, area, weight, x, x_stride, y, y_stride};
+  }
+};
+
+// Rows [N][features] as they lie, or copied into `scratch` when x is feature-major.
+const float* natural_rows(const float* x, Strides& stride, int64_t rows, int64_t features, const Scratch& scratch);
+
+void feature_major_product(int64_t N, const Connections& c, Panels panels, const float* in, Strides in_s, int64_t in_features, const float* weight,
+                           const float* bias, float* out, Strides out_s, int64_t out_features, const Pool& pool);
+void block_tile_product(int64_t N, const Blocks& b, const float* in, Strides in_s, int64_t in_features, const float* weight, const float* bias,
+                        float* out, Strides out_s, const Pool& pool);
+// Few rows of x; `panel`: the weight has its outputs contiguous and blocks of one input.
+void block_rows_product(int64_t N, const Blocks& b, bool panel, const float* in, Strides in_s, int64_t in_features, const float* weight,
+                        const float* bias, float* out, Strides out_s, const Pool& pool);
+
+}  // namespace sk

@@ -1,0 +1,156 @@
+// Packs: weights in the order in which a kernel reads them. Condensed: rows interleaved 16 at a time for few rows of x, and, for
+// many, the connections in the order of the plan's segments, so that weights and indices are two streams. Blocks: outputs
+// contiguous for few rows (one broadcast of x serves a vector of outputs), natural order for many.
+#include <algorithm>
+#include <cstring>
+
+#include "core/sparse_linear_drive.h"
+
+namespace sk {
+namespace {
+
+using Plan = SparseLinearPlan;
+
+struct Pack {
+  enum : int { kMagic, kVersion, kOB, kF, kBO, kBI, kIB, kLength, kWide, kRowsWeight, kRowsSource, kPanels, kSource, kWeight, kPtr, kEntries, kPtrRows, kEntriesRows, kHeader = 32 };
+  static constexpr int32_t kMagicValue = 0x534b5031, kVersionValue = 1;
+  const int32_t* data;
+  const int32_t* at(int section) const { return data + data[section]; }
+  const float* floats(int section) const { return reinterpret_cast<const float*>(at(section)); }
+};
+
+class Writer {
+ public:
+  explicit Writer(std::vector<int32_t>& pack) : pack_(pack) {}
+  // `words` zeroed int32 for a section, 64-byte aligned, with room for a vector load that looks past its end
+  int32_t* section(int which, int64_t words) {
+    while (pack_.size() % 16) pack_.push_back(0);
+    pack_[which] = int32_t(pack_.size());
+    pack_.resize(pack_.size() + words + 16);
+    return pack_.data() + pack_[which];
+  }
+  void sources(int which, const std::vector<int32_t>& source, bool wide) {
+    int32_t* out = section(which, wide ? source.size() : (source.size() + 1) / 2);
+    if (wide)
+      std::copy(source.begin(), source.end(), out);
+    else
+      std::copy(source.begin(), source.end(), reinterpret_cast<uint16_t*>(out));
+  }
+  void weights(int which, const std::vector<float>& weight) { std::memcpy(section(which, weight.size()), weight.data(), weight.size() * 4); }
+  void table(int which, const int32_t* table, int64_t words) { std::copy(table, table + words, section(which, words)); }
+
+ private:
+  std::vector<int32_t>& pack_;
+};
+
+void pack_condensed(const SparseLinearShape& s, const Plan& plan, const float* weight, bool wide, Writer& out) {
+  constexpr int64_t L = Interleaved::kLanes;
+  const int64_t groups = (s.OB + L - 1) / L;
+  std::vector<int32_t> source(groups * s.F * L);
+  std::vector<float> values(source.size());
+  for (int64_t row = 0; row < s.OB; ++row)
+    for (int64_t f = 0; f < s.F; ++f) {
+      const int64_t to = (row / L * s.F + f) * L + row % L;
+      source[to] = plan.index(row * s.F + f);
+      values[to] = weight[row * s.F + f];
+    }
+  out.weights(Pack::kRowsWeight, values);
+  out.sources(Pack::kRowsSource, source, wide);
+
+  // the plan's segments, with connections renumbered in the order in which they are visited
+  const int32_t* from = plan.at(Plan::kPanels);
+  const int64_t next_section = plan.data[Plan::kPanelsT], words = next_section - plan.data[Plan::kPanels];
+  std::vector<int32_t> table(from, from + words);
+  source.clear(), values.clear();
+  const Panels panels{from};
+  for (int64_t p = 0; p < panels.count(); ++p) {
+    int32_t* at = table.data() + from[3 + p];
+    for (int64_t block = 0; block < panels.blocks(); ++block)
+      for (int32_t runs = *at++; runs > 0; --runs) {
+        const int32_t length = at[0], rows = at[1];
+        at += 2;
+        for (int32_t r = 0; r < rows; ++r, at += 2) {
+          const int32_t first = at[1];
+          at[1] = int32_t(source.size());
+          for (int32_t k = first; k < first + length; ++k) {
+            source.push_back(plan.index(k));
+            values.push_back(weight[k]);
+          }
+        }
+      }
+  }
+  out.table(Pack::kPanels, table.data(), words);
+  out.sources(Pack::kSource, source, wide);
+  out.weights(Pack::kWeight, values);
+}
+
+void pack_blocks(const SparseLinearShape& s, const Plan& plan, const float* weight, Writer& out) {
+  const int64_t kept = s.OB * s.F, area = s.BO * s.BI;
+  out.weights(Pack::kWeight, std::vector<float>(weight, weight + kept * area));
+  out.table(Pack::kPtr, plan.at(Plan::kPtr), s.OB + 1);
+  out.table(Pack::kEntries, plan.at(Plan::kEntries), 2 * kept);
+  // one entry per kept block and input: outputs contiguous
+  std::vector<float> values(kept * area);
+  std::vector<int32_t> entries, ptr;
+  for (int64_t row = 0; row <= s.OB; ++row) ptr.push_back(int32_t(row * s.F * s.BI));
+  for (int64_t e = 0; e < kept; ++e)
+    for (int64_t i = 0; i < s.BI; ++i) {
+      entries.insert(entries.end(), {int32_t(plan.index(e) * s.BI + i), int32_t(e * s.BI + i)});
+      for (int64_t o = 0; o < s.BO; ++o) values[(e * s.BI + i) * s.BO + o] = weight[(e * s.BO + o) * s.BI + i];
+    }
+  out.weights(Pack::kRowsWeight, values);
+  out.table(Pack::kPtrRows, ptr.data(), int64_t(ptr.size()));
+  out.table(Pack::kEntriesRows, entries.data(), int64_t(entries.size()));
+}
+
+}  // namespace
+
+void sparse_linear_pack(const SparseLinearShape& s, const int32_t* plan_data, const float* weight, std::vector<int32_t>& pack) {
+  const Plan plan(plan_data);
+  pack.assign(Pack::kHeader, 0);
+  pack[Pack::kMagic] = Pack::kMagicValue;
+  pack[Pack::kVersion] = Pack::kVersionValue;
+  std::copy(plan_data + Plan::kOB, plan_data + Plan::kIB + 1, pack.begin() + Pack::kOB);
+  pack[Pack::kWide] = plan_data[Plan::kWide];
+  Writer out(pack);
+  if (s.BO * s.BI == 1)
+    pack_condensed(s, plan, weight, plan_data[Plan::kWide], out);
+  else
+    pack_blocks(s, plan, weight, out);
+  pack[Pack::kLength] = int32_t(pack.size());
+}
+
+SparseLinearShape sparse_linear_pack_shape(const int32_t* pack, int64_t length) {
+  if (length < Pack::kHeader || pack[Pack::kMagic] != Pack::kMagicValue || pack[Pack::kVersion] != Pack::kVersionValue || pack[Pack::kLength] != length)
+    return {0, 0, 0, 0, 0, 0};
+  return {0, pack[Pack::kOB], pack[Pack::kF], pack[Pack::kBO], pack[Pack::kBI], pack[Pack::kIB]};
+}
+
+void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* pack_data, const float* x, Strides x_s, const float* bias, float* y,
+                              Strides y_s, const Pool& pool) {
+  if (s.N == 0 || s.out() == 0) return;
+  const Pack pack{pack_data};
+  const bool wide = pack_data[Pack::kWide] != 0, few = s.N <= kFewRows;
+  if (s.BO * s.BI > 1) {
+    const int64_t area = s.BO * s.BI;
+    if (few && y_s.col == 1)
+      block_rows_product(s.N, {pack.at(Pack::kPtrRows), pack.at(Pack::kEntriesRows), s.OB, s.BO, 1, 1, 1, s.BO}, true, x, x_s, s.in(),
+                         pack.floats(Pack::kRowsWeight), bias, y, y_s, pool);
+    else
+      block_tile_product(s.N, {pack.at(Pack::kPtr), pack.at(Pack::kEntries), s.OB, s.BO, s.BI, s.BI, 1, area}, x, x_s, s.in(),
+                         pack.floats(Pack::kWeight), bias, y, y_s, pool);
+    return;
+  }
+  if (!few) {
+    const Connections c{nullptr, pack.at(Pack::kSource), wide};
+    return feature_major_product(s.N, c, {pack.at(Pack::kPanels)}, x, x_s, s.in(), pack.floats(Pack::kWeight), bias, y, y_s, s.out(), pool);
+  }
+  Scratch scratch(size_t(s.N * s.in()) * sizeof(float));
+  const float* rows = natural_rows(x, x_s, s.N, s.in(), scratch);
+  const Interleaved c{pack.floats(Pack::kRowsWeight), pack.at(Pack::kRowsSource), wide, s.OB, s.F};
+  parallel(pool, (s.OB + Interleaved::kLanes - 1) / Interleaved::kLanes, std::max<int64_t>(1, 2048 / s.F), [&](int64_t begin, int64_t end) {
+    for (int64_t n = 0; n < s.N; ++n) SK_PICK_KERNELS(sparse_linear).interleaved(c, rows + n * x_s.row, bias, y + n * y_s.row, y_s.col, begin, end);
+  });
+}
+
+}  // namespace sk

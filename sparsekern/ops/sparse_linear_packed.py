@@ -1,0 +1,144 @@
+"""sparse_linear_packed: sparse_linear on a weight that was packed, on request, into the kernels' own order.
+
+    x [..., IB*BI]   packed [*] int32 (weights, by their bits, and index)   bias [OB*BO] or None   out [..., OB*BO]
+
+Inference only. The pack is a real tensor, seen by compile and export; nothing writes it after :func:`pack_sparse_linear`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from sparsekern.ops import define as d
+from sparsekern.ops.sparse_linear import _laid_out_like, _rows, _rows_like, check_index, dense_weight
+
+NAME = "sparse_linear_packed"
+
+# words of the header (core/sparse_linear_pack.cpp)
+_MAGIC, _SIZES, _LENGTH, _WIDE, _ROWS_WEIGHT, _ROWS_SOURCE, _WEIGHT, _ENTRIES = 0, slice(2, 7), 7, 8, 9, 10, 13, 15
+_MAGIC_VALUE, _LANES = 0x534B5031, 16
+
+
+def check(x: Any, packed: Any, bias: Any, out_features: int, kept: int) -> None:
+    """Everything that can be wrong with the arguments; the header of ``packed`` where it can be read."""
+    d.check_tensor(NAME, "x", x)
+    d.must(x.dtype in (torch.float32, torch.float16, torch.bfloat16), NAME, "x", "float32, float16 or bfloat16", x.dtype)
+    d.must(x.dim() >= 1, NAME, "x", "[..., in_features]", list(x.shape))
+    d.check_int32(NAME, "packed", packed, x, 1)
+    if bias is not None:
+        d.check_like(NAME, "bias", bias, x)
+        d.must(tuple(bias.shape) == (out_features,), NAME, "bias", f"[{out_features}]", list(bias.shape))
+    if d.readable(packed):
+        d.must(_is_pack(packed), NAME, "packed", "made by pack_sparse_linear", f"{packed.numel()} other numbers")
+        ob, fan_in, bo, bi, ib = packed[_SIZES].tolist()
+        d.must(ob * bo == out_features and ob * fan_in * bo * bi == kept, NAME, "packed", f"of {out_features} outputs and {kept} weights",
+               f"{ob * bo} and {ob * fan_in * bo * bi}")  # fmt: skip
+        d.must(x.shape[-1] == ib * bi, NAME, "x", f"[..., {ib * bi}]", list(x.shape))
+
+
+def _is_pack(packed: Tensor) -> bool:
+    return packed.numel() > 32 and int(packed[_MAGIC]) == _MAGIC_VALUE and int(packed[_LENGTH]) == packed.numel()
+
+
+def unpack_sparse_linear(packed: Tensor) -> tuple[Tensor, Tensor]:
+    """``(weight [OB, F] or [OB, F, BO, BI] float32, index [OB, F] int32)`` of a pack."""
+    ob, fan_in, bo, bi, _ = packed[_SIZES].tolist()
+
+    def section(word: int, count: int) -> Tensor:
+        return packed[int(packed[word]) :][:count]
+
+    if bo * bi > 1:
+        weight = section(_WEIGHT, ob * fan_in * bo * bi).view(torch.float32)
+        return weight.reshape(ob, fan_in, bo, bi), section(_ENTRIES, 2 * ob * fan_in).reshape(-1, 2)[:, 0].reshape(ob, fan_in)
+    groups = -(-ob // _LANES)
+    count = groups * fan_in * _LANES
+
+    def rows(interleaved: Tensor) -> Tensor:
+        return interleaved.reshape(groups, fan_in, _LANES).transpose(1, 2).reshape(-1, fan_in)[:ob]
+
+    source = section(_ROWS_SOURCE, count) if int(packed[_WIDE]) else section(_ROWS_SOURCE, -(-count // 2)).view(torch.uint16)[:count].int()
+    return rows(section(_ROWS_WEIGHT, count).view(torch.float32)), rows(source)
+
+
+def reference(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int, kept: int) -> Tensor:
+    check(x, packed, bias, out_features, kept)
+    weight, index = unpack_sparse_linear(packed)
+    out = torch.nn.functional.linear(x.float(), dense_weight(weight, index, x.shape[-1]), None if bias is None else bias.float())
+    return _laid_out_like(x, out.to(x.dtype))
+
+
+def fake(x, packed, bias, out_features, kept):
+    check(x, packed, bias, out_features, kept)
+    return _rows_like(x, out_features)
+
+
+def flops(x, packed, bias, out_features, kept, *args, out_shape=None, **kwargs) -> int:
+    return 2 * _rows(x) * kept
+
+
+d.LIBRARY.define(
+    f"{NAME}(Tensor x, Tensor packed, Tensor? bias, int out_features, int kept) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
+d.LIBRARY.define("pack_sparse_linear(Tensor weight, Tensor index, int in_features) -> Tensor")
+d.LIBRARY.impl(NAME, reference, "CompositeExplicitAutograd")
+torch.library.register_fake(f"sparsekern::{NAME}", fake, lib=d.LIBRARY)
+register_flop_formula(torch.ops.sparsekern.sparse_linear_packed)(flops)
+
+
+def pack_sparse_linear(weight: Tensor, index: Tensor, in_features: int) -> Tensor:
+    """Put a weight and its index into the kernels' own order, once.
+
+    Args:
+        weight: ``[OB, F]`` or ``[OB, F, BO, BI]``, float32, float16 or bfloat16 (kept as float32).
+        index: ``[OB, F]`` int32, strictly increasing in each row.
+        in_features: features of the x to come, ``IB*BI``.
+
+    Returns:
+        ``[*]`` int32 on the CPU: about 12 bytes per condensed weight, 8 per weight in blocks.
+
+    Raises:
+        ValueError: ``sparse_linear_packed: weight must be float32, float16 or bfloat16 on a CPU with compiled kernels; got ...``
+    """
+    good = weight.dtype in (torch.float32, torch.float16, torch.bfloat16) and d.backends.has_kernels(weight.device)
+    rule = "float32, float16 or bfloat16 on a CPU with compiled kernels"
+    d.must(good, NAME, "weight", rule, f"{weight.dtype} on {weight.device.type}")
+    try:
+        return torch.ops.sparsekern.pack_sparse_linear(weight.detach(), index, in_features)
+    except RuntimeError:
+        check_index(index, in_features // (weight.shape[3] if weight.dim() == 4 else 1))
+        raise
+
+
+def sparse_linear_packed(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int, kept: int) -> Tensor:
+    """:func:`~sparsekern.ops.sparse_linear` on a packed weight, for inference.
+
+    Args:
+        x: ``[..., in_features]`` float32, float16 or bfloat16; layout rule as for ``sparse_linear``.
+        packed: from :func:`pack_sparse_linear`.
+        bias: ``[out_features]`` or None, dtype of ``x``.
+        out_features: outputs of the weight.
+        kept: number of its stored weights.
+
+    Returns:
+        ``[..., out_features]``, dtype of ``x``; accumulated in float32.
+
+    Raises:
+        ValueError: ``sparse_linear_packed: x must be [..., 4]; got [2, 5]``
+
+    Example:
+        >>> index = torch.tensor([[0, 2], [1, 3]], dtype=torch.int32)
+        >>> packed = pack_sparse_linear(torch.tensor([[1.0, 10.0], [100.0, 1000.0]]), index, 4)
+        >>> sparse_linear_packed(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), packed, None, 2, 4)
+        tensor([[  31., 4200.]])
+    """
+    try:
+        if d.backends.forced_reference and not torch.compiler.is_compiling():
+            return reference(x, packed, bias, out_features, kept)
+        return torch.ops.sparsekern.sparse_linear_packed(x, packed, bias, out_features, kept)
+    except (RuntimeError, TypeError, AttributeError, IndexError):
+        check(x, packed, bias, out_features, kept)
+        raise
