@@ -35,6 +35,7 @@ check-machine:
 	@command -v $(PYTHON) >/dev/null || { echo "missing: $(PYTHON) (Python 3.10 or newer)"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "missing: Python 3.10 or newer; $(PYTHON) is `$(PYTHON) -V`"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "missing: the venv module (Debian: apt install python3-venv)"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || echo "note: Python.h not found; built without _native, no instruction-set control (Debian: apt install python3-dev)"
 	@command -v $(CXX) >/dev/null || echo "note: $(CXX) not found; the ops will be served by their references (Debian: apt install g++)"
 	@! command -v $(CXX) >/dev/null || [ "`$(CXX) -dumpversion | cut -d. -f1`" -ge 11 ] || echo "note: g++ 11 or newer is needed; this is `$(CXX) -dumpversion`"
 

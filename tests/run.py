@@ -17,19 +17,17 @@ PYTEST = [sys.executable, "-m", "pytest", "-q", "--no-header", "-n", os.environ.
 ENVIRONMENT = {**os.environ, "MALLOC_PERTURB_": "128"}
 
 
-def cpp() -> list[list[str]]:
+def cpp(sanitize: str = "") -> list[list[str]]:
     """The torch-free core, once per instruction set."""
-    build = ROOT / "build" / "cpp"
+    build = ROOT / "build" / ("cpp-" + sanitize.replace(",", "-") if sanitize else "cpp")
     tool = lambda name: str(Path(sys.executable).parent / name)  # noqa: E731
     if not shutil.which(os.environ.get("CXX", "g++")):
+        print("no C++ compiler: the C++ tests are skipped")
         return []
     configure = [tool("cmake"), "-S", str(ROOT), "-B", str(build), "-GNinja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
-    options = ["-DSPARSEKERN_TORCH=OFF", "-DSPARSEKERN_PYTHON=OFF", "-DSPARSEKERN_TESTS=ON"]
-    return [
-        configure + options,
-        [tool("cmake"), "--build", str(build)],
-        [tool("ctest"), "--test-dir", str(build), "-j2", "--output-on-failure"],
-    ]
+    options = ["-DSPARSEKERN_TORCH=OFF", "-DSPARSEKERN_PYTHON=OFF", "-DSPARSEKERN_TESTS=ON", f"-DSPARSEKERN_SANITIZE={sanitize}"]
+    run = [tool("ctest"), "--test-dir", str(build), "-j2", "--output-on-failure"]
+    return [configure + options, [tool("cmake"), "--build", str(build)], run]
 
 
 SUITES = {
@@ -42,20 +40,28 @@ SUITES = {
 }
 
 
+#: Only with --full, and before everything else the same suites with their slow tests.
+FULL = {
+    "sanitize": lambda: cpp("address,undefined"),
+    "package": lambda: [[*PYTEST[:-2], "tests/test_packaging.py"]],
+}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suites", nargs="*", metavar="suite", help=f"of {', '.join(SUITES)}; default: all")
+    parser.add_argument("suites", nargs="*", metavar="suite", help=f"of {', '.join({**SUITES, **FULL})}; default: all")
     parser.add_argument("--full", action="store_true", help="also what takes minutes")
     options = parser.parse_args()
-    unknown = set(options.suites) - set(SUITES)
+    suites = {**SUITES, **(FULL if options.full or options.suites else {})}
+    unknown = set(options.suites) - set(suites)
     if unknown:
-        parser.error(f"unknown suite {sorted(unknown)[0]!r}; choose from {', '.join(SUITES)}")
+        parser.error(f"unknown suite {sorted(unknown)[0]!r}; choose from {', '.join(suites)}")
     failed, lines = [], []
-    for name in options.suites or SUITES:
+    for name in options.suites or suites:
         started = time.monotonic()
-        for command in SUITES[name]():
+        for command in suites[name]():
             if "pytest" in command:
-                command = command + ([] if options.full else ["-m", "not slow"])
+                command = command + ([] if options.full or name in FULL else ["-m", "not slow"])
             print(f"--- {name}: {' '.join(Path(c).name if c.startswith('/') else c for c in command)}", flush=True)
             if subprocess.run(command, cwd=ROOT, env=ENVIRONMENT).returncode:
                 failed.append(name)
