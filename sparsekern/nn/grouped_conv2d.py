@@ -130,12 +130,16 @@ class GroupedConv2d(nn.Conv2d):
         rows = weight.unflatten(0, (-1, finer, self.out_channels // self.groups)).unflatten(3, (finer, -1))  # [G', f, K/G, f, C/G, ..]
         return rows.diagonal(dim1=1, dim2=3).movedim(-1, 1).flatten(0, 2)
 
+    def _has_fewer_groups(self, shape: tuple[int, ...]) -> bool:
+        """Whether this is the weight's shape of the same convolution with fewer groups that ours divide."""
+        filters, channels, *kernel = self.weight.shape
+        same = len(shape) == 4 and (shape[0], *shape[2:]) == (filters, *kernel)
+        return same and shape[1] > channels and shape[1] % channels == 0 and self.in_channels % shape[1] == 0
+
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         weight = state_dict.get(prefix + "weight")
-        shape, own = () if weight is None else tuple(weight.shape), tuple(self.weight.shape)
-        if len(shape) == 4 and shape != own and (shape[0], *shape[2:]) == (own[0], *own[2:]):
-            if shape[1] > own[1] and shape[1] % own[1] == 0 and self.in_channels % shape[1] == 0:  # a checkpoint of fewer groups
-                state_dict = {**state_dict, prefix + "weight": self._inside_groups(weight)}
+        if weight is not None and self._has_fewer_groups(tuple(weight.shape)):
+            state_dict = {**state_dict, prefix + "weight": self._inside_groups(weight)}
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     # ---- what it is, and what runs

@@ -56,16 +56,14 @@ def serves(op: str, device: str | torch.device = "cpu") -> str:
     """
     from sparsekern.ops import OPS
 
-    if op not in OPS:
+    kernel = f"_{op}" if op in OPS else op  # ops without autograd are registered once, under their own name
+    if not hasattr(torch.ops.sparsekern, kernel):
         raise ValueError(f"serves: op must be one of {sorted(OPS)}; got {op!r}")
     if forced_reference:
         return "reference"
-    if OPS[op].cpu_provider and torch.device(device).type == "cpu":
+    if op in OPS and OPS[op].cpu_provider and torch.device(device).type == "cpu":
         return OPS[op].cpu_provider
-    if not has_kernels(device):
-        return "reference"
-    key = f"sparsekern::_{op}"
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(key, "CPU"):
+    if not has_kernels(device) or not torch._C._dispatch_has_kernel_for_dispatch_key(f"sparsekern::{kernel}", "CPU"):
         return "reference"
     return f"cpu/{native.isa() if native else 'default'}"
 

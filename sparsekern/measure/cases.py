@@ -1,0 +1,268 @@
+"""The named cases: shapes, densities and batches that the benchmarks time.
+
+A case is data only; :mod:`sparsekern.measure.providers` builds inputs and callables from it. Its ``id`` is stable: it
+is the key by which rows of two runs are compared. FLOPs count multiply and add separately (2 per multiply-add).
+
+    linear    layer shapes of transformer and small multilayer nets at 50 to 1 % density, random and block fan-in
+    conv      filter groups (Deep Roots layers) and stochastic masks (StochasticNet granularities)
+    gemm      many small matrix products in one call
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+LINEAR_SHAPES = ((3072, 768), (768, 3072), (4096, 512), (784, 224), (64, 1024), (1024, 64))  # (in, out)
+LINEAR_DENSITIES = (0.5, 0.25, 0.1, 0.05, 0.01)
+LINEAR_BATCHES = (1, 8, 64, 256)
+CONV_DENSITIES = (0.5, 0.25, 0.125, 0.067)
+CONV_BATCHES = (1, 32)
+GRANULARITIES = (("spatial", 1), ("synapse", 1), ("synapse", 4))  # (granularity, share)
+
+# name: (channels in, channels out, map, kernel, padding, groups to time), from the nets of the papers
+CONV_LAYERS = {
+    "nin_conv1": (3, 192, 32, 5, 2, ()),
+    "nin_conv2a": (96, 192, 16, 5, 2, (1, 2, 4, 8, 16)),
+    "nin_conv3a": (192, 192, 8, 3, 1, (1, 2, 4, 8)),
+    "rn_64_56": (64, 64, 56, 3, 1, (1, 4, 8, 16, 32, 64)),
+    "rn_128_28": (128, 128, 28, 3, 1, (1, 2, 4, 8, 16, 32)),
+    "rn_256_14": (256, 256, 14, 3, 1, (1, 2, 4, 8, 16)),
+    "rn_512_7": (512, 512, 7, 3, 1, (1, 2, 4, 8)),
+    "gl_conv2": (64, 192, 56, 3, 1, (1, 4, 8, 16)),
+    "gl_3a_3x3": (96, 128, 28, 3, 1, (1, 2, 4, 8)),
+    "gl_3a_5x5": (16, 32, 28, 5, 2, (1, 2, 4, 8)),
+}
+STOCHASTIC_LAYERS = ("nin_conv2a", "nin_conv3a", "nin_conv1", "rn_64_56", "rn_128_28", "rn_256_14")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What every case has; see the subclasses for sizes."""
+
+    name: str
+    batch: int
+    dtype: str = field(default="float32", kw_only=True)
+    layout: str = field(default="", kw_only=True)
+    quick: bool = field(default=False, kw_only=True, compare=False)
+
+    def with_(self, **changes) -> Case:
+        """The same case with other values: ``case.with_(batch=8)``."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class LinearCase(Case):
+    """x ``[batch, in]`` times a sparse weight ``[out, in]``; layout "rows" or "features" (x of strides (1, batch))."""
+
+    in_features: int = 0
+    out_features: int = 0
+    density: float = 1.0
+    block_size: int = 1
+    topology: str = "random"
+
+    op = "sparse_linear"
+
+    @property
+    def id(self) -> str:
+        block = f"/block{self.block_size}" if self.block_size > 1 else ""
+        topology = f"/{self.topology}" if self.topology != "random" else ""
+        head = f"{self.op}/{self.name}/{self.density:.3g}{block}{topology}"
+        return f"{head}/n{self.batch}/{self.dtype}/{self.layout or 'rows'}"
+
+    @property
+    def fan_in(self) -> int:
+        """Kept inputs per output, in elements; whole blocks."""
+        blocks = max(1, round(self.density * self.in_features / self.block_size))
+        return blocks * self.block_size
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.batch * self.out_features * self.fan_in
+
+    @property
+    def dense_flops(self) -> int:
+        return 2 * self.batch * self.out_features * self.in_features
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"in_features": self.in_features, "out_features": self.out_features, "block_size": self.block_size}
+
+
+@dataclass(frozen=True)
+class ConvCase(Case):
+    """x ``[N, C, H, W]`` and filters ``[K, C/G, k, k]``; stochastic when ``granularity`` is set, else grouped."""
+
+    channels: int = 0
+    out_channels: int = 0
+    size: int = 0
+    kernel: int = 1
+    padding: int = 0
+    stride: int = 1
+    groups: int = 1
+    density: float = 1.0
+    granularity: str = ""
+    share: int = 1
+
+    @property
+    def op(self) -> str:
+        return "sparse_conv2d" if self.granularity else "grouped_conv2d"
+
+    @property
+    def id(self) -> str:
+        what = f"g{self.groups}"
+        if self.granularity:
+            what = f"{self.granularity}{self.share if self.share > 1 else ''}/{self.density:.3g}"
+        return f"{self.op}/{self.name}/{what}/n{self.batch}/{self.dtype}/{self.layout or 'nchw'}"
+
+    @property
+    def out_size(self) -> int:
+        return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
+
+    @property
+    def dense_flops(self) -> int:
+        filters = self.out_channels * self.channels * self.kernel**2
+        return 2 * self.batch * filters * self.out_size**2
+
+    @property
+    def flops(self) -> int:
+        """By the arguments; a stochastic layer draws an exact count of positions, so rows report the layer's own."""
+        return round(self.dense_flops * self.density / self.groups)
+
+    @property
+    def sizes(self) -> dict[str, int | str]:
+        names = ("channels", "out_channels", "size", "kernel", "padding", "stride", "groups", "granularity", "share")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class GemmCase(Case):
+    """``batch`` is the number of products, each ``[m, k] x [k, n]``."""
+
+    m: int = 0
+    k: int = 0
+    n: int = 0
+
+    op = "grouped_mm"
+    density = 1.0
+
+    @property
+    def id(self) -> str:
+        return f"{self.op}/{self.name}/{self.m}x{self.k}x{self.n}/p{self.batch}/{self.dtype}"
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.batch * self.m * self.k * self.n
+
+    dense_flops = flops
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"m": self.m, "k": self.k, "n": self.n}
+
+
+def linear_cases() -> list[LinearCase]:
+    """Random fan-in for every shape, density and batch; blocks of 16 and 32 for the two feed-forward shapes."""
+    cases = []
+    for shape in LINEAR_SHAPES:
+        blocks = (1, 16, 32) if shape in LINEAR_SHAPES[:2] else (1,)
+        for block_size in blocks:
+            for density in LINEAR_DENSITIES:
+                if round(density * shape[0] / block_size) < 1:
+                    continue
+                for batch in LINEAR_BATCHES:
+                    quick = shape == (3072, 768) and density in (0.25, 0.1) and batch in (1, 64) and block_size < 32
+                    name = f"{shape[0]}-{shape[1]}"
+                    cases.append(
+                        LinearCase(
+                            name,
+                            batch,
+                            in_features=shape[0],
+                            out_features=shape[1],
+                            density=density,
+                            block_size=block_size,
+                            quick=quick,
+                        )
+                    )
+    return cases
+
+
+def conv_cases() -> list[ConvCase]:
+    """Filter groups and stochastic masks, in both layouts."""
+    cases = []
+    for name, (channels, out_channels, size, kernel, padding, all_groups) in CONV_LAYERS.items():
+        shape = dict(channels=channels, out_channels=out_channels, size=size, kernel=kernel, padding=padding)
+        for batch in CONV_BATCHES:
+            for layout in ("nchw", "channels_last"):
+                for groups in all_groups:
+                    quick = batch == 1 and (name, groups) in (("nin_conv2a", 8), ("rn_128_28", 8), ("rn_256_14", 4))
+                    cases.append(ConvCase(name, batch, groups=groups, layout=layout, quick=quick, **shape))
+            if name not in STOCHASTIC_LAYERS:
+                continue
+            for granularity, share in GRANULARITIES:
+                for density in CONV_DENSITIES:
+                    quick = batch == 1 and granularity == "spatial" and density in (0.25, 0.067) and name in ("nin_conv2a", "rn_128_28")
+                    cases.append(
+                        ConvCase(
+                            name,
+                            batch,
+                            density=density,
+                            granularity=granularity,
+                            share=share,
+                            layout="nchw",
+                            quick=quick,
+                            **shape,
+                        )
+                    )
+    return cases
+
+
+def gemm_cases() -> list[GemmCase]:
+    """Group counts and sizes of the 1x1 layers that follow filter groups, and of small expert layers."""
+    sizes = {"root_1x1": (784, 16, 32), "small": (32, 32, 32), "expert": (64, 256, 256)}
+    return [
+        GemmCase(name, batch, m=m, k=k, n=n, quick=name == "small" and batch == 64)
+        for name, (m, k, n) in sizes.items()
+        for batch in (8, 64)
+    ]
+
+
+BUILDERS = {"linear": linear_cases, "conv": conv_cases, "gemm": gemm_cases}
+
+
+def select(
+    kind: str,
+    *,
+    match: str = "",
+    batches: tuple[int, ...] = (),
+    densities: tuple[float, ...] = (),
+    dtypes: tuple[str, ...] = (),
+    layouts: tuple[str, ...] = (),
+    quick: bool = False,
+) -> list[Case]:
+    """The cases of "linear", "conv" or "gemm" that fit.
+
+    Args:
+        match: words that the id must contain, separated by blanks or commas.
+        batches: these batches in place of the standard ones.
+        dtypes: these dtypes, "float32" if empty.
+        layouts: these layouts, as in the cases if empty.
+        quick: only the small subset that is asserted against floors.
+
+    Example:
+        >>> [case.id for case in select("linear", match="784-224 0.25", batches=(64,))]
+        ['sparse_linear/784-224/0.25/n64/float32/rows']
+    """
+    if kind not in BUILDERS:
+        raise ValueError(f"bench: kind must be one of {', '.join(BUILDERS)}; got {kind}")
+    chosen: dict[str, Case] = {}
+    for base in BUILDERS[kind]():
+        if (quick and not base.quick) or (densities and base.density not in densities):
+            continue
+        for batch in batches or (base.batch,):
+            for dtype in dtypes or ("float32",):
+                for layout in layouts or (base.layout,):
+                    case = base.with_(batch=batch, dtype=dtype, layout=layout)
+                    parts = case.id.split("/")
+                    if all(word in parts or word in case.id for word in match.replace(",", " ").split()):
+                        chosen.setdefault(case.id, case)
+    return list(chosen.values())

@@ -1,0 +1,46 @@
+"""What ours must reach, as ratios to rivals that were timed in the same rounds.
+
+Two kinds: the general promise (never slower than the strongest gated rival), and goals for the quick cases, which leave
+room below what an idle machine reaches, so that only a real loss of speed falls through.
+"""
+
+from __future__ import annotations
+
+from sparsekern.measure.rows import Row
+
+NEVER_SLOWER = 0.95  # of the strongest gated rival; the rest is noise and the choice between the two
+TRAINING_DENSITY = 0.25  # above it a training step may lose to dense, and layers say so
+
+# case id → rival → ours must be so many times faster (forward, hot)
+GOALS: dict[str, dict[str, float]] = {
+    "sparse_linear/3072-768/0.25/n1/float32/rows": {"dense": 2.2},
+    "sparse_linear/3072-768/0.25/n64/float32/rows": {"dense": 1.8},
+    "sparse_linear/3072-768/0.1/n1/float32/rows": {"dense": 5.0},
+    "sparse_linear/3072-768/0.1/n64/float32/rows": {"dense": 4.0},
+    "sparse_linear/3072-768/0.25/block16/n1/float32/rows": {"dense": 3.0},
+    "sparse_linear/3072-768/0.25/block16/n64/float32/rows": {"dense": 2.5},
+    "sparse_linear/3072-768/0.1/block16/n1/float32/rows": {"dense": 7.0},
+    "sparse_linear/3072-768/0.1/block16/n64/float32/rows": {"dense": 6.0},
+    "grouped_conv2d/nin_conv2a/g8/n1/float32/nchw": {"dense": 6.0, "grouped": 1.5},
+    "grouped_conv2d/nin_conv2a/g8/n1/float32/channels_last": {"dense": 6.0, "grouped": 1.2},
+    "grouped_conv2d/rn_128_28/g8/n1/float32/nchw": {"dense": 5.5, "grouped": 1.05},
+    "grouped_conv2d/rn_128_28/g8/n1/float32/channels_last": {"dense": 5.5, "grouped": 1.05},
+    "grouped_conv2d/rn_256_14/g4/n1/float32/nchw": {"dense": 3.2, "grouped": 1.0},
+    "grouped_conv2d/rn_256_14/g4/n1/float32/channels_last": {"dense": 3.5, "grouped": 1.1},
+    "sparse_conv2d/nin_conv2a/spatial/0.25/n1/float32/nchw": {"dense": 2.8},
+    "sparse_conv2d/nin_conv2a/spatial/0.067/n1/float32/nchw": {"dense": 8.0},
+    "sparse_conv2d/rn_128_28/spatial/0.25/n1/float32/nchw": {"dense": 2.8},
+    "sparse_conv2d/rn_128_28/spatial/0.067/n1/float32/nchw": {"dense": 8.0},
+}
+
+
+def floors_of(row: Row) -> dict[str, float]:
+    """Rival → floor for a row of ours; ``"best"`` is the floor against the strongest gated rival, whichever it is.
+
+    A training step is promised up to ``TRAINING_DENSITY``; above it the floor is 0.
+    """
+    promised = row.mode == "fwd" or row.density <= TRAINING_DENSITY * 1.01
+    floors = {"best": NEVER_SLOWER if promised else 0.0}
+    if row.provider == "ours" and row.mode == "fwd" and row.cache == "hot":
+        floors |= GOALS.get(row.case, {})
+    return floors

@@ -1,0 +1,148 @@
+"""What every builder of providers shares: the provider, the setup of a case, the gate before timing, the training step.
+
+A *provider* is a named way to compute a case. A *setup* holds all providers of one case on identical inputs, and the
+float64 result that each must reach before it is timed: a fast wrong kernel has no speed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# How much further from float64 than torch's dense op of the same dtype a provider may be. Sums of the same numbers in
+# another order differ by a few times; 16-bit results are summed in float32 and rounded once, so they differ less.
+ERROR_MULTIPLE = {torch.float64: 16, torch.float32: 16, torch.float16: 4, torch.bfloat16: 4}
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A named way to compute a case; ``call`` is None where it cannot run, and ``reason`` says why."""
+
+    name: str
+    call: Callable[[], Any] | None
+    outputs: Callable[[Any], dict[str, Tensor]] = lambda result: {"out": result}
+    reason: str = ""
+    ours: bool = False
+    packed: bool = False  # works on frozen weights, rearranged beforehand
+    layout: str = ""  # of the input it takes; rivals in another layout than the case's are printed, not gated
+    served_by: str = "torch"
+
+
+@dataclass
+class Setup:
+    """Everything needed to time one case: providers, the truth, and the sizes as drawn."""
+
+    case: Any
+    mode: str
+    reference: dict[str, Tensor]  # float64: "out", or "grad_x", "grad_weight" (dense, masked), "grad_bias"
+    baseline: str  # the provider whose error sets the bound
+    density: float
+    flops: int
+    dense_flops: int
+    bytes_moved: int
+    dtype: torch.dtype
+    layout: str
+    providers: list[Provider] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, build: Callable[[], Callable[[], Any]], **about: Any) -> None:
+        """Add a provider; if building it or its first call fails, it is kept as *not available* with the reason."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # beta notices of sparse layouts
+                call = build()
+                call()
+        except Exception as error:  # whatever stops a rival is its reason, shown in the table
+            if about.get("ours"):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+            self.providers.append(Provider(name, None, reason=reason, **about))
+        else:
+            self.providers.append(Provider(name, call, **about))
+
+    def missing(self, name: str, reason: str, **about: Any) -> None:
+        self.providers.append(Provider(name, None, reason=reason, **about))
+
+    @property
+    def available(self) -> dict[str, Provider]:
+        return {p.name: p for p in self.providers if p.call is not None}
+
+    def gated(self, ours: Provider) -> list[str]:
+        """The rivals that ``ours`` must not lose to: same layout, and prepacked ones only if ours is packed too."""
+        return [p.name for p in self.available.values() if not p.ours and p.layout == ours.layout and (ours.packed or not p.packed)]
+
+    def check(self) -> dict[str, float]:
+        """Run every provider once and compare it with float64.
+
+        Returns:
+            name → largest error over all outputs, relative to the largest magnitude of that output.
+
+        Raises:
+            ArithmeticError: ``<case>: <provider> must be within <bound> of float64 in <output>; got <error>``
+        """
+        results = {name: p.outputs(p.call()) for name, p in self.available.items()}
+        multiple = ERROR_MULTIPLE[self.dtype]
+        for name, outputs in results.items():
+            for output, truth in self.reference.items():
+                bound = multiple * max(relative_error(results[self.baseline][output], truth), torch.finfo(self.dtype).eps)
+                error = relative_error(outputs[output], truth)
+                if not error <= bound:
+                    raise ArithmeticError(f"{self.case.id}: {name} must be within {bound:.2g} of float64 in {output}; got {error:.2g}")
+                self.errors[name] = max(error, self.errors.get(name, 0.0))
+        return self.errors
+
+
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    """max |value - truth| / max |truth|, in float64; nan if shapes differ or a value is not a number."""
+    if value.shape != truth.shape:
+        return float("nan")
+    if truth.numel() == 0:
+        return 0.0
+    scale = truth.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return float((value.detach().double() - truth).abs().max() / scale)
+
+
+def gradients_of(forward: Callable[..., Tensor], leaves: list[Tensor], grad_out: Tensor) -> Callable[[], Any]:
+    """A training step without optimiser: forward and the gradients of all ``leaves``."""
+    return lambda: torch.autograd.grad(forward(*leaves), leaves, grad_out)
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """The same memory and strides as a fresh leaf that wants a gradient."""
+    return tensor.detach().requires_grad_()
+
+
+def to_csr(weight: Tensor) -> Tensor:
+    """``weight`` as a CSR tensor, without the notice that this layout is beta."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return weight.to_sparse_csr()
+
+
+def layer_of(name: str) -> type:
+    """``sparsekern.nn.<name>``, imported when first needed."""
+    import sparsekern.nn
+
+    return getattr(sparsekern.nn, name)
+
+
+def served_by(op: str, layer: torch.nn.Module, x: Tensor, mode: str) -> str:
+    """Who serves ``op`` on x's device, and, in the layer's own words, which kernels it chooses for this input."""
+    from sparsekern.ops import backends
+
+    words = [str(backends.serves(op, x.device.type))]
+    if hasattr(layer, "explain"):
+        if x.dim() == 4:  # a convolution explains itself for [N, C, H, W]
+            channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+            lines = layer.explain(tuple(x.shape), channels_last=channels_last).splitlines()
+        else:  # a linear layer for a number of rows
+            lines = layer.explain(x.size(0)).splitlines()
+        lines = [" ".join(line.split()) for line in lines[1:]]  # the first one says what the layer is
+        forward = [line for line in lines if line.startswith("forward")]
+        words += forward if mode == "fwd" and forward else lines
+    return "; ".join(words)

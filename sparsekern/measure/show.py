@@ -1,0 +1,142 @@
+"""Rows for people: a table per case, and a plot of the speedup of every case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsekern.measure.protocol import judge
+from sparsekern.measure.rows import Row
+
+BUSY = 1.15  # median wall time over CPU time of one thread, from which the core was not quiet
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def groups(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
+    """Rows by (case, mode, cache)."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.key[:3], []).append(row)
+    return found
+
+
+def table(rows: list[Row]) -> Table:
+    """A rich table of the rows of one case: every rival beside ours, and how many times faster ours is."""
+    from rich.table import Table
+
+    first = rows[0]
+    title = (
+        f"{first.case}   {first.mode}, {first.cache}, {first.threads} thread{'s' * (first.threads > 1)}, "
+        f"{first.clock} time, density {first.density:.3g}, {first.flops / 1e6:.3g} MFLOP"
+    )
+    out = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    out.add_column("provider")
+    for head in (
+        "p50 µs",
+        "p20..p80",
+        "cpu µs" if first.clock == "wall" else "wall µs",
+        "GF/s",
+        "effective",
+        "ours",
+        "error",
+    ):
+        out.add_column(head, justify="right", no_wrap=True)
+    out.add_column("served by")
+    ours = next((row for row in rows if row.provider == "ours" and row.p50_us), None)
+    for row in rows:
+        name = f"[bold]{row.provider}[/]" if row.ours else row.provider
+        if row.p50_us is None:
+            out.add_row(name, "-", "", "", "", "", "", "", f"not available: {_escape(row.reason)}", style="dim")
+            continue
+        out.add_row(
+            name,
+            f"{row.p50_us:.4g}",
+            f"{row.p20_us:.4g}..{row.p80_us:.4g}",
+            f"{row.cpu_us if row.clock == 'wall' else row.wall_us:.4g}",
+            f"{row.gflops:.3g}",
+            f"{row.effective_gflops:.3g}",
+            versus(ours, row),
+            f"{row.error:.0e}",
+            _escape(row.served_by),
+        )
+    return out
+
+
+def versus(ours: Row | None, rival: Row) -> str:
+    """How ours did against ``rival``: ``2.3x``, or ``no winner (1.02x)`` where the intervals overlap."""
+    if ours is None or rival.provider == ours.provider:
+        return ""
+    times = rival.p50_us / ours.p50_us
+    if rival.provider in ours.ratios:
+        times = ours.ratios[rival.provider][1]
+    said = judge((ours.p20_us, ours.p50_us, ours.p80_us), (rival.p20_us, rival.p50_us, rival.p80_us))
+    return f"{times:.2f}x" if said in ("faster", "slower") else f"no winner ({times:.2f}x)"
+
+
+def busy(rows: Iterable[Row]) -> str:
+    """A notice if threads waited for the processor, so that wall times say more about the neighbours; else empty."""
+    waited = [row.wall_us / row.cpu_us for row in rows if row.wall_us and row.cpu_us and row.clock == "wall"]
+    share = sorted(waited)[len(waited) // 2] if waited else 1.0
+    if share < BUSY:
+        return ""
+    return f"note: the core was shared (wall time {share:.2f}x CPU time); see --clock cpu, or measure on a quiet machine"
+
+
+def summary(rows: Iterable[Row]) -> list[str]:
+    """One line per row of ours: its ratio to the strongest rival that it must not lose to, by name."""
+    lines = []
+    for row in rows:
+        best = row.best_rival()
+        if best:
+            name, (low, middle, high) = best
+            lines.append(f"{row.case} {row.mode} {row.cache}: {row.provider} {middle:.2f}x {name} ({low:.2f}..{high:.2f})")
+    return lines
+
+
+def plot(rows: Iterable[Row], path: str | Path, title: str = "") -> None:
+    """Draw our ratio to the strongest gated rival, one bar per case; the line at 1 is the rival.
+
+    Raises:
+        ValueError: there is no row of ours to draw.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    bars = [(row, row.best_rival()) for row in rows if row.ours and row.best_rival()]
+    if not bars:
+        raise ValueError("plot: rows must hold a measurement of ours with a rival; got none")
+    labels = [f"{row.case}\n{row.mode}, {row.cache}, {row.provider} vs {best[0]}" for row, best in bars]
+    middle = [best[1][1] for _, best in bars]
+    spread = [
+        [max(0, best[1][1] - best[1][0]) for _, best in bars],
+        [max(0, best[1][2] - best[1][1]) for _, best in bars],
+    ]
+    figure, axes = plt.subplots(figsize=(9, 0.45 * len(bars) + 1.4), layout="constrained")
+    axes.barh(
+        range(len(bars)),
+        middle,
+        xerr=spread,
+        color=["#2a7f62" if m >= 1 else "#b5523b" for m in middle],
+        error_kw={"elinewidth": 0.8},
+    )
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(bars)), labels, fontsize=6)
+    axes.invert_yaxis()
+    axes.set_xlabel("times faster than the strongest rival (bar: median; whisker: p20 to p80)")
+    axes.set_title(title or _caption(bars[0][0]), fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _caption(row: Row) -> str:
+    card = row.machine
+    return f"{card.get('cpu')}, {row.threads} thread(s), torch {card.get('torch')}, sparsekern {card.get('sparsekern')}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

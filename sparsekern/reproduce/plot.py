@@ -1,0 +1,120 @@
+"""One picture for a table of grouped networks: realised speedup against FLOP reduction."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+COLORS = {"root": "#1b6ca8", "tree": "#2a7f62", "column": "#b5523b"}
+MARKERS = {"root": "o", "tree": "^", "column": "s"}
+GREY = "#8a8a8a"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One variant; each speedup is (p20, median, p80) over the best dense, or None where it was not measured."""
+
+    label: str
+    family: str  # root, tree or column
+    flop_reduction: float
+    ours: tuple[float, float, float] | None
+    grouped: tuple[float, float, float] | None  # torch's grouped convolution
+    paper: float | None  # the paper's own CPU times
+
+
+def plot_speedups(points: Sequence[Point], path: str | Path, *, title: str, caption: Sequence[str]) -> None:
+    """Draw ``points`` into a PNG file.
+
+    Raises:
+        ModuleNotFoundError: ``plot_speedups: matplotlib must be installed: pip install sparsekern[plot]``
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as missing:
+        raise ModuleNotFoundError(
+            "plot_speedups: matplotlib must be installed: pip install sparsekern[plot]", name=missing.name
+        ) from missing
+
+    lines = [line for text in caption for line in textwrap.wrap(text, 150)]
+    below_in = 0.75 + 0.15 * len(lines)  # axis labels, then the caption
+    height_in = 0.5 + 4.75 + below_in
+    figure = Figure(figsize=(9.0, height_in), dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.08, below_in / height_in, 0.89, 4.75 / height_in))
+    reductions = [point.flop_reduction for point in points]
+    values = [v for p in points for s in (p.ours, p.grouped) if s for v in s] + [p.paper for p in points if p.paper]
+    left, right = min(reductions) - 0.14, max(reductions) + 0.14
+    low, high = min([1.0, *values]) - 0.1, max([right, *values]) + 0.1
+    axes.plot([0, 9], [0, 9], color="black", linewidth=0.9, zorder=1)
+    axes.axhline(1.0, color="black", linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+
+    for point in points:
+        style = {"marker": MARKERS[point.family], "linestyle": "none", "zorder": 3}
+        color = COLORS[point.family]
+        if point.paper:
+            axes.plot(point.flop_reduction, point.paper, markersize=5, color=GREY, fillstyle="none", **style)
+        if point.grouped:
+            _whisker(axes, point.flop_reduction, point.grouped, color)
+            axes.plot(
+                point.flop_reduction, point.grouped[1], markersize=7, color=color, markerfacecolor="white", **style
+            )
+        if point.ours:
+            _whisker(axes, point.flop_reduction, point.ours, color)
+            axes.plot(point.flop_reduction, point.ours[1], markersize=8, color=color, **style)
+            _name(axes, point, color)
+
+    axes.set_xlim(left, right)
+    axes.set_ylim(low, high)
+    axes.set_xlabel("FLOP reduction (FLOPs of the dense twin / FLOPs of the variant)")
+    axes.set_ylabel("realised speedup over the best dense, whole model")
+    axes.grid(color="#e6e6e6", linewidth=0.7, zorder=0)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    _legend(axes, points)
+    figure.text(0.08, 1 - 0.3 / height_in, title, fontsize=11, fontweight="bold")
+    style = {"fontsize": 7, "va": "top", "color": "#444444", "linespacing": 1.35}
+    figure.text(0.08, (below_in - 0.65) / height_in, "\n".join(lines), **style)
+    figure.savefig(path)
+
+
+def _name(axes, point: Point, color: str) -> None:
+    """Variants of one degree stand close together, in the order root, column, tree: name left, above and right."""
+    from matplotlib.patheffects import withStroke
+
+    middle, top = point.ours[1], max(s[2] for s in (point.ours, point.grouped) if s)
+    y, dx, dy, align = {
+        "root": (middle, -8, -3, "right"),
+        "column": (top, 0, 5, "center"),
+        "tree": (middle, 8, -3, "left"),
+    }[point.family]
+    at, offset = (point.flop_reduction, y), (dx, dy)
+    halo = [withStroke(linewidth=2.5, foreground="white")]  # the diagonal runs through some of the names
+    style = {"fontsize": 8.5, "color": color, "path_effects": halo, "zorder": 4}
+    axes.annotate(point.label, at, offset, textcoords="offset points", ha=align, **style)
+
+
+def _whisker(axes, x: float, speedup: tuple[float, float, float], color: str) -> None:
+    axes.plot([x, x], [speedup[0], speedup[2]], color=color, linewidth=1.0, alpha=0.6, zorder=2)
+
+
+def _legend(axes, points: Sequence[Point]) -> None:
+    from matplotlib.lines import Line2D
+
+    def key(label: str, marker: str, color: str, **style) -> Line2D:
+        return Line2D([], [], marker=marker, color=color, linestyle="none", label=label, **style)
+
+    families = [family for family in COLORS if any(point.family == family for point in points)]
+    handles = []
+    if any(point.ours for point in points):
+        handles += [key(f"ours, {family}", MARKERS[family], COLORS[family], markersize=8) for family in families]
+    if any(point.grouped for point in points):
+        handles.append(key("torch grouped, best (white inside)", "o", "#444444", markersize=7, markerfacecolor="white"))
+    if any(point.paper for point in points):
+        handles.append(key("the paper's CPU times", "o", GREY, markersize=5, fillstyle="none"))
+    handles.append(Line2D([], [], color="black", linewidth=0.9, label="speedup = FLOP reduction"))
+    handles.append(Line2D([], [], color="black", linewidth=0.9, linestyle=(0, (1, 2)), label="best dense"))
+    axes.legend(handles=handles, loc="upper left", frameon=False, fontsize=8.5)

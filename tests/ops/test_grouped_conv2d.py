@@ -1,0 +1,138 @@
+"""What is special to grouped_conv2d: torch's semantics to the letter, layouts, the fused ReLU, who serves."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sparsekern.ops import backends
+from sparsekern.ops.grouped_conv2d import explain_grouped_conv2d, grouped_conv2d, is_channels_last
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+KERNELS = pytest.mark.skipif(not backends.has_kernels("cpu"), reason="built without kernels")
+POLICIES = ["never", "always"] if backends.native else ["auto"]
+WINDOWS = [
+    (1, 1, 0, 1), (1, 2, 0, 1), (1, 1, 1, 1), (2, 1, 1, 1), (3, 1, 1, 1), (3, 1, 0, 1), (3, 1, 2, 1), (3, 2, 1, 1), (3, 1, 2, 2),
+    (5, 1, 2, 1), (5, 3, 4, 1), (7, 1, 3, 1), ((3, 1), (1, 2), (1, 0), 1), ((1, 5), 1, (0, 2), (2, 1)), (3, 1, "same", 2),
+    ((2, 4), 1, "same", 1), (3, 2, "valid", 1),
+]  # fmt: skip
+
+
+def products(function, x, weight, bias, args, cotangent):
+    """[out, grad_x, grad_weight, grad_bias]"""
+    leaves = tuple(t.detach().requires_grad_() for t in (x, weight, bias))
+    out = function(*leaves, *args)
+    return [out.detach(), *torch.autograd.grad(out, leaves, cotangent)]
+
+
+@pytest.mark.parametrize("dense", POLICIES)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("kernel,stride,padding,dilation", WINDOWS, ids=str)
+def test_is_torchs_convolution(kernel, stride, padding, dilation, layout, dense):
+    for groups, channels, filters in ((1, 5, 7), (2, 32, 48), (4, 32, 64), (16, 16, 16)):
+        x = torch.randn(2, channels, 8, 18).to(memory_format=layout)
+        size = (kernel, kernel) if isinstance(kernel, int) else kernel
+        weight, bias = torch.randn(filters, channels // groups, *size), torch.randn(filters)
+        args = (stride, padding, dilation, groups)
+        cotangent = torch.randn_like(F.conv2d(x, weight, bias, *args))
+        with backends.use(backends.providers()[-1], dense=dense):
+            got = products(grouped_conv2d, x, weight, bias, args, cotangent)
+        assert is_channels_last(got[0]) == is_channels_last(x)
+        exact = [t.double() for t in (x, weight, bias)]
+        want = products(F.conv2d, *exact, args, cotangent.double())
+        size = products(F.conv2d, *(t.abs() for t in exact), args, cotangent.double().abs())
+        terms = products(F.conv2d, *(torch.ones_like(t) for t in exact), args, torch.ones_like(cotangent, dtype=torch.float64))
+        for g, w, s, t in zip(got, want, size, terms):  # a sum of t products in any order, in float32
+            assert ((g - w).abs() <= (t + 2) * 2.0**-24 * s).all()
+
+
+def test_output_layout_follows_the_input():
+    weight = torch.randn(8, 2, 3, 3)
+    nchw = torch.randn(2, 4, 6, 7)
+    nhwc = nchw.to(memory_format=torch.channels_last)
+    for w in (weight, weight.to(memory_format=torch.channels_last)):
+        assert grouped_conv2d(nchw, w, groups=2).stride() == (160, 20, 5, 1)
+        assert grouped_conv2d(nhwc, w, groups=2).stride() == (160, 1, 40, 8)
+        assert grouped_conv2d(nhwc[..., 1:], w, groups=2).is_contiguous()  # neither of the two: contiguous
+        torch.testing.assert_close(grouped_conv2d(nhwc, w, groups=2), grouped_conv2d(nchw, w, groups=2), rtol=1e-4, atol=1e-4)
+
+
+@KERNELS
+@pytest.mark.parametrize("dense", POLICIES)
+def test_gradients_when_layouts_are_mixed(dense):
+    torch.manual_seed(0)
+    weight = torch.randn(8, 2, 3, 3)
+    x = torch.randn(2, 4, 6, 7)
+    cotangent = torch.randn(2, 8, 4, 5)
+    want = torch.autograd.grad(F.conv2d(x.requires_grad_(), weight.requires_grad_(), groups=2), (x, weight), cotangent)
+    for a, b, c in itertools.product(LAYOUTS, repeat=3):
+        leaves = x.detach().to(memory_format=a).requires_grad_(), weight.detach().to(memory_format=b).requires_grad_()
+        with backends.use(backends.providers()[-1], dense=dense):
+            got = torch.autograd.grad(grouped_conv2d(*leaves, groups=2), leaves, cotangent.to(memory_format=c))
+        for g, w in zip(got, want):
+            torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_relu_is_the_same_fused_or_not(layout):
+    x = torch.randn(2, 24, 9, 10).to(memory_format=layout)
+    weight, bias = torch.randn(48, 6, 3, 3), torch.randn(48)
+    fused = grouped_conv2d(x, weight, bias, padding=1, groups=4, activation="relu")
+    plain = grouped_conv2d(x, weight, bias, padding=1, groups=4)
+    trained = grouped_conv2d(x, weight.clone().requires_grad_(), bias, padding=1, groups=4, activation="relu")
+    assert torch.equal(fused, plain.relu()) and torch.equal(trained, fused)
+    seen = torch.func.vmap(lambda one: grouped_conv2d(one, weight, bias, padding=1, groups=4, activation="relu"))(x)
+    torch.testing.assert_close(seen, fused)
+
+
+@KERNELS
+@pytest.mark.parametrize("dense", POLICIES)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_nan_and_inf_reach_what_they_reach_in_torch(layout, dense):
+    for kernel, groups in ((1, 1), (3, 4), (5, 2), (3, 16)):
+        x, weight = torch.randn(1, 16, 12, 15), torch.randn(32, 16 // groups, kernel, kernel)
+        x[0, 3, 4, 7], x[0, 9, 0, 0] = torch.nan, torch.inf
+        want = F.conv2d(x.double(), weight.double(), padding=kernel // 2, groups=groups).relu()
+        with backends.use(backends.providers()[-1], dense=dense):
+            got = grouped_conv2d(x.to(memory_format=layout), weight, padding=kernel // 2, groups=groups, activation="relu")
+        assert torch.equal(got.isnan(), want.isnan()) and torch.equal(got.isinf(), want.isinf())
+
+
+def test_one_image():
+    x, weight = torch.randn(6, 9, 8), torch.randn(4, 3, 3, 3)
+    torch.testing.assert_close(grouped_conv2d(x, weight, groups=2, padding=1), F.conv2d(x, weight, groups=2, padding=1))
+    with pytest.raises(ValueError, match=r"^grouped_conv2d: x must be \[..., 6, H, W\] for groups=2 and C/G=3; got \[5, 9, 8\]$"):
+        grouped_conv2d(x[:5], weight, groups=2)
+
+
+@KERNELS
+def test_who_serves_is_decided_from_sizes():
+    def served(door, x, weight, channels_last=False, **kwargs):
+        window = (kwargs.get("stride", 1),) * 2 + (weight[-1] // 2,) * 2 + (1, 1, x[1] // weight[1])
+        return explain_grouped_conv2d(x, weight, window, channels_last, torch.float32)[door]
+
+    if backends.serves("grouped_conv2d") != "cpu/avx512":
+        pytest.skip("the rules asserted here are those of AVX-512")
+    nin2a, nin3a = ((1, 96, 16, 16), (192, 6, 5, 5)), ((1, 192, 8, 8), (192, 24, 3, 3))
+    for layer in (nin2a, nin3a):
+        for channels_last in (False, True):
+            assert served("forward", *layer, channels_last)[0] == served("grad_x", *layer, channels_last)[0] == "sparsekern"
+    assert served("forward", (1, 192, 32, 32), (160, 192, 1, 1), True)[0] == "sparsekern"
+    assert served("forward", (32, 64, 56, 56), (64, 1, 3, 3), True) == ("torch", "depthwise: torch is faster")
+    assert served("forward", (8, 64, 56, 56), (64, 8, 3, 3), stride=2) == ("torch", "stride above 1: torch is faster")
+    assert served("forward", (1, 8, 4, 4), (8, 2, 3, 3))[0] == "sparsekern"
+
+
+@KERNELS
+@pytest.mark.skipif(not backends.native, reason="built without _native")
+def test_policy_is_obeyed():
+    x, weight = torch.randn(1, 96, 16, 16), torch.randn(192, 6, 5, 5)
+    with backends.use(backends.providers()[-1], dense="always"):
+        assert torch.equal(grouped_conv2d(x, weight, padding=2, groups=16), F.conv2d(x, weight, padding=2, groups=16))
+    for dense, server in (("always", "torch"), ("never", "sparsekern")):
+        with backends.use(backends.providers()[-1], dense=dense):
+            served = explain_grouped_conv2d(x.shape, weight.shape, (1, 1, 2, 2, 1, 1, 16), False, torch.float32)
+        assert set(served.values()) == {(server, "asked for")}

@@ -1,0 +1,127 @@
+"""The command line: every command, its exit code, and what it says to a user who made a mistake."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sparsekern import cli
+from sparsekern.cli import main
+
+pytest.importorskip("rich")
+FAST = ["--rounds", "2", "--min-time-ms", "0.1"]
+CASE = ["--case", "64-1024 0.5", "--batch", "2"]
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert all(command in said for command in ("env", "profile", "bench", "compare", "probe", "reproduce"))
+
+
+def test_the_command_line_imports_nothing_heavy():
+    load = "import sys, runpy; runpy.run_path(sys.argv[1]); print({'torch', 'numpy', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", load, cli.__file__], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_python_m():
+    done = subprocess.run([sys.executable, "-m", "sparsekern", "reproduce"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_env(capsys):
+    assert main(["env"]) == 0
+    text = capsys.readouterr().out
+    assert "sparse_linear" in text
+    assert "torch" in text
+    assert main(["env", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["serves"]["sparse_linear"]["cpu"]
+
+
+def test_bench_compare_and_plot(tmp_path, capsys):
+    files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "plot.png")]
+    assert main(["bench", "linear", *CASE, *FAST, "--json", files[0], "--plot", files[2]]) == 0
+    text = capsys.readouterr().out
+    assert "embedding_bag" in text
+    assert "served by" in text
+    assert main(["bench", "linear", *CASE, *FAST, "--json", files[1], "--mode", "fwd,fwd_bwd", "--both"]) == 0
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+    capsys.readouterr()
+    assert main(["compare", *files[:2]]) == 0
+    text = capsys.readouterr().out
+    assert "measured in one run only" in text
+    assert any(verdict in text for verdict in ("FAST", "SLOW", "SAME", "AMBG"))
+
+
+def test_bench_list(capsys):
+    assert main(["bench", "linear", *CASE, "--list"]) == 0
+    assert capsys.readouterr().out == "sparse_linear/64-1024/0.5/n2/float32/rows\n"
+
+
+@pytest.mark.parametrize(("ratio", "code"), [(99.0, 0), (0.5, 1)])
+def test_bench_check_of_recorded_rows(tmp_path, capsys, ratio, code):
+    from sparsekern.measure.cases import select
+    from sparsekern.measure.rows import Row, write_rows
+
+    case = select("linear", quick=True)[0]
+    times = dict(p20_us=1.0, p50_us=1.0, p80_us=1.0, wall_us=1.0, cpu_us=1.0)
+    about = (case.op, case.id, "ours", "fwd", "hot", case.dtype, "rows", case.batch, case.sizes, case.density)
+    row = Row(*about, 1, 1, 1, 1, "cpu", ratios={"dense": [ratio] * 3}, gated=["dense"], **times)
+    write_rows(tmp_path / "rows.jsonl", [row])
+    assert main(["bench", "check", str(tmp_path / "rows.jsonl"), "--recorded"]) == code
+    assert ("BROKEN" in capsys.readouterr().out) == bool(code)
+
+
+def test_profile(tmp_path, capsys):
+    (tmp_path / "net.py").write_text("from torch import nn\ndef small():\n    return nn.Sequential(nn.Linear(6, 3), nn.ReLU())\n")
+    file = str(tmp_path / "profile.json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        code = main(["profile", "net:small", "--input", "4x6", "--against", "net:small", "--rounds", "2", "--json", file])
+    assert code == 0
+    text = capsys.readouterr().out
+    assert "Linear" in text
+    assert "1.00x fewer FLOPs" in text
+    assert json.loads((tmp_path / "profile.json").read_text())["flops"] == 2 * 4 * 6 * 3
+
+
+def test_probe(capsys):
+    assert main(["probe", "--layer", "block 16", "--probe", "no_bias"]) == 0
+    assert "all ok" in capsys.readouterr().out
+
+
+def test_reproduce_lists_its_tables(capsys):
+    assert main(["reproduce"]) == 0
+    assert "deep-roots/nin" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("bench linear --case nothing", "bench: --case must match a case of linear; got 'nothing'"),
+        ("bench linear --batch one", "must be numbers separated by commas; got 'one'"),
+        ("bench check nowhere", "bench check: FILE must be a file of rows or a folder of them; got nowhere"),
+        ("profile no_such_model", "create_model: name must be a registered model; got 'no_such_model'"),
+        ("profile no.such:thing", "profile: MODEL must be module:callable that can be imported"),
+        ("profile nin --input 32by32", "--input must be sizes joined by x"),
+        ("compare a.jsonl b.jsonl", "[Errno 2] No such file or directory: 'a.jsonl'"),
+        ("reproduce no-such-table", "reproduce: TABLE must be one of"),
+        ("probe --layer pudding", "probe: must be one of"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_answered_in_one_line(arguments, sentence, capsys):
+    assert main(arguments.split()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"sparsekern: {sentence}")
+    assert said.count("\n") == 1
+
+
+def test_unknown_commands_are_argparse_errors(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["dance"])
+    assert stopped.value.code == 2
