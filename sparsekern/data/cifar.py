@@ -62,16 +62,13 @@ def _batches(path: Path) -> Iterator[np.ndarray]:
     """Yield ``[10000, 3072]`` uint8, one batch in memory at a time."""
     if not path.exists():
         raise FileNotFoundError(
-            f"cifar10_images: path must be a CIFAR-10 folder, archive or batch file; got {str(path)!r}, "
-            f"which does not exist ({SOURCE})"
+            f"cifar10_images: path must be a CIFAR-10 folder, archive or batch file; got {str(path)!r}, which does not exist ({SOURCE})"
         )
     if path.is_dir():
         folder = path / FOLDER if (path / FOLDER).is_dir() else path
         for name in BATCHES:
             if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"cifar10_images: {str(folder)!r} must hold the file {name}; it does not ({SOURCE})"
-                )
+                raise FileNotFoundError(f"cifar10_images: {str(folder)!r} must hold the file {name}; it does not ({SOURCE})")
             with open(folder / name, "rb") as file:
                 yield _read_batch(name, file)
     elif path.name.endswith((".tar.gz", ".tgz", ".tar")):
@@ -109,9 +106,7 @@ def _read_batch(name: str, file: BinaryIO) -> np.ndarray:
     except EOFError:
         raise refuse("a file that is cut short") from None
     except pickle.UnpicklingError as error:
-        raise refuse(
-            "a file that is cut short" if "truncated" in str(error) else f"a file that is no batch: {error}"
-        ) from None
+        raise refuse("a file that is cut short" if "truncated" in str(error) else f"a file that is no batch: {error}") from None
     except Exception as error:  # a damaged pickle fails in many ways, all of them meaning the same to the reader
         raise refuse(f"a file that is no batch: {type(error).__name__}: {error}") from None
     pickled = batch.get(b"data") if isinstance(batch, dict) else None

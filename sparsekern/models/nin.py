@@ -28,9 +28,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from .group_plan import group_plan
-from .parts import ConvFactory, conv_unit, default_conv, he_init_
-from .registry import register_model
+from sparsekern.models.group_plan import group_plan
+from sparsekern.models.parts import ConvFactory, conv_unit, default_conv, he_init_
+from sparsekern.models.registry import register_model
 
 
 class NiN(nn.Sequential):

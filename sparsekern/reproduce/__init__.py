@@ -1,6 +1,6 @@
 """The papers' tables: their printed cells as data, exact recounts, and measurements beside them."""
 
-from .paper import paper_rows, paper_table
-from .tables import TABLES, Arguments, register_table
+from sparsekern.reproduce.paper import paper_rows, paper_table
+from sparsekern.reproduce.tables import TABLES, Arguments, register_table
 
 __all__ = ["TABLES", "Arguments", "paper_rows", "paper_table", "register_table"]

@@ -13,10 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..measure.protocol import interleave
-from ..models.parts import ConvFactory, default_conv
-from ..models.registry import create_model
-from .gate import LayerTruth
+from sparsekern.measure.protocol import interleave
+from sparsekern.models.parts import ConvFactory, default_conv
+from sparsekern.models.registry import create_model
+from sparsekern.reproduce.gate import LayerTruth
 
 NCHW, CHANNELS_LAST = "NCHW", "channels_last"
 FORMATS = {NCHW: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
@@ -136,9 +136,7 @@ def fastest_pools(model: nn.Module, layout: str, pool_inputs: Mapping[str, Tenso
         callables = {}
         candidates = _pool_candidates(getattr(model, name), layout)
         for i, candidate in enumerate(candidates):
-            assert torch.allclose(candidate(x), expected, rtol=1e-6, atol=1e-6), (
-                f"{name} candidate {i} pools differently"
-            )
+            assert torch.allclose(candidate(x), expected, rtol=1e-6, atol=1e-6), f"{name} candidate {i} pools differently"
             callables[str(i)] = partial(candidate, x)
         times = interleave(callables, rounds=5, min_time_ms=1.0) if len(candidates) > 1 else {}
         chosen[name] = candidates[int(min(times, key=lambda i: times[i].median_us, default=0))]

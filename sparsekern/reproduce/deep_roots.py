@@ -21,13 +21,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..measure.machine import machine_card
-from ..measure.protocol import Timing, interleave, ratio, threads
-from ..models import create_model
-from ..profile.count import count
-from .competitors import FORMATS, Competitor, fastest_pools, our_competitors, torch_competitors
-from .gate import check_layers, check_output, layer_truths
-from .paper import paper_rows
+from sparsekern.measure.machine import machine_card
+from sparsekern.measure.protocol import Timing, interleave, ratio, threads
+from sparsekern.models import create_model
+from sparsekern.profile.count import count
+from sparsekern.reproduce.competitors import FORMATS, Competitor, fastest_pools, our_competitors, torch_competitors
+from sparsekern.reproduce.gate import check_layers, check_output, layer_truths
+from sparsekern.reproduce.paper import paper_rows
 
 TABLE = "deep_roots_nin"
 DENSE = "nin"
@@ -109,9 +109,7 @@ def run_nin(
         WrongResult: a competitor is not within the float32 bound of float64; nothing is timed then.
     """
     if images.dim() != 4 or images.shape[1:] != (3, 32, 32) or len(images) < 1 or images.dtype != torch.float32:
-        raise ValueError(
-            f"reproduce: images must be [N, 3, 32, 32] float32 with N >= 1; got {list(images.shape)} {images.dtype}"
-        )
+        raise ValueError(f"reproduce: images must be [N, 3, 32, 32] float32 with N >= 1; got {list(images.shape)} {images.dtype}")
     papers = [row for row in paper_rows(TABLE) if models is None or row["model"] in models]
     if not papers or (models is not None and len(papers) != len(set(models))):
         known = ", ".join(row["model"] for row in paper_rows(TABLE))
@@ -170,17 +168,13 @@ def _run_row(
     steps("checking against float64", 0.0)
     if paper["model"] == DENSE:
         bench = dense
-        calls = {
-            (part, "ours" if role == "ours_dense" else role, who): f for (part, role, who), f in dense_calls.items()
-        }
+        calls = {(part, "ours" if role == "ours_dense" else role, who): f for (part, role, who), f in dense_calls.items()}
     else:
         bench = _Bench(paper["model"], dense.images, dense.pools)
         calls = dense_calls | bench.callables("grouped", torch_competitors()) | bench.callables("ours", ours)
     rounds = _rounds_within(calls.values(), seconds - (time.monotonic() - start), max_rounds)
     named = {" | ".join(key): call for key, call in calls.items()}
-    timings = interleave(
-        named, rounds=rounds, min_time_ms=MIN_TIME_MS, progress=lambda done, total: steps("timing", done / total)
-    )
+    timings = interleave(named, rounds=rounds, min_time_ms=MIN_TIME_MS, progress=lambda done, total: steps("timing", done / total))
     by_key = {key: timings[" | ".join(key)] for key in calls}
     return NinRow(paper, bench.flops, bench.params, dense.flops / bench.flops, by_key, rounds, bench.served)
 

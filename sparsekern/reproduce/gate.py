@@ -56,9 +56,7 @@ def _truth(conv: nn.Conv2d, x: Tensor, images: list[int]) -> LayerTruth:
     return LayerTruth(x, images, out, bound)
 
 
-def check_layers(
-    model: nn.Module, prepare: Callable[[Tensor], Tensor], truths: Mapping[str, LayerTruth], who: str
-) -> None:
+def check_layers(model: nn.Module, prepare: Callable[[Tensor], Tensor], truths: Mapping[str, LayerTruth], who: str) -> None:
     """Raise :class:`WrongResult` unless every convolution of ``model`` is within its bound.
 
     Args:
@@ -89,6 +87,5 @@ def check_output(model: nn.Module, x: Tensor, expected: Tensor, images: list[int
     error = ((out - expected).norm() / expected.norm()).item()
     if not error <= num_sums * UNIT_ROUNDOFF:
         raise WrongResult(
-            f"reproduce: output of {who} must be within {num_sums * UNIT_ROUNDOFF:.2g} of the float64 result; "
-            f"got {error:.3g}"
+            f"reproduce: output of {who} must be within {num_sums * UNIT_ROUNDOFF:.2g} of the float64 result; got {error:.3g}"
         )

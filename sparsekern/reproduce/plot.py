@@ -28,14 +28,14 @@ def plot_speedups(points: Sequence[Point], path: str | Path, *, title: str, capt
     """Draw ``points`` into a PNG file.
 
     Raises:
-        ModuleNotFoundError: ``plot_speedups: matplotlib must be installed: pip install sparsekern[plot]``
+        ModuleNotFoundError: ``plot_speedups: matplotlib must be installed: pip install sparsekern[plots]``
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as missing:
         raise ModuleNotFoundError(
-            "plot_speedups: matplotlib must be installed: pip install sparsekern[plot]", name=missing.name
+            "plot_speedups: matplotlib must be installed: pip install sparsekern[plots]", name=missing.name
         ) from missing
 
     lines = [line for text in caption for line in textwrap.wrap(text, 150)]
@@ -58,9 +58,7 @@ def plot_speedups(points: Sequence[Point], path: str | Path, *, title: str, capt
             axes.plot(point.flop_reduction, point.paper, markersize=5, color=GREY, fillstyle="none", **style)
         if point.grouped:
             _whisker(axes, point.flop_reduction, point.grouped, color)
-            axes.plot(
-                point.flop_reduction, point.grouped[1], markersize=7, color=color, markerfacecolor="white", **style
-            )
+            axes.plot(point.flop_reduction, point.grouped[1], markersize=7, color=color, markerfacecolor="white", **style)
         if point.ours:
             _whisker(axes, point.flop_reduction, point.ours, color)
             axes.plot(point.flop_reduction, point.ours[1], markersize=8, color=color, **style)
@@ -87,9 +85,9 @@ def _name(axes, point: Point, color: str) -> None:
 
     middle, top = point.ours[1], max(s[2] for s in (point.ours, point.grouped) if s)
     y, dx, dy, align = {
-        "root": (middle, -8, -3, "right"),
+        "root": (middle, -7, 4, "right"),
         "column": (top, 0, 5, "center"),
-        "tree": (middle, 8, -3, "left"),
+        "tree": (middle, 7, -11, "left"),
     }[point.family]
     at, offset = (point.flop_reduction, y), (dx, dy)
     halo = [withStroke(linewidth=2.5, foreground="white")]  # the diagonal runs through some of the names

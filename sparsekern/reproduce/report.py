@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .deep_roots import PARTS, NinResult, NinRow
-from .paper import paper_table
-from .plot import Point
-from .table import caption, paper_cpu_speedup
+from sparsekern.reproduce.deep_roots import PARTS, NinResult, NinRow
+from sparsekern.reproduce.paper import paper_table
+from sparsekern.reproduce.plot import Point
+from sparsekern.reproduce.table import caption, paper_cpu_speedup
 
 
 def nin_json(result: NinResult) -> dict:

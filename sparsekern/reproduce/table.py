@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..measure.protocol import Timing, verdict
-from .deep_roots import PARTS, QUIET, NinResult, NinRow
+from sparsekern.measure.protocol import Timing, verdict
+from sparsekern.reproduce.deep_roots import PARTS, QUIET, NinResult, NinRow
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -121,8 +121,7 @@ def caption(result: NinResult) -> list[str]:
         "A variant and its dense twin (groups = 1) are different functions of equal shape: the accuracy is the paper's "
         "column. Weights are untrained (He).",
         f"{'. '.join(winners)}. {_served(result)}Pooling: the fastest for the layout, for all alike.",
-        "Before timing, every layer and output was within its float32 bound of the float64 result. "
-        f"Input: {result.images}.",
+        f"Before timing, every layer and output was within its float32 bound of the float64 result. Input: {result.images}.",
         f"{card.get('cpu')}, {_plural(result.threads, 'thread')}, kernels {card.get('isa') or 'n/a'}, "
         f"malloc {card.get('allocator')}, float32, batch {result.batch}, median of "
         f"{'..'.join(str(n) for n in dict.fromkeys((rounds[0], rounds[-1])))} interleaved rounds, "
@@ -152,9 +151,7 @@ def _table(title: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    return Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def _plural(n: int, word: str) -> str:
@@ -192,9 +189,7 @@ def _served(result: NinResult) -> str:
         for layer, who in row.served.get(_competitor(best), {}).items() if best else ():
             if not who.startswith("sparsekern"):
                 by_others.setdefault("torch's" if who.startswith("torch") else "the reference", set()).add(layer)
-    return "".join(
-        f"GroupedConv2d left {', '.join(sorted(ls))} to {who} convolution. " for who, ls in by_others.items()
-    )
+    return "".join(f"GroupedConv2d left {', '.join(sorted(ls))} to {who} convolution. " for who, ls in by_others.items())
 
 
 def _competitor(timing: Timing) -> str:

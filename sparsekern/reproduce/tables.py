@@ -38,10 +38,10 @@ def deep_roots_nin(args: Arguments) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-    from .deep_roots import run_nin
-    from .plot import plot_speedups
-    from .report import nin_json, nin_points
-    from .table import caption, nin_tables
+    from sparsekern.reproduce.deep_roots import run_nin
+    from sparsekern.reproduce.plot import plot_speedups
+    from sparsekern.reproduce.report import nin_json, nin_points
+    from sparsekern.reproduce.table import caption, nin_tables
 
     if args.batch < 1 or args.threads < 1:
         name, got = ("batch", args.batch) if args.batch < 1 else ("threads", args.threads)
@@ -80,8 +80,8 @@ def deep_roots_nin(args: Arguments) -> int:
 
 def _images(path: Path | None, batch: int):
     """``[batch, 3, 32, 32]`` and what they are."""
-    from ..data import cifar10_images, sample_patches
-    from ..data.sample_images import PHOTOGRAPHS
+    from sparsekern.data import cifar10_images, sample_patches
+    from sparsekern.data.sample_images import PHOTOGRAPHS
 
     if path is not None:
         return cifar10_images(path, batch), f"the first {batch} of CIFAR-10, {Path(path).name}"

@@ -43,9 +43,7 @@ def test_backward_reaches_every_parameter(name):
     out.square().sum().backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
-        assert parameter.grad.abs().sum() > 0 or parameter_name.startswith("bn") or parameter_name.endswith("bias"), (
-            parameter_name
-        )
+        assert parameter.grad.abs().sum() > 0 or parameter_name.startswith("bn") or parameter_name.endswith("bias"), parameter_name
 
 
 def test_initial_weights_have_the_variance_of_their_true_fan_in():
@@ -60,9 +58,7 @@ def test_initial_weights_have_the_variance_of_their_true_fan_in():
 
 
 def test_a_generator_fixes_the_weights_and_leaves_torchs_alone_after_construction():
-    one, two = (
-        create_model("nin_root_2", conv=nn.Conv2d, generator=torch.Generator().manual_seed(5)) for _ in range(2)
-    )
+    one, two = (create_model("nin_root_2", conv=nn.Conv2d, generator=torch.Generator().manual_seed(5)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 

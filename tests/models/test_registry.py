@@ -12,9 +12,7 @@ def test_the_thirteen_nin_names_in_natural_order():
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(
-        ValueError, match=r"create_model: name must be a registered model; got 'nin_root_3' \(nearest: .*nin_root_"
-    ):
+    with pytest.raises(ValueError, match=r"create_model: name must be a registered model; got 'nin_root_3' \(nearest: .*nin_root_"):
         create_model("nin_root_3")
     with pytest.raises(ValueError, match=r"got 'xyzzy' \(registered: nin, "):
         create_model("xyzzy")

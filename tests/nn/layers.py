@@ -24,5 +24,6 @@ class Layer:
 
 LAYERS = [
     Layer("SparseLinear", lambda **k: sknn.SparseLinear(24, 12, fan_in=5, **k), (4, 24)),
+    Layer("GroupedConv2d", lambda **k: sknn.GroupedConv2d(8, 12, 3, padding=1, groups=4, **k), (2, 8, 6, 6)),
     Layer("SparseLinear_block", lambda **k: sknn.SparseLinear(32, 16, density=0.5, block_size=8, **k), (4, 32)),
 ]

@@ -8,9 +8,7 @@ from sparsekern.profile.count import count
 
 
 def test_deep_roots_counts_each_bias_once_and_no_batch_norm():
-    model = nn.Sequential(
-        nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 25, 7)
-    )
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 25, 7))
     counted = count(model, (4, 5, 5), convention="deep_roots")
     conv_weights, fc_weights = 6 * 2 * 9, 7 * 150
     assert counted.params == conv_weights + 6 + fc_weights + 7

@@ -1,5 +1,6 @@
 """The table end to end in its smallest form, with torch's layers alone."""
 
+import io
 import json
 from dataclasses import replace
 
@@ -52,9 +53,7 @@ def test_times_are_per_image_and_json_is_plain(result):
     root = document["rows"][1]
     assert root["counted"] == {"flops": root["flops"], "params": root["params"]}
     timing = result.rows[1].best("model", "ours")
-    assert root["ms_per_image"]["model"]["ours"]["stand-in for ours"][1] == pytest.approx(
-        timing.median_us / 2000, abs=1e-5
-    )
+    assert root["ms_per_image"]["model"]["ours"]["stand-in for ours"][1] == pytest.approx(timing.median_us / 2000, abs=1e-5)
     assert "untrained" in " ".join(document["caption"]) and document["images"] == "noise"
     assert set(root["speedup"]["model"]) == {
         "ours over dense",
@@ -91,7 +90,7 @@ def test_tables_fit_their_width(result, width):
 
     from sparsekern.reproduce.table import nin_tables
 
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))
+    console = Console(width=width, record=True, file=io.StringIO())
     for part in nin_tables(result, width):
         console.print(part)
     text = console.export_text()
@@ -115,7 +114,7 @@ def test_torch_settings_are_restored_and_bad_input_is_refused():
     for images in (IMAGES[0], IMAGES.double(), IMAGES[:0], IMAGES[:, :1]):
         with pytest.raises(ValueError, match=r"reproduce: images must be \[N, 3, 32, 32\] float32 with N >= 1; got \["):
             run_nin(images, images_name="noise", ours=[])
-    with pytest.raises(ValueError, match="reproduce: models must be some of nin, nin_root_2.*; got nin_root_3"):
+    with pytest.raises(ValueError, match=r"reproduce: models must be some of nin, nin_root_2.*; got nin_root_3"):
         run_nin(IMAGES, images_name="noise", models=["nin_root_3"], ours=[])
     assert torch.get_num_threads() == before
 

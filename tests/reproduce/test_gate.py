@@ -82,5 +82,5 @@ def test_right_layers_in_a_wrong_model_are_stopped(bench):
         model = create_model("nin_root_8", conv=nn.Conv2d)
         swapped = _Bench("nin_root_8", bench.images, {NCHW: pools, CHANNELS_LAST: pools})
         assert isinstance(model.pool1, nn.MaxPool2d)
-        with pytest.raises(WrongResult, match="output of nin_root_8 by nn.Conv2d NCHW must be within"):
+        with pytest.raises(WrongResult, match=r"output of nin_root_8 by nn\.Conv2d NCHW must be within"):
             swapped.checked(torch_competitors()[0])
