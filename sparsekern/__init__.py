@@ -1,12 +1,12 @@
 """sparsekern: structured sparsity that is really faster, on PyTorch.
 
->>> layer = sparsekern.SparseLinear(3072, 768, density=0.1)
->>> print(layer.explain(rows=1))  # doctest: +ELLIPSIS
-SparseLinear 3072 -> 768, 10.0 % kept, ...
+    >>> layer = sparsekern.SparseLinear(3072, 768, density=0.1)
+    >>> print(layer.explain(rows=1))  # doctest: +ELLIPSIS
+    SparseLinear 3072 -> 768, 10.0 % kept, ...
 """
 
 from sparsekern import nn, ops, topology
-from sparsekern.nn import SparseLinear
+from sparsekern.nn import GroupedConv2d, RootModule, SparseLinear, StochasticConv2d
 from sparsekern.version import __version__
 
-__all__ = ["SparseLinear", "__version__", "nn", "ops", "topology"]
+__all__ = ["GroupedConv2d", "RootModule", "SparseLinear", "StochasticConv2d", "__version__", "nn", "ops", "topology"]

@@ -79,7 +79,7 @@ void block_dot(const BlockWork& p) {
   if (r < p.rows) dot_rows<1>(p, r);
 }
 
-// out is contiguous here (out_stride 1); V vectors of outputs share each x, four sums run side by side
+// Outputs contiguous in the weight, [e][depth][rows], and in `out`: V vectors of outputs share each x, four sums run side by side.
 template <int V>
 static SK_INLINE void panel_vectors(const BlockWork& p, int64_t r) {
   vf a[4][V];
@@ -87,17 +87,28 @@ static SK_INLINE void panel_vectors(const BlockWork& p, int64_t r) {
     a[0][v] = load(p.out + r + v * W);
     SK_UNROLL for (int u = 1; u < 4; ++u) a[u][v] = zero();
   }
+  const int64_t area = p.depth * p.rows;
   int64_t e = 0;
-  for (; e + 4 <= p.count; e += 4) {
-    SK_UNROLL for (int u = 0; u < 4; ++u) {
-      const vf x = splat(p.in[p.entries[2 * (e + u)]]);
-      const float* w = p.weight + p.entries[2 * (e + u) + 1] * p.rows + r;
-      SK_UNROLL for (int v = 0; v < V; ++v) a[u][v] += x * load(w + v * W);
+  if (p.depth % 4 == 0) {
+    for (; e < p.count; ++e) {
+      const float *x = p.in + p.entries[2 * e] * p.depth, *w = p.weight + p.entries[2 * e + 1] * area + r;
+      for (int64_t i = 0; i < p.depth; i += 4, x += 4, w += 4 * p.rows)
+        SK_UNROLL for (int u = 0; u < 4; ++u) {
+          const vf xu = splat(x[u]);
+          SK_UNROLL for (int v = 0; v < V; ++v) a[u][v] += xu * load(w + u * p.rows + v * W);
+        }
     }
+  } else if (p.depth == 1) {
+    for (; e + 4 <= p.count; e += 4)
+      SK_UNROLL for (int u = 0; u < 4; ++u) {
+        const vf xu = splat(p.in[p.entries[2 * (e + u)]]);
+        const float* w = p.weight + p.entries[2 * (e + u) + 1] * p.rows + r;
+        SK_UNROLL for (int v = 0; v < V; ++v) a[u][v] += xu * load(w + v * W);
+      }
   }
   for (; e < p.count; ++e) {
-    const vf x = splat(p.in[p.entries[2 * e]]);
-    SK_UNROLL for (int v = 0; v < V; ++v) a[0][v] += x * load(p.weight + p.entries[2 * e + 1] * p.rows + r + v * W);
+    const float *x = p.in + p.entries[2 * e] * p.depth, *w = p.weight + p.entries[2 * e + 1] * area + r;
+    for (int64_t i = 0; i < p.depth; ++i) SK_UNROLL for (int v = 0; v < V; ++v) a[0][v] += splat(x[i]) * load(w + i * p.rows + v * W);
   }
   SK_UNROLL for (int v = 0; v < V; ++v) store(p.out + r + v * W, (a[0][v] + a[1][v]) + (a[2][v] + a[3][v]));
 }
@@ -111,7 +122,9 @@ void panel_dot(const BlockWork& p) {
   }
   for (; r < p.rows; ++r) {
     float a = p.out[r];
-    for (int64_t e = 0; e < p.count; ++e) a += p.in[p.entries[2 * e]] * p.weight[p.entries[2 * e + 1] * p.rows + r];
+    for (int64_t e = 0; e < p.count; ++e)
+      for (int64_t i = 0; i < p.depth; ++i)
+        a += p.in[p.entries[2 * e] * p.depth + i] * p.weight[(p.entries[2 * e + 1] * p.depth + i) * p.rows + r];
     p.out[r] = a;
   }
 }

@@ -22,7 +22,7 @@ void feature_major_product(int64_t N, const Connections& c, Panels panels, const
                            const float* bias, float* out, Strides out_s, int64_t out_features, const Pool& pool);
 void block_tile_product(int64_t N, const Blocks& b, const float* in, Strides in_s, int64_t in_features, const float* weight, const float* bias,
                         float* out, Strides out_s, const Pool& pool);
-// Few rows of x; `panel`: the weight has its outputs contiguous and blocks of one input.
+// Few rows of x; `panel`: the weight has its outputs contiguous, [kept][depth][rows].
 void block_rows_product(int64_t N, const Blocks& b, bool panel, const float* in, Strides in_s, int64_t in_features, const float* weight,
                         const float* bias, float* out, Strides out_s, const Pool& pool);
 

@@ -59,7 +59,7 @@ struct SparseLinearKernels {
   void (*block_tile[4])(const BlockWork& work);  // [vectors - 1]
   // y[r] += sum_e sum_i weight[e*area + r*depth + i] * x[source[e]*depth + i]   (weight rows contiguous over inputs)
   void (*block_dot)(const BlockWork& work);
-  // y[r] += sum_e weight[e*rows + r] * x[source[e]]                            (panels: one input per block)
+  // y[r] += sum_e sum_i weight[(e*depth + i)*rows + r] * x[source[e]*depth + i] (outputs contiguous: panels, packed blocks)
   void (*panel_dot)(const BlockWork& work);
   // grad_weight of one kept block: gw[o][i] (+)= sum over columns of gradT[o] * xT[i]
   void (*block_sampled)(const float* grad_t, const float* x_t, int64_t columns, int64_t rows, int64_t depth, bool accumulate, float* grad_weight);

@@ -12,7 +12,7 @@ namespace {
 using Plan = SparseLinearPlan;
 
 struct Pack {
-  enum : int { kMagic, kVersion, kOB, kF, kBO, kBI, kIB, kLength, kWide, kRowsWeight, kRowsSource, kPanels, kSource, kWeight, kPtr, kEntries, kPtrRows, kEntriesRows, kHeader = 32 };
+  enum : int { kMagic, kVersion, kOB, kF, kBO, kBI, kIB, kLength, kWide, kRowsWeight, kRowsSource, kPanels, kSource, kWeight, kPtr, kEntries, kHeader = 32 };
   static constexpr int32_t kMagicValue = 0x534b5031, kVersionValue = 1;
   const int32_t* data;
   const int32_t* at(int section) const { return data + data[section]; }
@@ -89,18 +89,11 @@ void pack_blocks(const SparseLinearShape& s, const Plan& plan, const float* weig
   out.weights(Pack::kWeight, std::vector<float>(weight, weight + kept * area));
   out.table(Pack::kPtr, plan.at(Plan::kPtr), s.OB + 1);
   out.table(Pack::kEntries, plan.at(Plan::kEntries), 2 * kept);
-  // one entry per kept block and input: outputs contiguous
-  std::vector<float> values(kept * area);
-  std::vector<int32_t> entries, ptr;
-  for (int64_t row = 0; row <= s.OB; ++row) ptr.push_back(int32_t(row * s.F * s.BI));
+  std::vector<float> values(kept * area);  // outputs contiguous: one broadcast of x serves a vector of them
   for (int64_t e = 0; e < kept; ++e)
-    for (int64_t i = 0; i < s.BI; ++i) {
-      entries.insert(entries.end(), {int32_t(plan.index(e) * s.BI + i), int32_t(e * s.BI + i)});
+    for (int64_t i = 0; i < s.BI; ++i)
       for (int64_t o = 0; o < s.BO; ++o) values[(e * s.BI + i) * s.BO + o] = weight[(e * s.BO + o) * s.BI + i];
-    }
   out.weights(Pack::kRowsWeight, values);
-  out.table(Pack::kPtrRows, ptr.data(), int64_t(ptr.size()));
-  out.table(Pack::kEntriesRows, entries.data(), int64_t(entries.size()));
 }
 
 }  // namespace
@@ -132,13 +125,11 @@ void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* pack_da
   const Pack pack{pack_data};
   const bool wide = pack_data[Pack::kWide] != 0, few = s.N <= kFewRows;
   if (s.BO * s.BI > 1) {
-    const int64_t area = s.BO * s.BI;
+    const Blocks blocks{pack.at(Pack::kPtr), pack.at(Pack::kEntries), s.OB, s.BO, s.BI, s.BI, 1, s.BO * s.BI};
     if (few && y_s.col == 1)
-      block_rows_product(s.N, {pack.at(Pack::kPtrRows), pack.at(Pack::kEntriesRows), s.OB, s.BO, 1, 1, 1, s.BO}, true, x, x_s, s.in(),
-                         pack.floats(Pack::kRowsWeight), bias, y, y_s, pool);
+      block_rows_product(s.N, blocks, true, x, x_s, s.in(), pack.floats(Pack::kRowsWeight), bias, y, y_s, pool);
     else
-      block_tile_product(s.N, {pack.at(Pack::kPtr), pack.at(Pack::kEntries), s.OB, s.BO, s.BI, s.BI, 1, area}, x, x_s, s.in(),
-                         pack.floats(Pack::kWeight), bias, y, y_s, pool);
+      block_tile_product(s.N, blocks, x, x_s, s.in(), pack.floats(Pack::kWeight), bias, y, y_s, pool);
     return;
   }
   if (!few) {

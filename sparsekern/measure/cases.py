@@ -160,6 +160,16 @@ class GemmCase(Case):
         return {"m": self.m, "k": self.k, "n": self.n}
 
 
+# what `bench check` asserts: (layer, groups) and (layer, granularity, share, density), one image
+QUICK_GROUPS = (("nin_conv2a", 8), ("nin_conv2a", 16), ("nin_conv3a", 4), ("nin_conv3a", 8), ("rn_128_28", 8), ("rn_256_14", 4))
+QUICK_MASKS = (
+    ("nin_conv2a", "spatial", 1, 0.25),
+    ("nin_conv2a", "spatial", 1, 0.067),
+    ("nin_conv2a", "synapse", 1, 0.25),
+    ("rn_128_28", "spatial", 1, 0.25),
+)
+
+
 def linear_cases() -> list[LinearCase]:
     """Random fan-in for every shape, density and batch; blocks of 16 and 32 for the two feed-forward shapes."""
     cases = []
@@ -194,13 +204,13 @@ def conv_cases() -> list[ConvCase]:
         for batch in CONV_BATCHES:
             for layout in ("nchw", "channels_last"):
                 for groups in all_groups:
-                    quick = batch == 1 and (name, groups) in (("nin_conv2a", 8), ("rn_128_28", 8), ("rn_256_14", 4))
+                    quick = batch == 1 and (name, groups) in QUICK_GROUPS
                     cases.append(ConvCase(name, batch, groups=groups, layout=layout, quick=quick, **shape))
             if name not in STOCHASTIC_LAYERS:
                 continue
             for granularity, share in GRANULARITIES:
                 for density in CONV_DENSITIES:
-                    quick = batch == 1 and granularity == "spatial" and density in (0.25, 0.067) and name in ("nin_conv2a", "rn_128_28")
+                    quick = batch == 1 and (name, granularity, share, density) in QUICK_MASKS
                     cases.append(
                         ConvCase(
                             name,

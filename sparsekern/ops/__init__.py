@@ -4,6 +4,7 @@ from sparsekern.ops import backends
 from sparsekern.ops.define import OPS
 from sparsekern.ops.grouped_conv2d import grouped_conv2d
 from sparsekern.ops.grouped_mm import grouped_mm
+from sparsekern.ops.sparse_conv2d import plan_sparse_conv2d, sparse_conv2d
 from sparsekern.ops.sparse_linear import plan_sparse_linear, sparse_linear
 from sparsekern.ops.sparse_linear_packed import pack_sparse_linear, sparse_linear_packed
 
@@ -13,7 +14,9 @@ __all__ = [
     "grouped_conv2d",
     "grouped_mm",
     "pack_sparse_linear",
+    "plan_sparse_conv2d",
     "plan_sparse_linear",
+    "sparse_conv2d",
     "sparse_linear",
     "sparse_linear_packed",
 ]

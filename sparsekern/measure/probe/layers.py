@@ -48,9 +48,9 @@ def _linear(name: str, in_features: int, out_features: int, **settings) -> Subje
 
 
 def _stochastic(name: str, **settings) -> Subject:
-    channels, out_channels, kernel, size = 5, 8, 3, 9
+    channels, out_channels, kernel, size = 20, 40, 3, 9  # large and sparse enough that our kernels serve it, not dense
 
-    def make(seed: int = 0, bias: bool = True, density: float = 0.4, channels: int = channels, **more) -> nn.Module:
+    def make(seed: int = 0, bias: bool = True, density: float = 0.1, channels: int = channels, **more) -> nn.Module:
         torch.manual_seed(seed)
         return layer_of("StochasticConv2d")(
             channels, out_channels, kernel, padding=1, bias=bias, density=density, seed=seed, **settings, **more
@@ -78,13 +78,13 @@ def _stochastic(name: str, **settings) -> Subject:
 def _grouped(name: str) -> Subject:
     def make(seed: int = 0, bias: bool = True, **more) -> nn.Module:
         torch.manual_seed(seed)
-        return layer_of("GroupedConv2d")(6, 9, 3, padding=1, groups=3, bias=bias, **more)
+        return layer_of("GroupedConv2d")(20, 36, 3, padding=1, groups=4, bias=bias, **more)
 
     return Subject(
         name,
         make,
-        lambda batch: _draw((batch, 6, 9, 9)),
-        lambda layer, weight: dense_grouped(weight, 3)[0],
+        lambda batch: _draw((batch, 20, 9, 9)),
+        lambda layer, weight: dense_grouped(weight, 4)[0],
         lambda x, w, b: F.conv2d(x, w, b, padding=1),
         lambda layer: 2 * layer.weight.numel() * 81,
     )

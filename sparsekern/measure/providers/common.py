@@ -6,6 +6,7 @@ float64 result that each must reach before it is timed: a fast wrong kernel has 
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -137,11 +138,10 @@ def served_by(op: str, layer: torch.nn.Module, x: Tensor, mode: str) -> str:
 
     words = [str(backends.serves(op, x.device.type))]
     if hasattr(layer, "explain"):
-        if x.dim() == 4:  # a convolution explains itself for [N, C, H, W]
-            channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-            lines = layer.explain(tuple(x.shape), channels_last=channels_last).splitlines()
-        else:  # a linear layer for a number of rows
-            lines = layer.explain(x.size(0)).splitlines()
+        channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        known = {"rows": x.size(0), "x_shape": tuple(x.shape), "channels_last": channels_last}
+        asked = inspect.signature(layer.explain).parameters
+        lines = layer.explain(**{name: known[name] for name in asked if name in known}).splitlines()
         lines = [" ".join(line.split()) for line in lines[1:]]  # the first one says what the layer is
         forward = [line for line in lines if line.startswith("forward")]
         words += forward if mode == "fwd" and forward else lines

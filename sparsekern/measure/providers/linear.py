@@ -88,7 +88,7 @@ def _add_inference(setup: Setup, layer: nn.Module, x: Tensor, weight: Tensor, bi
             ours=True,
             packed=True,
             layout=layout,
-            served_by=served_by("sparse_linear_packed", packed, x, setup.mode),
+            served_by=served_by("sparse_linear", packed, x, setup.mode),
         )
     setup.add("dense", lambda: lambda: F.linear(x, weight, bias), layout=layout)
     setup.add("dense_prepacked", lambda: _prepacked(x, weight, bias), packed=True, layout=layout)
