@@ -8,8 +8,7 @@
 namespace sk {
 namespace {
 
-void forward(const ConvJob& job, const float* x, const float* weight, const float* bias, bool relu, float* out,
-             const Pool& pool) {
+void forward(const ConvJob& job, const float* x, const float* weight, const float* bias, bool relu, float* out, const Pool& pool) {
   (job.channels_last ? conv_nhwc : conv_nchw)(job, x, weight, bias, relu, out, pool);
 }
 
@@ -44,19 +43,16 @@ void for_each_tap(const Conv2dShape& s, int64_t oy, int64_t ox, const F& f) {
 // Offsets of channels and pixels in either layout.
 struct Strides {
   int64_t channel, pixel;
-  Strides(bool channels_last, int64_t channels, int64_t pixels)
-      : channel(channels_last ? 1 : pixels), pixel(channels_last ? channels : 1) {}
+  Strides(bool channels_last, int64_t channels, int64_t pixels) : channel(channels_last ? 1 : pixels), pixel(channels_last ? channels : 1) {}
 };
 
 }  // namespace
 
-void grouped_conv2d_fwd(const Conv2dShape& shape, const float* x, const float* weight, const float* bias, bool relu,
-                        float* out, const Pool& pool) {
+void grouped_conv2d_fwd(const Conv2dShape& shape, const float* x, const float* weight, const float* bias, bool relu, float* out, const Pool& pool) {
   forward(ConvJob{shape}, x, weight, bias, relu, out, pool);
 }
 
-void grouped_conv2d_grad_x(const Conv2dShape& s, const float* grad_out, const float* weight, float* grad_x,
-                           const Pool& pool) {
+void grouped_conv2d_grad_x(const Conv2dShape& s, const float* grad_out, const float* weight, float* grad_x, const Pool& pool) {
   if (s.N * s.C * s.H * s.W == 0) return;
   ConvJob job{s};  // stride s becomes s - 1 zeros between the pixels of grad_out
   job.C = s.K, job.H = s.OH, job.W = s.OW;
@@ -71,8 +67,7 @@ void grouped_conv2d_grad_x(const Conv2dShape& s, const float* grad_out, const fl
   forward(job, grad_out, flipped.as<float>(), nullptr, false, grad_x, pool);
 }
 
-void grouped_conv2d_fwd(const Conv2dShape& s, const double* x, const double* weight, const double* bias, bool relu,
-                        double* out, const Pool& pool) {
+void grouped_conv2d_fwd(const Conv2dShape& s, const double* x, const double* weight, const double* bias, bool relu, double* out, const Pool& pool) {
   const int64_t in_group = s.C / s.groups, out_group = s.K / s.groups, taps = s.KH * s.KW;
   const Strides xs(s.channels_last, s.C, s.H * s.W), os(s.channels_last, s.K, s.OH * s.OW);
   parallel(pool, s.N * s.K, 1, [&](int64_t begin, int64_t end) {
@@ -93,8 +88,7 @@ void grouped_conv2d_fwd(const Conv2dShape& s, const double* x, const double* wei
   });
 }
 
-void grouped_conv2d_grad_x(const Conv2dShape& s, const double* grad_out, const double* weight, double* grad_x,
-                           const Pool& pool) {
+void grouped_conv2d_grad_x(const Conv2dShape& s, const double* grad_out, const double* weight, double* grad_x, const Pool& pool) {
   const int64_t in_group = s.C / s.groups, out_group = s.K / s.groups, taps = s.KH * s.KW;
   const Strides xs(s.channels_last, s.C, s.H * s.W), os(s.channels_last, s.K, s.OH * s.OW);
   parallel(pool, s.N * s.C, 1, [&](int64_t begin, int64_t end) {
@@ -114,8 +108,7 @@ void grouped_conv2d_grad_x(const Conv2dShape& s, const double* grad_out, const d
   });
 }
 
-void grouped_conv2d_grad_weight(const Conv2dShape& s, const double* grad_out, const double* x, double* grad_weight,
-                                const Pool& pool) {
+void grouped_conv2d_grad_weight(const Conv2dShape& s, const double* grad_out, const double* x, double* grad_weight, const Pool& pool) {
   const int64_t in_group = s.C / s.groups, out_group = s.K / s.groups, taps = s.KH * s.KW;
   const Strides xs(s.channels_last, s.C, s.H * s.W), os(s.channels_last, s.K, s.OH * s.OW);
   parallel(pool, s.K, 1, [&](int64_t begin, int64_t end) {
@@ -142,13 +135,14 @@ namespace {
 
 constexpr double kSmallMacs = 1 << 19;  // a call of torch's convolution costs 15 to 60 us before it computes
 
+double megabytes_of(const Conv2dShape& s) { return 4e-6 * double(s.N) * double(std::max(s.C * s.H * s.W, s.K * s.OH * s.OW)); }
+
 const char* torch_reason_nhwc(const Conv2dShape& s, int64_t in, int64_t out, bool backward) {
   const bool square = s.KH == s.KW && s.dilation_h == 1 && s.dilation_w == 1;
-  const double megabytes = 4e-6 * double(s.N) * std::max(s.C * s.H * s.W, s.K * s.OH * s.OW);
+  const double megabytes = megabytes_of(s);
   if (isa() != Isa::avx512) return "channels_last without AVX-512: torch is faster";
   if (in == 1 && out == 1) return square && s.KH == 3 && megabytes < 1 ? nullptr : "depthwise: torch is faster";
-  if (s.KH == 1 && s.KW == 1)
-    return s.groups == 1 && (backward || megabytes > 4) ? "dense 1x1 bound by memory: torch is faster" : nullptr;
+  if (s.KH == 1 && s.KW == 1) return s.groups == 1 && (backward || megabytes > 4) ? "dense 1x1 bound by memory: torch is faster" : nullptr;
   if (square && (s.KH == 3 || s.KH == 5))
     return s.groups == 1 && in < 8 && megabytes > 4 ? "few input channels, large maps: torch is faster" : nullptr;
   return in % 4 == 0 ? "kernel size or dilation without a channels_last tile: torch is faster" : nullptr;
@@ -165,11 +159,16 @@ const char* torch_reason_nchw(const Conv2dShape& s, int64_t in, bool backward) {
 
 // torch multiplies 4, 8 or a multiple of 16 channels per group well, other widths by im2col or with padding
 const char* torch_reason_grad_weight(const Conv2dShape& s, int64_t in) {
-  const double macs = double(s.N) * s.OH * s.OW * s.K * in * s.KH * s.KW;
-  if (s.channels_last) return macs < 4 * kSmallMacs && in > 1 ? nullptr : "weight gradient in channels_last: torch is faster";
-  if (isa() != Isa::avx512) return in <= 8 ? nullptr : "weight gradient of wide groups: torch is faster";
+  const bool square = s.KH == s.KW && (s.KH == 3 || s.KH == 5) && s.dilation_h == 1 && s.dilation_w == 1;
+  const char* wide = "weight gradient of wide groups: torch is faster";
+  if (s.channels_last) {
+    if (isa() != Isa::avx512 || !square) return "weight gradient without a channels_last tile: torch is faster";
+    if (in == 1 && s.K == s.groups) return megabytes_of(s) < 1 ? nullptr : "depthwise: torch is faster";
+    return in < 16 || s.N < 8 || (s.KH == 3 && in % 16 != 0) ? nullptr : wide;
+  }
+  if (isa() != Isa::avx512) return in <= 8 ? nullptr : wide;
   if (in < 16 || (in < 32 && in % 16 != 0)) return nullptr;
-  return in == 16 && s.H * s.W >= 784 ? nullptr : "weight gradient of wide groups: torch is faster";
+  return in == 16 && s.H * s.W >= 784 ? nullptr : wide;
 }
 
 }  // namespace
@@ -179,10 +178,8 @@ ConvChoice grouped_conv2d_choice(const Conv2dShape& s, ConvProduct product) {
   const int64_t in_group = s.C / s.groups, out_group = s.K / s.groups;
   const double macs = double(s.N) * s.OH * s.OW * s.K * in_group * s.KH * s.KW;
   const char* reason = nullptr;
-  if (dense_policy() != Dense::automatic)
-    return {dense_policy() == Dense::never, "asked for"};
-  if (macs < kSmallMacs)
-    return {true, "small: less work than a call of torch's convolution"};
+  if (dense_policy() != Dense::automatic) return {dense_policy() == Dense::never, "asked for"};
+  if (macs < kSmallMacs) return {true, "small: less work than a call of torch's convolution"};
   if (strided && (backward || !s.channels_last || s.KH * s.KW > 1))
     reason = "stride above 1: torch is faster";
   else if (product == ConvProduct::grad_weight)

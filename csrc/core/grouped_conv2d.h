@@ -17,13 +17,13 @@
 namespace sk {
 
 struct Conv2dShape {
-  int64_t N, C, H, W;                // input images, channels, rows, columns
-  int64_t K, KH, KW;                 // output channels, filter rows and columns
-  int64_t stride_h, stride_w;        // >= 1
-  int64_t pad_h, pad_w;              // >= 0, the same on both sides
-  int64_t dilation_h, dilation_w;    // >= 1
-  int64_t groups;                    // divides C and K
-  int64_t OH, OW;                    // floor((H + 2*pad_h - dilation_h*(KH-1) - 1) / stride_h) + 1, ...
+  int64_t N, C, H, W;              // input images, channels, rows, columns
+  int64_t K, KH, KW;               // output channels, filter rows and columns
+  int64_t stride_h, stride_w;      // >= 1
+  int64_t pad_h, pad_w;            // >= 0, the same on both sides
+  int64_t dilation_h, dilation_w;  // >= 1
+  int64_t groups;                  // divides C and K
+  int64_t OH, OW;                  // floor((H + 2*pad_h - dilation_h*(KH-1) - 1) / stride_h) + 1, ...
   bool channels_last;
   bool weight_channels_last = false;  // weight [K, KH, KW, C/G] in memory, as a channels_last model has it (fp32 only)
 };
@@ -33,7 +33,7 @@ SK_API void grouped_conv2d_fwd(const Conv2dShape& shape,
                                const float* weight,  // [K, C/G, KH, KW]
                                const float* bias,    // [K] or null
                                bool relu,
-                               float* out,           // [N, K, OH, OW]
+                               float* out,  // [N, K, OH, OW]
                                const Pool& pool);
 SK_API void grouped_conv2d_grad_x(const Conv2dShape& shape,
                                   const float* grad_out,  // [N, K, OH, OW]
@@ -47,12 +47,10 @@ SK_API void grouped_conv2d_grad_weight(const Conv2dShape& shape,
                                        const Pool& pool);
 
 // The same three products in double precision: plain loops, right for everything, not fast.
-SK_API void grouped_conv2d_fwd(const Conv2dShape& shape, const double* x, const double* weight, const double* bias,
-                               bool relu, double* out, const Pool& pool);
-SK_API void grouped_conv2d_grad_x(const Conv2dShape& shape, const double* grad_out, const double* weight,
-                                  double* grad_x, const Pool& pool);
-SK_API void grouped_conv2d_grad_weight(const Conv2dShape& shape, const double* grad_out, const double* x,
-                                       double* grad_weight, const Pool& pool);
+SK_API void grouped_conv2d_fwd(const Conv2dShape& shape, const double* x, const double* weight, const double* bias, bool relu, double* out,
+                               const Pool& pool);
+SK_API void grouped_conv2d_grad_x(const Conv2dShape& shape, const double* grad_out, const double* weight, double* grad_x, const Pool& pool);
+SK_API void grouped_conv2d_grad_weight(const Conv2dShape& shape, const double* grad_out, const double* x, double* grad_weight, const Pool& pool);
 
 // Who should serve a product: our kernel, or torch's own convolution where that is the faster one. Decided from the
 // sizes and the instruction set only, never from values.

@@ -1,5 +1,7 @@
 // What the drivers and the kernels of grouped_conv2d share. Not for users of the core.
 #pragma once
+#include <vector>
+
 #include "core/core.h"
 #include "core/grouped_conv2d.h"
 
@@ -24,10 +26,8 @@ void for_each_weight(const Conv2dShape& s, F f) {
 }
 
 // out [N, K, OH, OW] of the job, in the layout the name says
-void conv_nchw(const ConvJob& job, const float* x, const float* weight, const float* bias, bool relu, float* out,
-               const Pool& pool);
-void conv_nhwc(const ConvJob& job, const float* x, const float* weight, const float* bias, bool relu, float* out,
-               const Pool& pool);
+void conv_nchw(const ConvJob& job, const float* x, const float* weight, const float* bias, bool relu, float* out, const Pool& pool);
+void conv_nhwc(const ConvJob& job, const float* x, const float* weight, const float* bias, bool relu, float* out, const Pool& pool);
 
 // Units of work per piece, so that starting a thread pays: about 2^18 multiply-adds.
 inline int64_t conv_grain(double macs_per_unit) {
@@ -48,11 +48,11 @@ struct PlaneVector {
 
 struct PlaneTile {
   // inputs
-  const float* x;             // first padded plane of the group, at the first flat position of the tile
-  const int64_t* offset;      // [terms] of each (channel, tap), in the order of the weights
-  int64_t terms;              // C/G * KH*KW
-  const float* weight;        // [rows][terms] as it lies in memory
-  const float* bias;          // [rows] or null
+  const float* x;         // first padded plane of the group, at the first flat position of the tile
+  const int64_t* offset;  // [terms] of each (channel, tap), in the order of the weights
+  int64_t terms;          // C/G * KH*KW
+  const float* weight;    // [rows][terms] as it lies in memory
+  const float* bias;      // [rows] or null
   bool relu;
   // outputs
   float* out;
@@ -63,12 +63,12 @@ using PlaneTileFn = void (*)(const PlaneTile&);
 
 constexpr int kWeightTileX = 6;  // (channel, tap) pairs per tile of the weight gradient
 struct PlaneWeightTile {
-  const float* grad_out;         // [images][rows] planes in flat positions, zero in the padding
+  const float* grad_out;  // [images][rows] planes in flat positions, zero in the padding
   int64_t grad_out_plane, grad_out_image;
   const float* x[kWeightTileX];  // plane + tap offset of each pair, in the first image
   int64_t x_image;
   int64_t images, vectors;
-  float sums[4][kWeightTileX];   // out
+  float sums[4][kWeightTileX];  // out
 };
 using PlaneWeightTileFn = void (*)(PlaneWeightTile&);
 
@@ -80,8 +80,8 @@ struct ConvPlaneKernels {
   // rows x columns from src (pixel stride 1) to dst; dst has row stride dst_row
   void (*copy_rows)(const float* src, int64_t src_row, int64_t rows, int64_t columns, float* dst, int64_t dst_row);
   // the same from channels_last: `channels` planes at once
-  void (*copy_rows_nhwc)(const float* src, int64_t src_pixel, int64_t src_row, int64_t rows, int64_t columns,
-                         int64_t channels, float* dst, int64_t dst_row, int64_t dst_plane);
+  void (*copy_rows_nhwc)(const float* src, int64_t src_pixel, int64_t src_row, int64_t rows, int64_t columns, int64_t channels, float* dst,
+                         int64_t dst_row, int64_t dst_plane);
 };
 SK_DECLARE_KERNELS(ConvPlaneKernels, conv_plane_kernels)
 
@@ -106,6 +106,12 @@ struct LaneMap {
   int32_t index[16];                // kWindow*: lane -> position in the window for j = 0
 };
 
+// Vectors cut regardless of group borders, 16 channels each; empty if some vector needs more than two groups and
+// more than 32 input channels.
+std::vector<LaneMap> spanning_blocks(const ConvJob& job, int lanes);
+// Every block inside one group; a depthwise convolution takes its vectors as they come.
+std::vector<LaneMap> aligned_blocks(const ConvJob& job, int block, bool depthwise);
+
 struct LaneTile {
   // inputs
   const float* x;             // input pixel under the first tap of the first output; with a left edge it lies before the row
@@ -119,7 +125,7 @@ struct LaneTile {
   const float* bias;          // [V*lanes], always there
   const int32_t* index;       // [lanes]
   uint32_t second;
-  uint64_t lanes;             // one bit per output channel of the block that exists
+  uint64_t lanes;  // one bit per output channel of the block that exists
   bool relu;
   // outputs
   float* out;
@@ -136,17 +142,41 @@ struct LaneConfig {
 
 struct ConvLaneKernels {
   int lanes;
-  bool spans_groups;         // vectors may straddle groups (kTwoGroups, kWindow*)
-  const LaneConfig* taps;    // any kernel size; P descending to 1, V in {2, 1}; no edges
+  bool spans_groups;       // vectors may straddle groups (kTwoGroups, kWindow*)
+  const LaneConfig* taps;  // any kernel size; P descending to 1, V in {2, 1}; no edges
   int taps_count;
   // weight [rows][columns], natural, -> packed + position[column]*step, `lanes` values each; missing rows are zero
   void (*pack)(const float* weight, int64_t rows, int64_t columns, const int32_t* position, int64_t step, float* packed);
 };
-struct ConvRowKernels {      // square kernels of size 3 or 5, stride 1: a source register serves several taps
+struct ConvRowKernels {  // square kernels of size 3 or 5, stride 1: a source register serves several taps
   const LaneConfig* configs;
   int count;
 };
+
+// The weight gradient of a square 3x3 or 5x5 filter with stride 1: rows of grad_out against the rows of x under one
+// filter row, J input channels at a time; sums stay in registers over the rows.
+struct LaneWeightRows {
+  // inputs
+  const float *x, *x2;    // first row, first pixel, first of the J channels; of the second group (kTwoGroups)
+  const float* grad_out;  // first row, first pixel, first channel of the block
+  int64_t x_pixel, x_row, grad_pixel, grad_row, rows;
+  int64_t columns, grad_columns, pad;  // pixels in a row of x and of grad_out; padding at the left
+  const int32_t* index;                // kWindow*: [lanes] for the first of the J channels
+  uint32_t second, lanes;
+  // outputs, added to
+  float* sums;  // [J][K][16]
+};
+using LaneWeightFn = void (*)(const LaneWeightRows&);
+struct ConvLaneWeightKernels {
+  LaneWeightFn rows[2][kLaneKinds][4];  // [3x3, 5x5][kind][J = 8, 4, 2, 1]; null where there is none
+  // packed sums [columns] at position[column]*16 -> grad_weight [rows][columns]
+  void (*unpack)(const float* packed, const int32_t* position, int64_t rows, int64_t columns, float* grad_weight);
+};
+// False if there is no such kernel for the shape.
+bool conv_nhwc_grad_weight(const ConvJob& job, const float* grad_out, const float* x, float* grad_weight, const Pool& pool);
+
 SK_DECLARE_KERNELS(ConvLaneKernels, conv_lane_kernels)
+SK_DECLARE_KERNELS(ConvLaneWeightKernels, conv_lane_weight_kernels)
 SK_DECLARE_KERNELS(ConvRowKernels, conv_row3_kernels)
 SK_DECLARE_KERNELS(ConvRowKernels, conv_row5_kernels)
 

@@ -41,8 +41,7 @@ std::vector<PlaneVector> plane_vectors(const ConvJob& job, const Planes& planes)
 
 }  // namespace
 
-void conv_nchw(const ConvJob& job, const float* x, const float* weight, const float* bias, bool relu, float* out,
-               const Pool& pool) {
+void conv_nchw(const ConvJob& job, const float* x, const float* weight, const float* bias, bool relu, float* out, const Pool& pool) {
   if (job.N * job.K * job.OH * job.OW == 0) return;
   const ConvPlaneKernels& kernels = SK_PICK_KERNELS(conv_plane_kernels);
   const Planes planes(job, kernels, /*may_be_direct=*/true);
@@ -53,10 +52,8 @@ void conv_nchw(const ConvJob& job, const float* x, const float* weight, const fl
   while (most < kPlaneVectors && kernels.tile[row_tiles[0].count][most + 1]) ++most;
   const std::vector<Piece> pixel_tiles = even_pieces(planes.vectors, most);
   const int64_t block = std::max<int64_t>(1, kBlockBytes / (4 * in_group * most * kernels.lanes));  // pixel tiles
-  std::vector<int64_t> offsets;  // of each (channel, tap)
-  for_each_weight(job, [&](int64_t j, int64_t ky, int64_t kx) {
-    offsets.push_back(j * planes.plane + planes.tap_offset[ky * job.KW + kx]);
-  });
+  std::vector<int64_t> offsets;                                                                     // of each (channel, tap)
+  for_each_weight(job, [&](int64_t j, int64_t ky, int64_t kx) { offsets.push_back(j * planes.plane + planes.tap_offset[ky * job.KW + kx]); });
 
   const int64_t parts = std::min<int64_t>(row_tiles.size(), (kUnitsWanted - 1) / (job.N * job.groups) + 1);
   const double macs = double(out_group) * in_group * taps * planes.positions / parts;

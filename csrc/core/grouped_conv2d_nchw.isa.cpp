@@ -18,8 +18,7 @@ SK_INLINE void store_pixels(float* plane, const PlaneVector& at, vf v) {
 SK_INLINE void store_pixels(float* plane, const PlaneVector& at, vf v) {
   if (at.count == W) return store(plane + at.first, v);
   float* out = plane + at.first;
-  SK_UNROLL for (int l = 0; l < W; ++l)
-    if (at.mask >> l & 1) *out++ = v[l];
+  SK_UNROLL for (int l = 0; l < W; ++l) if (at.mask >> l & 1)* out++ = v[l];
 }
 #endif
 
@@ -41,8 +40,7 @@ void tile(const PlaneTile& t) {
       SK_UNROLL for (int v = 0; v < Vectors; ++v) acc[r][v] += source[v] * w;
     }
   }
-  SK_UNROLL for (int r = 0; r < Rows; ++r)
-    SK_UNROLL for (int v = 0; v < Vectors; ++v)
+  SK_UNROLL for (int r = 0; r < Rows; ++r) SK_UNROLL for (int v = 0; v < Vectors; ++v)
       store_pixels(t.out + r * t.out_plane, t.vectors[v], t.relu ? relu(acc[r][v]) : acc[r][v]);
 }
 
@@ -52,8 +50,7 @@ void weight_tile(PlaneWeightTile& t) {
   constexpr int kPairs = W == 16 ? kWeightTileX : 3;  // registers: two passes without AVX-512
   for (int first = 0; first < kWeightTileX; first += kPairs) {
     vf acc[Rows][kPairs];
-    SK_UNROLL for (int r = 0; r < Rows; ++r)
-      SK_UNROLL for (int i = 0; i < kPairs; ++i) acc[r][i] = zero();
+    SK_UNROLL for (int r = 0; r < Rows; ++r) SK_UNROLL for (int i = 0; i < kPairs; ++i) acc[r][i] = zero();
     for (int64_t n = 0; n < t.images; ++n) {
       const float* grad = t.grad_out + n * t.grad_out_image;
       const float* x[kPairs];
@@ -67,8 +64,7 @@ void weight_tile(PlaneWeightTile& t) {
         }
       }
     }
-    SK_UNROLL for (int r = 0; r < Rows; ++r)
-      SK_UNROLL for (int i = 0; i < kPairs; ++i) t.sums[r][first + i] = sum(acc[r][i]);
+    SK_UNROLL for (int r = 0; r < Rows; ++r) SK_UNROLL for (int i = 0; i < kPairs; ++i) t.sums[r][first + i] = sum(acc[r][i]);
   }
 }
 
@@ -81,8 +77,8 @@ void copy_rows(const float* src, int64_t src_row, int64_t rows, int64_t columns,
   }
 }
 
-void copy_rows_nhwc(const float* src, int64_t src_pixel, int64_t src_row, int64_t rows, int64_t columns,
-                    int64_t channels, float* dst, int64_t dst_row, int64_t dst_plane) {
+void copy_rows_nhwc(const float* src, int64_t src_pixel, int64_t src_row, int64_t rows, int64_t columns, int64_t channels, float* dst,
+                    int64_t dst_row, int64_t dst_plane) {
   for (int64_t y = 0; y < rows; ++y, src += src_row, dst += dst_row) {
     int64_t c = 0;
     for (; c + 4 <= channels; c += 4) {  // four planes at once: one cache line of a pixel serves them all
@@ -107,8 +103,10 @@ constexpr PlaneTileFn pick() {
   else
     return nullptr;
 }
+// clang-format off
 #define SK_TILES(R) \
   { nullptr, pick<R, 1>(), pick<R, 2>(), pick<R, 3>(), pick<R, 4>(), pick<R, 5>(), pick<R, 6>(), pick<R, 7>(), pick<R, 8>() }
+// clang-format on
 
 }  // namespace
 

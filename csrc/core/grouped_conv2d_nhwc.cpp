@@ -12,55 +12,6 @@
 namespace sk {
 namespace {
 
-// ---------------------------------------------------------------- output channels -> blocks of V vectors
-
-// Vectors cut regardless of group borders, 16 channels each; empty if some vector needs more than two groups and
-// more than 32 input channels.
-std::vector<LaneMap> spanning_blocks(const ConvJob& job, int lanes) {
-  const int64_t in_group = job.C / job.groups, out_group = job.K / job.groups;
-  std::vector<LaneMap> blocks;
-  for (int64_t first = 0; first < job.K; first += lanes) {
-    LaneMap b{};
-    b.first_channel = first;
-    b.channels = std::min<int64_t>(lanes, job.K - first);
-    const int64_t g0 = first / out_group, g1 = (first + b.channels - 1) / out_group;
-    const int64_t window = (g1 - g0 + 1) * in_group, width = window <= 16 ? 16 : 32;
-    b.window = b.window2 = g0 * in_group;
-    if (g0 == g1) {
-      b.kind = kOneGroup;
-    } else if (window <= 32 && job.C >= width && (g1 > g0 + 1 || window <= 16)) {
-      b.kind = width == 16 ? kWindow16 : kWindow32;
-      b.window = std::min(b.window, job.C - width);  // the load must end inside the pixel
-      for (int64_t l = 0; l < b.channels; ++l) b.index[l] = int32_t((first + l) / out_group * in_group - b.window);
-    } else if (g1 == g0 + 1) {
-      b.kind = kTwoGroups;
-      b.window2 = g1 * in_group;
-      for (int64_t l = 0; l < b.channels; ++l)
-        if ((first + l) / out_group == g1) b.second |= 1u << l;
-    } else {
-      return {};
-    }
-    blocks.push_back(b);
-  }
-  return blocks;
-}
-
-// Every block inside one group; a depthwise convolution takes its vectors as they come.
-std::vector<LaneMap> aligned_blocks(const ConvJob& job, int block, bool depthwise) {
-  const int64_t in_group = job.C / job.groups, out_group = depthwise ? job.K : job.K / job.groups;
-  std::vector<LaneMap> blocks;
-  for (int64_t g = 0; g < (depthwise ? 1 : job.groups); ++g)
-    for (int64_t o = 0; o < out_group; o += block) {
-      LaneMap b{};
-      b.kind = depthwise ? kDepthwise : kOneGroup;
-      b.first_channel = g * out_group + o;
-      b.channels = std::min<int64_t>(block, out_group - o);
-      b.window = b.window2 = depthwise ? o : g * in_group;
-      blocks.push_back(b);
-    }
-  return blocks;
-}
-
 // ---------------------------------------------------------------- which tile
 
 struct Counts {
@@ -74,9 +25,12 @@ double tile_cycles(const ConvJob& job, const LaneConfig& c, LaneKind kind) {
   const double shuffles_per_source = kind == kOneGroup || kind == kDepthwise ? 0 : 1;
   const double taps = double(job.KH * job.KW), outputs = c.R * c.P * c.V;
   double sources, steps, overhead = 1;  // per step: one input channel of ...
-  if (c.weight_order == LaneConfig::kTapMajor) sources = c.P, steps = taps;                  // one tap
-  else if (c.weight_order == LaneConfig::kRowMajor) sources = c.P + job.KW - 1, steps = job.KH;  // one filter row
-  else sources = (c.R + 2) * (c.P + 2), steps = 1, overhead = 3.2;                           // the whole filter
+  if (c.weight_order == LaneConfig::kTapMajor)
+    sources = c.P, steps = taps;  // one tap
+  else if (c.weight_order == LaneConfig::kRowMajor)
+    sources = c.P + job.KW - 1, steps = job.KH;  // one filter row
+  else
+    sources = (c.R + 2) * (c.P + 2), steps = 1, overhead = 3.2;  // the whole filter
   const double operations = outputs * taps / steps + sources * shuffles_per_source;
   const double loads = sources * loads_per_source + taps / steps * c.V;
   const double channels = double(job.C / job.groups);
@@ -90,8 +44,8 @@ struct Plan {
 };
 
 // `edges`: same-size padding stays in the kernel, which needs a last tile that starts at least K/2 after the others
-void consider(const ConvJob& job, const LaneConfig* configs, int count, int64_t rows, int64_t columns, bool edges,
-              const Counts& counts, bool spanning, int lanes, Plan* best) {
+void consider(const ConvJob& job, const LaneConfig* configs, int count, int64_t rows, int64_t columns, bool edges, const Counts& counts,
+              bool spanning, int lanes, Plan* best) {
   for (const LaneConfig* c = configs; c < configs + count; ++c) {
     if (c->R > rows || c->P > columns) continue;
     if (edges && columns % c->P != 0 && columns % c->P < job.KW / 2) continue;
@@ -112,9 +66,7 @@ void consider(const ConvJob& job, const LaneConfig* configs, int count, int64_t 
 
 // ---------------------------------------------------------------- padding
 
-bool reads_outside(const ConvJob& job) {
-  return job.pad_h != 0 || job.pad_w != 0 || job.padded_h() > job.H || job.padded_w() > job.W;
-}
+bool reads_outside(const ConvJob& job) { return job.pad_h != 0 || job.pad_w != 0 || job.padded_h() > job.H || job.padded_w() > job.W; }
 
 // images [count][H][W][C] -> [count][padded_h][padded_w][C]
 void pad_images(const ConvJob& job, const float* x, int64_t count, float* padded, const Pool& pool) {
@@ -179,8 +131,8 @@ struct Packing {
 };
 
 // The job is free of padding, except for same-size padding (`edges`) and rows outside with the row kernels.
-void run(const ConvJob& job, const LaneConfig& config, bool edges, const std::vector<LaneMap>& blocks,
-         const Packing& packing, const float* x, bool relu, float* out, const Pool& pool) {
+void run(const ConvJob& job, const LaneConfig& config, bool edges, const std::vector<LaneMap>& blocks, const Packing& packing, const float* x,
+         bool relu, float* out, const Pool& pool) {
   const int R = config.R, P = config.P;
   const int64_t C = job.C, taps = job.KH * job.KW;
   const bool flat = taps == 1 && job.stride_h == 1 && job.stride_w == 1;  // pixels of all images in one line
@@ -288,8 +240,7 @@ void run(const ConvJob& job, const LaneConfig& config, bool edges, const std::ve
 
 }  // namespace
 
-void conv_nhwc(const ConvJob& original, const float* x, const float* weight, const float* bias, bool relu, float* out,
-               const Pool& pool) {
+void conv_nhwc(const ConvJob& original, const float* x, const float* weight, const float* bias, bool relu, float* out, const Pool& pool) {
   if (original.N * original.K * original.OH * original.OW == 0) return;
   ConvJob job = original;
   const ConvLaneKernels& kernels = SK_PICK_KERNELS(conv_lane_kernels);
@@ -312,8 +263,7 @@ void conv_nhwc(const ConvJob& original, const float* x, const float* weight, con
   const bool padded = reads_outside(job) || job.expand_h != 1 || job.expand_w != 1;
   Plan plan;
   bool edges = false, by_row = false;
-  if (job.KH == job.KW && (job.KH == 3 || job.KH == 5) && job.stride_h == 1 && job.stride_w == 1 &&
-      job.dilation_h == 1 && job.dilation_w == 1) {
+  if (job.KH == job.KW && (job.KH == 3 || job.KH == 5) && job.stride_h == 1 && job.stride_w == 1 && job.dilation_h == 1 && job.dilation_w == 1) {
     const ConvRowKernels& row = job.KH == 3 ? SK_PICK_KERNELS(conv_row3_kernels) : SK_PICK_KERNELS(conv_row5_kernels);
     edges = job.expand_h == 1 && job.expand_w == 1 && job.pad_w == job.KW / 2 && job.OW == job.W;
     best_of(row.configs, row.count, edges, &plan);

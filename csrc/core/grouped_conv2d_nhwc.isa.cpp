@@ -67,6 +67,7 @@ void pack(const float* weight, int64_t rows, int64_t columns, const int32_t* pos
     for (i = 0; i < columns; ++i) packed[position[i] * step + r] = weight[r * columns + i];
 }
 
+// clang-format off
 #define SK_TAPS_SPANNING(V, P) \
   {{tap_tile<kOneGroup, V, P>}, {tap_tile<kTwoGroups, V, P>}, {tap_tile<kWindow16, V, P>}, {tap_tile<kWindow32, V, P>}, {tap_tile<kDepthwise, V, P>}}
 #define SK_TAPS(V, P) {{tap_tile<kOneGroup, V, P>}}
@@ -77,6 +78,7 @@ constexpr LaneConfig kTaps[] = {
     {LaneConfig::kTapMajor, 1, 14, 1, SK_TAPS_SPANNING(1, 14)}, {LaneConfig::kTapMajor, 1, 7, 1, SK_TAPS_SPANNING(1, 7)},
     {LaneConfig::kTapMajor, 1, 4, 1, SK_TAPS_SPANNING(1, 4)},   {LaneConfig::kTapMajor, 1, 1, 1, SK_TAPS_SPANNING(1, 1)},
 };
+// clang-format on
 
 #else
 
@@ -85,6 +87,7 @@ void pack(const float* weight, int64_t rows, int64_t columns, const int32_t* pos
     for (int r = 0; r < W; ++r) packed[position[i] * step + r] = r < rows ? weight[r * columns + i] : 0.0f;
 }
 
+// clang-format off
 #define SK_TAPS(V, P) {{tap_tile<kOneGroup, V, P>}}
 #define SK_TAPS_1(P) {{tap_tile<kOneGroup, 1, P>}, {}, {}, {}, {tap_tile<kDepthwise, 1, P>}}
 constexpr LaneConfig kTaps[] = {
@@ -92,6 +95,7 @@ constexpr LaneConfig kTaps[] = {
     {LaneConfig::kTapMajor, 1, 8, 1, SK_TAPS_1(8)}, {LaneConfig::kTapMajor, 1, 4, 1, SK_TAPS_1(4)},
     {LaneConfig::kTapMajor, 1, 1, 1, SK_TAPS_1(1)},
 };
+// clang-format on
 
 #endif
 

@@ -48,6 +48,7 @@ struct Lanes {
   }
 };
 
+// clang-format off
 // NAME<O>(vector, base, lanes): one load instruction at pixel offset O in -1..8
 #define SK_PIXEL_LOAD(NAME, BEFORE, AFTER, OUT)                                                             \
   template <int O>                                                                                          \
@@ -66,6 +67,7 @@ SK_PIXEL_LOAD(load_vector, "vmovups ", ", %0", "=v")
 SK_PIXEL_LOAD(permute_with_next, "vpermt2ps 64", ", %2, %0", "+v")
 SK_PIXEL_LOAD(load_masked, "vmovups ", ", %0%{%3%}%{z%}", "=v")
 #undef SK_PIXEL_LOAD
+// clang-format on
 
 // One image row under a tile. get<Pixel>() is the current input channel of that pixel.
 template <LaneKind Kind, int LastPixel>
@@ -91,12 +93,13 @@ struct RowSource {
     return reinterpret_cast<vf>(v);
   }
   SK_INLINE void next_channel() {
-    if constexpr (Kind == kOneGroup || Kind == kTwoGroups)
-      SK_UNROLL for (int i = 0; i < 3; ++i)
-        if (i == 0 || LastPixel > 8 * i) {
-          first[i] += 4;
-          if (Kind == kTwoGroups) second[i] += 4;
-        }
+    if constexpr (Kind == kOneGroup || Kind == kTwoGroups) {
+      SK_UNROLL for (int i = 0; i < 3; ++i) {
+        if (i > 0 && LastPixel <= 8 * i) continue;
+        first[i] += 4;
+        if (Kind == kTwoGroups) second[i] += 4;
+      }
+    }
   }
 };
 
@@ -106,7 +109,9 @@ struct Lanes {
   int64_t pixel;
   int lanes;
   template <LaneKind Kind>
-  static SK_INLINE Lanes of(const LaneTile& t) { return {t.x_pixel, t.lanes >> (W - 1) & 1 ? W : __builtin_popcountll(t.lanes)}; }
+  static SK_INLINE Lanes of(const LaneTile& t) {
+    return {t.x_pixel, t.lanes >> (W - 1) & 1 ? W : __builtin_popcountll(t.lanes)};
+  }
   template <LaneKind Kind>
   SK_INLINE void next_channel() {}
 };
@@ -130,28 +135,28 @@ template <int R, int V, int P>
 SK_INLINE void start(vf (&acc)[R][V][P], const LaneTile& t) {
   SK_UNROLL for (int v = 0; v < V; ++v) {
     const vf bias = load(t.bias + v * W);
-    SK_UNROLL for (int r = 0; r < R; ++r)
-      SK_UNROLL for (int p = 0; p < P; ++p) acc[r][v][p] = bias;
+    SK_UNROLL for (int r = 0; r < R; ++r) SK_UNROLL for (int p = 0; p < P; ++p) acc[r][v][p] = bias;
   }
 }
 template <int R, int V, int P>
 SK_INLINE void finish(vf (&acc)[R][V][P], const LaneTile& t) {
   SK_UNROLL for (int r = 0; r < R; ++r) {
     float* out = t.out + r * t.out_row;
-    SK_UNROLL for (int p = 0; p < P; ++p, out += t.out_pixel)
-      SK_UNROLL for (int v = 0; v < V; ++v) {
+    SK_UNROLL for (int p = 0; p < P; ++p, out += t.out_pixel) SK_UNROLL for (int v = 0; v < V; ++v) {
 #if defined(__AVX512F__)
-        // max with the accumulator second keeps NaN
-        const __m512 floor = _mm512_set1_ps(t.relu ? 0.0f : -__builtin_inff());
-        const __m512 value = _mm512_max_ps(floor, reinterpret_cast<__m512>(acc[r][v][p]));
-        _mm512_mask_storeu_ps(out + v * W, __mmask16(t.lanes >> (v * W)), value);
+      // max with the accumulator second keeps NaN
+      const __m512 floor = _mm512_set1_ps(t.relu ? 0.0f : -__builtin_inff());
+      const __m512 value = _mm512_max_ps(floor, reinterpret_cast<__m512>(acc[r][v][p]));
+      _mm512_mask_storeu_ps(out + v * W, __mmask16(t.lanes >> (v * W)), value);
 #else
-        const vf value = t.relu ? relu(acc[r][v][p]) : acc[r][v][p];
-        const uint64_t lanes = t.lanes >> (v * W) & ((1u << W) - 1);
-        if (lanes == (1u << W) - 1) store(out + v * W, value);
-        else store_first(out + v * W, value, __builtin_popcountll(lanes));
+      const vf value = t.relu ? relu(acc[r][v][p]) : acc[r][v][p];
+      const uint64_t lanes = t.lanes >> (v * W) & ((1u << W) - 1);
+      if (lanes == (1u << W) - 1)
+        store(out + v * W, value);
+      else
+        store_first(out + v * W, value, __builtin_popcountll(lanes));
 #endif
-      }
+    }
   }
 }
 

@@ -24,15 +24,13 @@ __attribute__((noinline)) void kx_tile(const LaneTile& t) {
     const float* weight = t.weight + ky * t.channels * (K * V * W);
     for (int64_t j = t.channels; j > 0; --j, weight += K * V * W) {
       vf w[K][V];
-      SK_UNROLL for (int k = 0; k < K; ++k)
-        SK_UNROLL for (int v = 0; v < V; ++v) w[k][v] = load(weight + (k * V + v) * W);
+      SK_UNROLL for (int k = 0; k < K; ++k) SK_UNROLL for (int v = 0; v < V; ++v) w[k][v] = load(weight + (k * V + v) * W);
       static_for<(LeftEdge ? K / 2 : 0), P + K - 1 - (RightEdge ? K / 2 : 0)>([&](auto pixel) {
         constexpr int q = decltype(pixel)::value;
         const vf source = x.template get<q>(lanes);
         static_for<0, K>([&](auto tap) {
           constexpr int k = decltype(tap)::value, p = q - k;
-          if constexpr (p >= 0 && p < P)
-            SK_UNROLL for (int v = 0; v < V; ++v) acc[0][v][p] += source * w[k][v];
+          if constexpr (p >= 0 && p < P) SK_UNROLL for (int v = 0; v < V; ++v) acc[0][v][p] += source * w[k][v];
         });
       });
       x.next_channel();

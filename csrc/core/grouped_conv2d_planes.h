@@ -13,11 +13,11 @@ namespace sk {
 struct Planes {
   const ConvJob& job;
   const ConvPlaneKernels& kernels;
-  bool direct;       // a 1x1 convolution may read the image itself
-  int64_t row;       // S: floats between rows of one phase
-  int64_t phase;     // floats between the stride_h*stride_w phases of a plane
-  int64_t plane;     // floats between planes
-  int64_t positions; // flat positions from the first to the last output pixel
+  bool direct;        // a 1x1 convolution may read the image itself
+  int64_t row;        // S: floats between rows of one phase
+  int64_t phase;      // floats between the stride_h*stride_w phases of a plane
+  int64_t plane;      // floats between planes
+  int64_t positions;  // flat positions from the first to the last output pixel
   int64_t vectors;
   int64_t top, left, skip_top, skip_left, copy_h, copy_w;  // the part of the image that lies inside the padded plane
   std::vector<int64_t> tap_offset;                         // [KH*KW]
@@ -26,8 +26,8 @@ struct Planes {
     const int64_t lanes = k.lanes, padded_h = j.padded_h(), padded_w = j.padded_w();
     const bool plain = j.stride_h == 1 && j.stride_w == 1 && j.expand_h == 1 && j.expand_w == 1;
     // a plane that is a multiple of 4 KB puts the same pixel of every channel into one cache set: copy those too
-    direct = may_be_direct && plain && j.KH == 1 && j.KW == 1 && j.pad_h == 0 && j.pad_w == 0 && j.OH == j.H &&
-             j.OW == j.W && j.H * j.W % lanes == 0 && j.H * j.W * 4 % 4096 != 0;
+    direct = may_be_direct && plain && j.KH == 1 && j.KW == 1 && j.pad_h == 0 && j.pad_w == 0 && j.OH == j.H && j.OW == j.W &&
+             j.H * j.W % lanes == 0 && j.H * j.W * 4 % 4096 != 0;
     top = std::max<int64_t>(0, j.pad_h), skip_top = std::max<int64_t>(0, -j.pad_h);
     left = std::max<int64_t>(0, j.pad_w), skip_left = std::max<int64_t>(0, -j.pad_w);
     copy_h = std::max<int64_t>(0, std::min(j.H - skip_top, padded_h - top));
@@ -50,8 +50,7 @@ struct Planes {
     if (direct) plane = j.H * j.W;
     for (int64_t y = 0; y < j.KH; ++y)
       for (int64_t x = 0; x < j.KW; ++x)
-        tap_offset.push_back(within[y * j.KW + x] +
-                             (y * j.dilation_h % j.stride_h * j.stride_w + x * j.dilation_w % j.stride_w) * phase);
+        tap_offset.push_back(within[y * j.KW + x] + (y * j.dilation_h % j.stride_h * j.stride_w + x * j.dilation_w % j.stride_w) * phase);
   }
 
   // `count` channels from `channel` of image n -> dst [count][plane]. The padding must already be zero (clear()).

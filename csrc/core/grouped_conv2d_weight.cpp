@@ -1,6 +1,6 @@
-// grad_weight for both layouts: grad_weight[k, j, tap] is the inner product of an output-gradient plane and a
-// shifted input plane. Images are taken in chunks that fit L2; sums run chunk by chunk, so the order is fixed by the
-// sizes alone. Work is cut by (group, block of output channels).
+// grad_weight from planes, for NCHW and for what the NHWC kernels leave: grad_weight[k, j, tap] is the inner product of an output-gradient plane and
+// a shifted input plane. Images are taken in chunks that fit L2; sums run chunk by chunk, so the order is fixed by the sizes alone. Work is cut by
+// (group, block of output channels).
 #include "core/grouped_conv2d_planes.h"
 
 namespace sk {
@@ -11,8 +11,7 @@ constexpr int64_t kBlockRows = 32;  // output channels per unit: the input is co
 
 }  // namespace
 
-void grouped_conv2d_grad_weight(const Conv2dShape& shape, const float* grad_out, const float* x, float* grad_weight,
-                                const Pool& pool) {
+void grouped_conv2d_grad_weight(const Conv2dShape& shape, const float* grad_out, const float* x, float* grad_weight, const Pool& pool) {
   const ConvJob job{shape};
   const int64_t in_group = job.C / job.groups, out_group = job.K / job.groups, taps = job.KH * job.KW;
   const int64_t pairs = in_group * taps;
@@ -21,6 +20,7 @@ void grouped_conv2d_grad_weight(const Conv2dShape& shape, const float* grad_out,
     std::memset(grad_weight, 0, size_t(job.K * pairs) * sizeof(float));
     return;
   }
+  if (job.channels_last && conv_nhwc_grad_weight(job, grad_out, x, grad_weight, pool)) return;
   const ConvPlaneKernels& kernels = SK_PICK_KERNELS(conv_plane_kernels);
   const Planes planes(job, kernels, /*may_be_direct=*/false);
   // the gradient in the same flat positions: an image [K, OH, OW] without padding, but with the row stride of x
@@ -33,8 +33,8 @@ void grouped_conv2d_grad_weight(const Conv2dShape& shape, const float* grad_out,
   const double macs = double(std::min(out_group, kBlockRows)) * pairs * planes.positions * job.N;
   parallel(pool, job.groups * blocks, conv_grain(macs), [&](int64_t begin, int64_t end) {
     Scratch scratch(size_t(chunk * image_floats) * sizeof(float));
-    float* xs = scratch.as<float>();                        // [chunk][in_group][plane]
-    float* grads = xs + chunk * in_group * planes.plane;    // [chunk][rows][grad_plane]
+    float* xs = scratch.as<float>();                      // [chunk][in_group][plane]
+    float* grads = xs + chunk * in_group * planes.plane;  // [chunk][rows][grad_plane]
     planes.clear(xs, chunk * in_group);
     std::memset(grads, 0, size_t(chunk * std::min(out_group, kBlockRows) * grad_plane) * sizeof(float));
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -50,8 +50,7 @@ void grouped_conv2d_grad_weight(const Conv2dShape& shape, const float* grad_out,
           if (job.channels_last)
             kernels.copy_rows_nhwc(grad, grad_pixel, job.OW * grad_pixel, job.OH, job.OW, rows, to, planes.row, grad_plane);
           else
-            for (int64_t r = 0; r < rows; ++r)
-              kernels.copy_rows(grad + r * grad_channel, job.OW, job.OH, job.OW, to + r * grad_plane, planes.row);
+            for (int64_t r = 0; r < rows; ++r) kernels.copy_rows(grad + r * grad_channel, job.OW, job.OH, job.OW, to + r * grad_plane, planes.row);
         }
         PlaneWeightTile tile{};
         tile.grad_out_plane = grad_plane;

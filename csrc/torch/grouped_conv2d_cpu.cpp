@@ -1,9 +1,8 @@
 // grouped_conv2d on the CPU: check, allocate, hand over to core/grouped_conv2d.cpp or, where that is faster, to torch's own convolution.
-#include "core/grouped_conv2d.h"
-
 #include <cstring>
 #include <vector>
 
+#include "core/grouped_conv2d.h"
 #include "torch/glue.h"
 
 namespace sk::glue {
@@ -42,8 +41,24 @@ Conv2dShape shape_of(int64_t N, int64_t C, int64_t H, int64_t W, int64_t K, int6
   STD_TORCH_CHECK(KH > 0 && KW > 0 && K > 0 && C > 0, "grouped_conv2d: weight");
   const int64_t room_h = H + 2 * w.pad_h - w.dilation_h * (KH - 1) - 1, room_w = W + 2 * w.pad_w - w.dilation_w * (KW - 1) - 1;
   STD_TORCH_CHECK(room_h >= 0 && room_w >= 0, "grouped_conv2d: x");
-  return {N, C, H, W, K, KH, KW, w.stride_h, w.stride_w, w.pad_h, w.pad_w, w.dilation_h, w.dilation_w, w.groups,
-          room_h / w.stride_h + 1, room_w / w.stride_w + 1, cl, weight_cl};
+  return {N,
+          C,
+          H,
+          W,
+          K,
+          KH,
+          KW,
+          w.stride_h,
+          w.stride_w,
+          w.pad_h,
+          w.pad_w,
+          w.dilation_h,
+          w.dilation_w,
+          w.groups,
+          room_h / w.stride_h + 1,
+          room_w / w.stride_w + 1,
+          cl,
+          weight_cl};
 }
 
 bool torch_wins(const Conv2dShape& s, ConvProduct product, ScalarType type) {
@@ -53,8 +68,8 @@ bool torch_wins(const Conv2dShape& s, ConvProduct product, ScalarType type) {
 using Ints = std::vector<int64_t>;
 
 Tensor torch_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Window& w) {
-  return call<9>("aten::convolution", "", x, weight, bias, Ints{w.stride_h, w.stride_w}, Ints{w.pad_h, w.pad_w},
-                 Ints{w.dilation_h, w.dilation_w}, false, Ints{0, 0}, w.groups);
+  return call<9>("aten::convolution", "", x, weight, bias, Ints{w.stride_h, w.stride_w}, Ints{w.pad_h, w.pad_w}, Ints{w.dilation_h, w.dilation_w},
+                 false, Ints{0, 0}, w.groups);
 }
 
 // One of grad_x (product 0) and grad_weight (product 1). Only the sizes of the factor it is the gradient of are used.
@@ -63,9 +78,17 @@ Tensor torch_backward(const Tensor& grad_out, const Tensor& x, const Tensor& wei
   NoGrad no_grad;
   const std::optional<Ints> no_bias;
   const bool mask[] = {product == 0, product == 1, false};
-  std::array<StableIValue, 11> stack{from(grad_out), from(x), from(weight), from(no_bias), from(Ints{w.stride_h, w.stride_w}),
-                                     from(Ints{w.pad_h, w.pad_w}), from(Ints{w.dilation_h, w.dilation_w}), from(false), from(Ints{0, 0}),
-                                     from(w.groups), from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3))};
+  std::array<StableIValue, 11> stack{from(grad_out),
+                                     from(x),
+                                     from(weight),
+                                     from(no_bias),
+                                     from(Ints{w.stride_h, w.stride_w}),
+                                     from(Ints{w.pad_h, w.pad_w}),
+                                     from(Ints{w.dilation_h, w.dilation_w}),
+                                     from(false),
+                                     from(Ints{0, 0}),
+                                     from(w.groups),
+                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3))};
   TORCH_ERROR_CODE_CHECK(aoti_torch_call_dispatcher("aten::convolution_backward", "", stack.data()));
   const Tensor results[] = {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1]),
                             torch::stable::detail::to<Tensor>(stack[2])};  // the two others are undefined, but ours to free
@@ -76,7 +99,9 @@ Tensor torch_backward(const Tensor& grad_out, const Tensor& x, const Tensor& wei
 Tensor promised(const Tensor& y, bool cl) { return in_layout(y, cl); }
 
 template <class T>
-const T* data(const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); }
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
 
 }  // namespace
 
@@ -89,7 +114,8 @@ Tensor grouped_conv2d(const Tensor& x, const Tensor& weight, const std::optional
   const bool cl = channels_last(x), fp64 = x.scalar_type() == ScalarType::Double;
   const Conv2dShape s = shape_of(x.size(0), x.size(1), x.size(2), x.size(3), weight.size(0), weight.size(2), weight.size(3), window, cl,
                                  !fp64 && channels_last(weight));
-  STD_TORCH_CHECK(!bias || (bias->is_cpu() && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 && bias->size(0) == s.K), "grouped_conv2d: bias");
+  STD_TORCH_CHECK(!bias || (bias->is_cpu() && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 && bias->size(0) == s.K),
+                  "grouped_conv2d: bias");
   const Pool threads = pool();
   if (torch_wins(s, ConvProduct::forward, x.scalar_type())) {
     const Tensor y = promised(torch_forward(x, weight, bias, window), cl);
@@ -98,7 +124,8 @@ Tensor grouped_conv2d(const Tensor& x, const Tensor& weight, const std::optional
   const Tensor xs = in_layout(x, cl), w = in_layout(weight, s.weight_channels_last), out = new_image(x, s.N, s.K, s.OH, s.OW, cl);
   const std::optional<Tensor> b = as_contiguous(bias);
   if (fp64) {
-    grouped_conv2d_fwd(s, data<double>(xs), data<double>(w), b ? data<double>(*b) : nullptr, relu, static_cast<double*>(out.mutable_data_ptr()), threads);
+    grouped_conv2d_fwd(s, data<double>(xs), data<double>(w), b ? data<double>(*b) : nullptr, relu, static_cast<double*>(out.mutable_data_ptr()),
+                       threads);
     return out;
   }
   const FloatInput xf(xs, xs.numel(), threads), wf(w, w.numel(), threads), bf(b, threads);

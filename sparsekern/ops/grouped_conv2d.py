@@ -73,12 +73,18 @@ def _check_tensors(x: Any, weight: Any) -> None:
     d.must(weight.dim() == 4, NAME, "weight", "[K, C/G, KH, KW]", list(weight.shape))
 
 
-def _pair(arg: str, value: Any) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int | torch.SymInt) else value
-    good = isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(v, int | torch.SymInt) for v in pair)
-    if not good:
-        d.must(False, NAME, arg, "an int or two", repr(value))
-    return tuple(pair)
+def _pair(value: Any) -> tuple[int, int]:
+    """Two numbers; what they are is left to the schema (this runs in every call) and to :func:`_check_pairs`."""
+    if isinstance(value, tuple | list) and len(value) == 2:
+        return value
+    return (value, value)
+
+
+def _check_pairs(**pairs: Any) -> None:
+    for arg, value in pairs.items():
+        both = value if isinstance(value, tuple | list) and len(value) == 2 else (value, value)
+        if not isinstance(value, str) and not all(isinstance(v, int | torch.SymInt) for v in both):
+            d.must(False, NAME, arg, "an int or two", repr(value))
 
 
 # ---- the three products: reference, fake, FLOPs (shapes in, 2 per multiply-add)
@@ -312,16 +318,21 @@ def _fuses(*tensors: Tensor | None) -> bool:
 
 def _resolve(x, weight, bias, stride, padding, dilation, groups, activation):
     """The numbers behind the public arguments: (x, perhaps padded; the seven of the schema)."""
-    d.must(activation in ACTIVATIONS, NAME, "activation", f"one of {ACTIVATIONS}", repr(activation))
-    stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
-    if not isinstance(padding, str):
-        return x, (*stride, *_pair("padding", padding), *dilation, groups)
+    if activation not in ACTIVATIONS:
+        d.must(False, NAME, "activation", f"one of {ACTIVATIONS}", repr(activation))
+    stride, dilation = _pair(stride), _pair(dilation)
+    if isinstance(padding, str):
+        return _resolve_word(x, weight, bias, stride, padding, dilation, groups)
+    return x, (*stride, *_pair(padding), *dilation, groups)
+
+
+def _resolve_word(x, weight, bias, stride, padding, dilation, groups):
     d.must(padding in ("same", "valid"), NAME, "padding", "an int, two, 'same' or 'valid'", repr(padding))
     if padding == "valid":
         return x, (*stride, 0, 0, *dilation, groups)
-    d.must(stride == (1, 1), NAME, "padding", "numbers where stride is not 1", repr(padding))
+    d.must(tuple(stride) == (1, 1), NAME, "padding", "numbers where stride is not 1", repr(padding))
     check(x, weight, bias, *stride, weight.shape[-2] * dilation[0], weight.shape[-1] * dilation[1], *dilation, groups)
-    (total_h, total_w) = (dilation[i] * (weight.shape[2 + i] - 1) for i in (0, 1))
+    total_h, total_w = (dilation[i] * (weight.shape[2 + i] - 1) for i in (0, 1))
     if total_h % 2 or total_w % 2:  # one more row below, one more column to the right
         x = torch.nn.functional.pad(x, (0, total_w % 2, 0, total_h % 2))
     return x, (*stride, total_h // 2, total_w // 2, *dilation, groups)
@@ -379,6 +390,7 @@ def grouped_conv2d(
         return out.squeeze(0) if x.dim() == 3 else out
     except (RuntimeError, TypeError, AttributeError, IndexError):
         _check_tensors(x, weight)  # says it in our words; falls through when the error was another one
+        _check_pairs(stride=stride, padding=padding, dilation=dilation)
         check(x, weight, bias, *_resolve(x, weight, bias, *arguments)[1])
         raise
 

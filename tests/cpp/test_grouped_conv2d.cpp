@@ -110,9 +110,8 @@ void compare(const char* what, const Conv2dShape& s, const std::vector<Sum>& wan
     if (std::fabs(got[i] - value) <= allowed) continue;
     if (++failures <= 20)
       std::printf("%s %s wrong at %zu: %g, wanted %g (N%ld C%ld %ldx%ld K%ld k%ldx%ld s%ld,%ld p%ld,%ld d%ld g%ld)\n", what,
-                  s.channels_last ? "nhwc" : "nchw", i, double(got[i]), value, long(s.N), long(s.C), long(s.H), long(s.W),
-                  long(s.K), long(s.KH), long(s.KW), long(s.stride_h), long(s.stride_w), long(s.pad_h), long(s.pad_w),
-                  long(s.dilation_h), long(s.groups));
+                  s.channels_last ? "nhwc" : "nchw", i, double(got[i]), value, long(s.N), long(s.C), long(s.H), long(s.W), long(s.K), long(s.KH),
+                  long(s.KW), long(s.stride_h), long(s.stride_w), long(s.pad_h), long(s.pad_w), long(s.dilation_h), long(s.groups));
     return;
   }
 }
@@ -139,10 +138,26 @@ void check_product(const char* what, const Conv2dShape& s, const std::vector<Sum
   }
 }
 
-Conv2dShape shape(int64_t N, int64_t C, int64_t H, int64_t W, int64_t K, int64_t KH, int64_t KW, int64_t stride, int64_t pad,
-                  int64_t dilation, int64_t groups, bool channels_last) {
-  return {N, C, H, W, K, KH, KW, stride, stride, pad, pad, dilation, dilation, groups,
-          (H + 2 * pad - dilation * (KH - 1) - 1) / stride + 1, (W + 2 * pad - dilation * (KW - 1) - 1) / stride + 1, channels_last, false};
+Conv2dShape shape(int64_t N, int64_t C, int64_t H, int64_t W, int64_t K, int64_t KH, int64_t KW, int64_t stride, int64_t pad, int64_t dilation,
+                  int64_t groups, bool channels_last) {
+  return {N,
+          C,
+          H,
+          W,
+          K,
+          KH,
+          KW,
+          stride,
+          stride,
+          pad,
+          pad,
+          dilation,
+          dilation,
+          groups,
+          (H + 2 * pad - dilation * (KH - 1) - 1) / stride + 1,
+          (W + 2 * pad - dilation * (KW - 1) - 1) / stride + 1,
+          channels_last,
+          false};
 }
 
 void check(const Conv2dShape& s) {
@@ -154,27 +169,22 @@ void check(const Conv2dShape& s) {
   fill(x), fill(weight), fill(bias), fill(grad_out);
   float* b = with_bias ? bias.data() : nullptr;
   const Reference r = reference(s, x, weight, b, grad_out);
-  check_product<float>("forward", s, r.out, relu, [&](float* out, const sk::Pool& pool) {
-    sk::grouped_conv2d_fwd(s, x.data(), weight.data(), b, relu, out, pool);
-  });
-  check_product<float>("grad_x", s, r.grad_x, false, [&](float* out, const sk::Pool& pool) {
-    sk::grouped_conv2d_grad_x(s, grad_out.data(), weight.data(), out, pool);
-  });
-  check_product<float>("grad_weight", s, r.grad_weight, false, [&](float* out, const sk::Pool& pool) {
-    sk::grouped_conv2d_grad_weight(s, grad_out.data(), x.data(), out, pool);
-  });
+  check_product<float>("forward", s, r.out, relu,
+                       [&](float* out, const sk::Pool& pool) { sk::grouped_conv2d_fwd(s, x.data(), weight.data(), b, relu, out, pool); });
+  check_product<float>("grad_x", s, r.grad_x, false,
+                       [&](float* out, const sk::Pool& pool) { sk::grouped_conv2d_grad_x(s, grad_out.data(), weight.data(), out, pool); });
+  check_product<float>("grad_weight", s, r.grad_weight, false,
+                       [&](float* out, const sk::Pool& pool) { sk::grouped_conv2d_grad_weight(s, grad_out.data(), x.data(), out, pool); });
   Conv2dShape permuted = s;  // the same weight, channels_last in memory
   permuted.weight_channels_last = true;
   Fenced<float> weight_cl(weight.size(), at_end);
   const int64_t in_group = s.C / s.groups, taps = s.KH * s.KW;
   for (int64_t i = 0; i < int64_t(weight.size()); ++i)
     weight_cl[i / (in_group * taps) * in_group * taps + i % taps * in_group + i / taps % in_group] = weight[i];
-  check_product<float>("forward, permuted weight", s, r.out, relu, [&](float* out, const sk::Pool& pool) {
-    sk::grouped_conv2d_fwd(permuted, x.data(), weight_cl.data(), b, relu, out, pool);
-  });
-  check_product<float>("grad_x, permuted weight", s, r.grad_x, false, [&](float* out, const sk::Pool& pool) {
-    sk::grouped_conv2d_grad_x(permuted, grad_out.data(), weight_cl.data(), out, pool);
-  });
+  check_product<float>("forward, permuted weight", s, r.out, relu,
+                       [&](float* out, const sk::Pool& pool) { sk::grouped_conv2d_fwd(permuted, x.data(), weight_cl.data(), b, relu, out, pool); });
+  check_product<float>("grad_x, permuted weight", s, r.grad_x, false,
+                       [&](float* out, const sk::Pool& pool) { sk::grouped_conv2d_grad_x(permuted, grad_out.data(), weight_cl.data(), out, pool); });
   if (cases % 5) return;
   Fenced<double> xd(x.size(), at_end), weightd(weight.size(), at_end), biasd(s.K, at_end), grad_outd(grad_out.size(), at_end);
   for (size_t i = 0; i < x.size(); ++i) xd[i] = x[i];
@@ -184,12 +194,10 @@ void check(const Conv2dShape& s) {
   check_product<double>("forward fp64", s, r.out, relu, [&](double* out, const sk::Pool& pool) {
     sk::grouped_conv2d_fwd(s, xd.data(), weightd.data(), b ? biasd.data() : nullptr, relu, out, pool);
   });
-  check_product<double>("grad_x fp64", s, r.grad_x, false, [&](double* out, const sk::Pool& pool) {
-    sk::grouped_conv2d_grad_x(s, grad_outd.data(), weightd.data(), out, pool);
-  });
-  check_product<double>("grad_weight fp64", s, r.grad_weight, false, [&](double* out, const sk::Pool& pool) {
-    sk::grouped_conv2d_grad_weight(s, grad_outd.data(), xd.data(), out, pool);
-  });
+  check_product<double>("grad_x fp64", s, r.grad_x, false,
+                        [&](double* out, const sk::Pool& pool) { sk::grouped_conv2d_grad_x(s, grad_outd.data(), weightd.data(), out, pool); });
+  check_product<double>("grad_weight fp64", s, r.grad_weight, false,
+                        [&](double* out, const sk::Pool& pool) { sk::grouped_conv2d_grad_weight(s, grad_outd.data(), xd.data(), out, pool); });
 }
 
 // A NaN or Inf in the input reaches exactly the outputs whose filter window holds it, also through relu.
@@ -219,15 +227,21 @@ int main(int argc, char** argv) {
   for (bool cl : {false, true}) {
     check_special_values(cl);
     // layers of real networks, made small: groups from one to depthwise, tiles with and without edges and tails
-    struct Layer { int64_t C, K, groups; };
-    const Layer layers[] = {{3, 5, 1}, {16, 32, 1}, {32, 48, 2}, {48, 96, 4}, {24, 24, 24}, {40, 40, 40}, {7, 14, 7}, {32, 64, 4}, {24, 48, 4},
-                            {32, 32, 8}, {96, 96, 16}, {32, 32, 16}, {36, 72, 3}, {64, 16, 4}, {64, 16, 16}, {10, 20, 5}, {12, 12, 4}, {48, 33, 1},
-                            {16, 40, 2}, {64, 64, 2}, {18, 9, 9}, {80, 80, 5}};
+    struct Layer {
+      int64_t C, K, groups;
+    };
+    const Layer layers[] = {{3, 5, 1},   {16, 32, 1}, {32, 48, 2},  {48, 96, 4},  {24, 24, 24}, {40, 40, 40}, {7, 14, 7},   {32, 64, 4},
+                            {24, 48, 4}, {32, 32, 8}, {96, 96, 16}, {32, 32, 16}, {36, 72, 3},  {64, 16, 4},  {64, 16, 16}, {10, 20, 5},
+                            {12, 12, 4}, {48, 33, 1}, {16, 40, 2},  {64, 64, 2},  {18, 9, 9},   {80, 80, 5}};
     for (const Layer& l : layers)
       for (int64_t k : {1, 3, 5}) {
         const int64_t sizes[][2] = {{8, 8}, {5, 17}, {7, 29}, {3, 4}, {1, 1}, {2, 15}, {14, 14}};
         for (const auto& size : sizes) check(shape(1 + cases % 2, l.C, size[0], size[1], l.K, k, k, 1, k / 2, 1, l.groups, cl));
       }
+    // enough images for several chunks of the copies
+    check(shape(30, 8, 24, 24, 8, 3, 3, 1, 1, 1, 1, cl));
+    check(shape(30, 8, 24, 24, 8, 2, 2, 1, 0, 1, 1, cl));
+    check(shape(11, 64, 40, 40, 64, 2, 2, 1, 1, 1, 64, cl));
     // every argument of a convolution, at random
     const int count = argc > 1 ? std::atoi(argv[1]) : 500;
     for (int i = 0; i < count; ++i) {

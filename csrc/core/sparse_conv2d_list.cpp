@@ -1,0 +1,214 @@
+// sparse_conv2d, list family: channel blocks, strips, threads. See sparse_conv2d_list.isa.cpp for the products.
+#include <cstring>
+
+#include "core/sparse_conv2d_walk.h"
+
+namespace sk {
+namespace {
+
+constexpr int64_t kChannelBytes = 4096;       // copies of one channel: several fit a first-level cache
+constexpr int64_t kBlockBytes = 40 << 10;     // copies of a channel block
+constexpr int64_t kMaxBlockBytes = 512 << 10;
+constexpr double kBlockWeights = 10;          // weights per row and channel block that pay for loading and storing the sums
+constexpr double kDotBlockWeights = 6;        // the same for grad_weight, which only loads its row of grad_out anew
+
+// What a list walk needs besides the pixels; the same for forward, grad_x and grad_weight.
+struct ListGeometry {
+  int64_t lanes, src_block, src_blocks, dst_block, dst_blocks;
+  SparseConvCopies copies;
+  int64_t strips, channel_block;  // source blocks per channel block
+  std::vector<int32_t> table, inner_x, inner_weight;
+
+  // `block_weights`: wanted per row and channel block
+  ListGeometry(const SparseConv2dShape& s, const SparseConvWalk& w, bool grad, double block_weights)
+      : lanes(SK_PICK_KERNELS(sparse_conv_tile_kernels).lanes),
+        src_block(grad ? s.BO : s.BI),
+        src_blocks(grad ? s.OB() : s.IB()),
+        dst_block(grad ? s.BI : s.BO),
+        dst_blocks(grad ? s.IB() : s.OB()),
+        copies(strip_of(w)) {
+    strips = sparse_conv_ceil(w.rows, copies.strip);
+    const int64_t block_bytes = 4 * copies.channel_floats * src_block;
+    const double row_weights = double(s.nnz) * src_block * s.BT / std::max<int64_t>(1, dst_blocks);
+    const double weights_per_block = std::max(1e-9, row_weights / src_blocks);
+    const int64_t wanted = int64_t(std::min(1e9, block_weights / weights_per_block)) + 1;
+    channel_block = std::max(kBlockBytes / block_bytes, std::min(wanted, kMaxBlockBytes / block_bytes));
+    channel_block = std::min(std::max<int64_t>(1, channel_block), std::max<int64_t>(1, src_blocks));
+
+    const int64_t TB = s.TB();
+    const auto short_offset = [](int64_t o) { return o == kAbsentTap ? kAbsentOffset : int32_t(o); };
+    for (int64_t b = 0; b < channel_block; ++b)
+      for (int64_t t = 0; t < TB; ++t) {
+        const int64_t tap = s.BT == 1 ? copies.tap_offset[t] : 0;
+        table.push_back(short_offset(tap == kAbsentTap ? tap : b * src_block * copies.channel_floats + tap));
+      }
+    for (int64_t c = 0; c < src_block; ++c)
+      for (int64_t t = 0; t < s.BT; ++t) {
+        const int64_t tap = s.BT == 1 ? 0 : copies.tap_offset[t];
+        inner_x.push_back(short_offset(tap == kAbsentTap ? tap : c * copies.channel_floats + tap));
+        inner_weight.push_back(int32_t(grad ? c * s.BI * s.BT + t : c * s.BT + t));
+      }
+  }
+
+  // Rows are rounded up to whole vectors where that costs little, so that loads are aligned; strips keep a channel small.
+  SparseConvCopies strip_of(const SparseConvWalk& w) const {
+    const int64_t rounded = sparse_conv_ceil(w.cols, lanes) * lanes;
+    const int64_t row_floats = dst_block <= 2 && rounded * 4 <= w.cols * 5 ? rounded : w.cols;
+    const SparseConvCopies whole(w, w.rows, row_floats);
+    const int64_t halo = whole.plane_rows - w.rows;
+    const int64_t row_bytes = std::max<int64_t>(1, 4 * int64_t(whole.shift.size() * whole.phase.size()) * row_floats);
+    const int64_t least = sparse_conv_ceil(16 * lanes, row_floats);  // fill the registers
+    int64_t strip = std::min(w.rows, std::max(least, kChannelBytes / row_bytes - halo));
+    strip = sparse_conv_ceil(w.rows, sparse_conv_ceil(w.rows, strip));
+    return SparseConvCopies(w, strip, row_floats);
+  }
+
+  int64_t copy_floats() const { return channel_block * src_block * copies.channel_floats + lanes; }
+  int64_t channel_blocks() const { return sparse_conv_ceil(src_blocks, channel_block); }
+
+  SparseConvList arguments(const SparseConv2dShape& s, bool grad) const {
+    SparseConvList a{};
+    a.table = table.data();
+    a.inner = int64_t(inner_x.size());
+    a.inner_x = inner_x.data();
+    a.inner_weight = inner_weight.data();
+    if (s.BT == 1) a.x_step = copies.channel_floats, a.weight_step = grad ? s.BI : 1;
+    a.entry_stride = s.BO * s.BI * s.BT;
+    a.row_stride = grad ? s.BT : s.BI * s.BT;
+    a.rows = dst_block;
+    return a;
+  }
+};
+
+}  // namespace
+
+void sparse_conv_list_run(const SparseConvJob& job, const SparseConvWalk& w) {
+  const SparseConvListKernels& kernels = SK_PICK_KERNELS(sparse_conv_list_kernels);
+  const SparseConvCopyKernels& copy_kernels = SK_PICK_KERNELS(sparse_conv_copy_kernels);
+  const SparseConv2dShape& s = job.shape;
+  const ListGeometry g(s, w, job.grad, kBlockWeights);
+  const SparseConvCopies& copies = g.copies;
+  const bool flat = job.flat(w, copies.row_floats);
+  const int64_t src_pixels = w.src_h * w.src_w, TB = s.TB();
+  const int64_t sums_stride = sparse_conv_ceil(copies.strip * copies.row_floats, g.lanes) * g.lanes;
+  const int32_t* row_start = job.grad ? job.plan.t_indptr : job.plan.indptr;
+  const int32_t* codes = job.grad ? job.plan.t_code : job.plan.index;
+
+  // A unit is one block of destination channels of one strip; a thread builds the copies once for all its units of a strip.
+  const int64_t units = s.N * g.strips * g.dst_blocks;
+  parallel(job.pool, units, std::max<int64_t>(1, g.dst_blocks / 4), [&](int64_t begin, int64_t end) {
+    const Scratch copied(sizeof(float) * g.copy_floats());
+    const Scratch sums(flat ? 0 : sizeof(float) * std::min(g.dst_blocks, end - begin) * g.dst_block * sums_stride);
+    std::vector<int64_t> next(g.dst_blocks);
+    SparseConvList a = g.arguments(s, job.grad);
+    a.x = copied.as<float>();
+    a.code = codes;
+    a.entry = job.grad ? job.plan.t_entry : nullptr;
+    a.weight = job.weight;
+    while (begin < end) {
+      const int64_t first = begin % g.dst_blocks, last = std::min(g.dst_blocks, first + end - begin);
+      const int64_t row = begin / g.dst_blocks % g.strips * copies.strip, n = begin / g.dst_blocks / g.strips;
+      const int64_t rows = std::min(copies.strip, w.rows - row), pixels = rows * copies.row_floats;
+      a.vectors = sparse_conv_ceil(pixels, g.lanes);
+      a.tail = flat ? int(pixels - (a.vectors - 1) * g.lanes) : int(g.lanes);
+      a.out_stride = flat ? job.dst_h * job.dst_w : sums_stride;
+      float* out = flat ? job.dst + (n * job.dst_channels() + first * g.dst_block) * a.out_stride + row * w.cols
+                        : sums.as<float>();
+      for (int64_t b = first; b < last; ++b) next[b] = row_start[b];
+      for (int64_t block = 0; block < g.src_blocks; block += g.channel_block) {
+        const int64_t block_end = std::min(g.src_blocks, block + g.channel_block), channel = block * g.src_block;
+        copies.fill(copy_kernels, w, job.src + (n * job.src_channels() + channel) * src_pixels,
+                    (block_end - block) * g.src_block, row, copied.as<float>());
+        a.code_begin = int32_t(block * TB);
+        a.code_end = int32_t(block_end * TB);
+        a.first = block == 0;
+        for (int64_t b = first; b < last; ++b) {
+          const int64_t row_end = row_start[b + 1];
+          if (!a.first && (next[b] == row_end || codes[next[b]] >= a.code_end)) continue;
+          a.out = out + (b - first) * g.dst_block * a.out_stride;
+          a.bias = job.bias ? job.bias + b * g.dst_block : nullptr;
+          next[b] = kernels.forward(a, next[b], row_end);
+        }
+      }
+      if (!flat)
+        job.scatter(w, out, sums_stride, copies.row_floats, n, first * g.dst_block, (last - first) * g.dst_block, row, rows);
+      begin += last - first;
+    }
+  });
+}
+
+void sparse_conv_list_grad_weight(const SparseConv2dShape& s, const SparseConvPlan& plan, const float* x,
+                                  const float* grad_out, float* grad_weight, const Pool& pool) {
+  const SparseConvListKernels& kernels = SK_PICK_KERNELS(sparse_conv_list_kernels);
+  const SparseConvCopyKernels& copy_kernels = SK_PICK_KERNELS(sparse_conv_copy_kernels);
+  const SparseConvWalk w = sparse_conv_forward_walk(s);
+  const ListGeometry g(s, w, false, kDotBlockWeights);
+  const SparseConvCopies& copies = g.copies;
+  const bool flat = copies.row_floats == w.cols;
+  const int64_t out_pixels = w.rows * w.cols, in_pixels = w.src_h * w.src_w, TB = s.TB();
+
+  // A unit owns the weights of one row and one channel block, for all images in order: the sums have one fixed order.
+  parallel(pool, g.channel_blocks() * s.OB(), std::max<int64_t>(1, s.OB() / 4), [&](int64_t begin, int64_t end) {
+    struct Segment {
+      int64_t block, block_end, first, last;  // rows [first, last) of the source blocks [block, block_end)
+      std::vector<int64_t> start;             // [last - first, 2]: entries of each row
+    };
+    std::vector<Segment> segments;
+    for (std::vector<int64_t> stop(s.OB(), -1); begin < end;) {
+      const int64_t block = begin / s.OB() * g.channel_block, first = begin % s.OB();
+      Segment segment{block, std::min(s.IB(), block + g.channel_block), first, std::min(s.OB(), first + end - begin), {}};
+      for (int64_t b = segment.first; b < segment.last; ++b) {
+        const int32_t *row = plan.index + plan.indptr[b], *row_end = plan.index + plan.indptr[b + 1];
+        if (stop[b] < 0) stop[b] = std::lower_bound(row, row_end, int32_t(block * TB)) - plan.index;
+        segment.start.push_back(stop[b]);
+        while (stop[b] < plan.indptr[b + 1] && plan.index[stop[b]] < segment.block_end * TB) ++stop[b];
+        segment.start.push_back(stop[b]);
+      }
+      begin += segment.last - segment.first;
+      segments.push_back(std::move(segment));
+    }
+    int64_t first_row = s.OB(), last_row = 0;
+    for (const Segment& segment : segments) {
+      first_row = std::min(first_row, segment.first);
+      last_row = std::max(last_row, segment.last);
+    }
+
+    const int64_t padded_stride = copies.strip * copies.row_floats;
+    const Scratch copied(sizeof(float) * g.copy_floats());
+    const Scratch padded(flat ? 0 : sizeof(float) * (last_row - first_row) * s.BO * padded_stride);
+    SparseConvList a = g.arguments(s, false);
+    a.x = copied.as<float>();
+    a.code = plan.index;
+    a.grad_weight = grad_weight;
+    a.out_stride = flat ? out_pixels : padded_stride;
+    for (int64_t n = 0; n < s.N; ++n)
+      for (int64_t row = 0; row < w.rows; row += copies.strip) {
+        const int64_t rows = std::min(copies.strip, w.rows - row), pixels = rows * copies.row_floats;
+        a.vectors = sparse_conv_ceil(pixels, g.lanes);
+        a.tail = int(pixels - (a.vectors - 1) * g.lanes);
+        const float* grads = grad_out + (n * s.K + first_row * s.BO) * out_pixels + row * w.cols;
+        if (!flat)  // rows padded with zeros, as the copies of x are
+          for (int64_t k = 0; k < (last_row - first_row) * s.BO; ++k)
+            for (int64_t r = 0; r < rows; ++r) {
+              float* to = padded.as<float>() + k * padded_stride + r * copies.row_floats;
+              std::memcpy(to, grads + k * out_pixels + r * w.cols, sizeof(float) * w.cols);
+              std::memset(to + w.cols, 0, sizeof(float) * (copies.row_floats - w.cols));
+            }
+        float* shown = flat ? const_cast<float*>(grads) : padded.as<float>();
+        for (const Segment& segment : segments) {
+          copies.fill(copy_kernels, w, x + (n * s.C + segment.block * s.BI) * in_pixels,
+                      (segment.block_end - segment.block) * s.BI, row, copied.as<float>());
+          a.code_begin = int32_t(segment.block * TB);
+          a.code_end = int32_t(segment.block_end * TB);
+          for (int64_t b = segment.first; b < segment.last; ++b) {
+            const int64_t* range = &segment.start[(b - segment.first) * 2];
+            if (range[0] == range[1]) continue;
+            a.out = shown + (b - first_row) * s.BO * a.out_stride;
+            kernels.grad_weight(a, range[0], range[1]);
+          }
+        }
+      }
+  });
+}
+
+}  // namespace sk

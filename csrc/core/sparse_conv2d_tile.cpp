@@ -1,0 +1,234 @@
+// sparse_conv2d, tile family: where the pixels come from, strips, threads. See sparse_conv2d_tile.isa.cpp for the products.
+#include <cstring>
+
+#include "core/sparse_conv2d_walk.h"
+
+namespace sk {
+namespace {
+
+constexpr int64_t kCopyBytes = 768 << 10;  // shifted copies of one strip stay in a second-level cache
+constexpr int64_t kFilterBlock = 48;       // filters whose gradient is read together in grad_x
+constexpr int64_t kFiltersPerTap = 8;      // fewer do not pay for copies that masks make unnecessary
+
+SparseConvTile tile_arguments(const SparseConvJob& job) {
+  const SparseConv2dShape& s = job.shape;
+  SparseConvTile a{};
+  a.weight = job.weight;
+  a.columns = job.plan.t_indptr;
+  a.rows = job.plan.t_code;
+  a.entries = job.plan.t_entry;
+  a.BO = s.BO, a.BI = s.BI, a.IB = s.IB(), a.K = s.K, a.taps = s.taps();
+  a.bias = job.bias;
+  return a;
+}
+
+// [filter blocks + 1, columns]: where each column crosses into the next block of filters
+std::vector<int32_t> split_filters(const SparseConvJob& job, int64_t* blocks) {
+  const int64_t columns = SparseConvPlan::columns(job.shape), step = std::max<int64_t>(1, kFilterBlock / job.shape.BO);
+  *blocks = std::max<int64_t>(1, sparse_conv_ceil(job.shape.OB(), step));
+  std::vector<int32_t> splits;
+  if (!job.grad) return splits;
+  splits.reserve((*blocks + 1) * columns);
+  for (int64_t b = 0; b <= *blocks; ++b)
+    for (int64_t c = 0; c < columns; ++c) {
+      const int32_t *first = job.plan.t_code + job.plan.t_indptr[c], *last = job.plan.t_code + job.plan.t_indptr[c + 1];
+      splits.push_back(int32_t(std::lower_bound(first, last, int32_t(std::min(b * step, job.shape.OB()))) - job.plan.t_code));
+    }
+  return splits;
+}
+
+// Stride 1 and an output as wide as the input: pixel p of the output reads pixel p + dy*W + dx of the input, in place.
+void run_masked(const SparseConvJob& job, const SparseConvWalk& w, const SparseConvTileKernels& kernels) {
+  const SparseConvCopyKernels& copies = SK_PICK_KERNELS(sparse_conv_copy_kernels);
+  const SparseConv2dShape& s = job.shape;
+  const int64_t pixels = w.rows * w.cols, vectors = sparse_conv_ceil(pixels, kernels.lanes);
+  const Scratch masks(sizeof(uint16_t) * s.taps() * vectors);
+  copies.masks(w.rows, w.cols, w.src_h, w.src_w, s.taps(), w.dy.data(), w.dx.data(), masks.as<uint16_t>());
+  std::vector<int64_t> offset;
+  for (int64_t t = 0; t < s.taps(); ++t) offset.push_back(w.dy[t] * w.src_w + w.dx[t]);
+  int64_t filter_blocks;
+  const std::vector<int32_t> splits = split_filters(job, &filter_blocks);
+
+  parallel(job.pool, s.N * vectors, 6, [&](int64_t begin, int64_t end) {
+    SparseConvTile a = tile_arguments(job);
+    a.x_stride = w.src_h * w.src_w;
+    a.v_stride = kernels.lanes;
+    a.out_stride = pixels;
+    a.tap_offset = offset.data();
+    a.splits = splits.data();
+    a.filter_blocks = filter_blocks;
+    a.mask = masks.as<uint16_t>();
+    a.mask_stride = vectors;
+    while (begin < end) {  // one image, or a part of it
+      const int64_t n = begin / vectors;
+      a.v_begin = begin % vectors;
+      a.v_end = std::min(vectors, a.v_begin + end - begin);
+      a.tail = a.v_end == vectors ? int(pixels - (vectors - 1) * kernels.lanes) : kernels.lanes;
+      a.x = job.src + n * job.src_channels() * a.x_stride;
+      a.out = job.dst + n * job.dst_channels() * pixels;
+      (job.grad ? kernels.grad_x : kernels.forward)(a);
+      begin += a.v_end - a.v_begin;
+    }
+  });
+}
+
+// Every other geometry, and every other instruction set: strips of rows over shifted copies of all source channels.
+void run_copied(const SparseConvJob& job, const SparseConvWalk& w, const SparseConvTileKernels& kernels) {
+  const SparseConvCopyKernels& copy_kernels = SK_PICK_KERNELS(sparse_conv_copy_kernels);
+  const SparseConv2dShape& s = job.shape;
+  const int64_t src_channels = job.src_channels(), dst_channels = job.dst_channels(), lanes = kernels.lanes;
+  const SparseConvCopies whole(w, w.rows, w.cols);
+  const int64_t halo = whole.plane_rows - w.rows;
+  const int64_t row_bytes = 4 * src_channels * int64_t(whole.shift.size() * whole.phase.size()) * w.cols;
+  const int64_t fit = row_bytes > 0 ? std::max<int64_t>(1, kCopyBytes / row_bytes - halo) : w.rows;
+  int64_t strips = sparse_conv_ceil(w.rows, std::min(fit, w.rows));
+  strips = std::max(strips, std::min(w.rows, sparse_conv_ceil(job.pool.threads > 1 ? 2 * job.pool.threads : 1, s.N)));
+  const SparseConvCopies copies(w, sparse_conv_ceil(w.rows, strips), w.cols);
+  strips = sparse_conv_ceil(w.rows, copies.strip);
+  const bool flat = job.flat(w, w.cols);
+  // Vectors of all channels side by side, where rows are whole vectors: a tile then reads PV streams.
+  const bool interleaved = w.cols % lanes == 0;
+  std::vector<int64_t> tap_offset = copies.tap_offset;
+  if (interleaved)
+    for (int64_t& offset : tap_offset)
+      if (offset != kAbsentTap) offset *= src_channels;
+  const int64_t sums_stride = sparse_conv_ceil(copies.strip * w.cols, lanes) * lanes;
+
+  int64_t filter_blocks;
+  const std::vector<int32_t> splits = split_filters(job, &filter_blocks);
+
+  parallel(job.pool, s.N * strips, 1, [&](int64_t begin, int64_t end) {
+    const Scratch copied(sizeof(float) * (src_channels * copies.channel_floats + lanes));
+    const Scratch sums(flat ? 0 : sizeof(float) * dst_channels * sums_stride);
+    SparseConvTile a = tile_arguments(job);
+    a.x = copied.as<float>();
+    a.x_stride = interleaved ? lanes : copies.channel_floats;
+    a.v_stride = interleaved ? lanes * src_channels : lanes;
+    a.tap_offset = tap_offset.data();
+    a.splits = splits.data();
+    a.filter_blocks = filter_blocks;
+    for (; begin < end; ++begin) {
+      const int64_t n = begin / strips, row = begin % strips * copies.strip, rows = std::min(copies.strip, w.rows - row);
+      copies.fill(copy_kernels, w, job.src + n * src_channels * w.src_h * w.src_w, src_channels, row, copied.as<float>(),
+                  interleaved);
+      const int64_t pixels = rows * w.cols;
+      a.v_begin = 0;
+      a.v_end = sparse_conv_ceil(pixels, lanes);
+      a.tail = int(pixels - (a.v_end - 1) * lanes);
+      a.out_stride = flat ? job.dst_h * job.dst_w : sums_stride;
+      a.out = flat ? job.dst + n * dst_channels * a.out_stride + row * w.cols : sums.as<float>();
+      (job.grad ? kernels.grad_x : kernels.forward)(a);
+      if (!flat) job.scatter(w, a.out, sums_stride, w.cols, n, 0, dst_channels, row, rows);
+    }
+  });
+}
+
+}  // namespace
+
+void SparseConvJob::scatter(const SparseConvWalk& w, const float* sums, int64_t stride, int64_t row_floats, int64_t n,
+                            int64_t channel, int64_t channels, int64_t row, int64_t rows) const {
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* from = sums + c * stride + r * row_floats;
+      float* to = dst + ((n * dst_channels() + channel + c) * dst_h + w.dst_y + (row + r) * w.dst_step_h) * dst_w + w.dst_x;
+      if (w.dst_step_w == 1)
+        std::memcpy(to, from, sizeof(float) * w.cols);
+      else
+        for (int64_t x = 0; x < w.cols; ++x) to[x * w.dst_step_w] = from[x];
+    }
+}
+
+void sparse_conv_tile_run(const SparseConvJob& job, const SparseConvWalk& w) {
+  const SparseConvTileKernels& kernels = SK_PICK_KERNELS(sparse_conv_tile_kernels);
+  const bool in_place = kernels.masked && w.step_h == 1 && w.step_w == 1 && w.cols == w.src_w && job.flat(w, w.cols) &&
+                        w.rows * w.cols < INT32_MAX;
+  // Rows of whole vectors make channels lie a power of two apart, which the first-level cache cannot hold: copies are faster.
+  const bool collide = !job.grad && w.cols % kernels.lanes == 0 &&
+                       job.shape.nnz * job.shape.BO >= kFiltersPerTap * SparseConvPlan::columns(job.shape);
+  if (in_place && !collide)
+    run_masked(job, w, kernels);
+  else
+    run_copied(job, w, kernels);
+}
+
+void sparse_conv_tile_grad_weight(const SparseConv2dShape& s, const SparseConvPlan& plan, const float* x,
+                                  const float* grad_out, float* grad_weight, const Pool& pool) {
+  const SparseConvTileKernels& kernels = SK_PICK_KERNELS(sparse_conv_tile_kernels);
+  const SparseConvCopyKernels& copies = SK_PICK_KERNELS(sparse_conv_copy_kernels);
+  const SparseConvWalk w = sparse_conv_forward_walk(s);
+  const int64_t lanes = kernels.lanes, in_pixels = s.H * s.W, out_pixels = w.rows * w.cols;
+  const int64_t block_vectors = sparse_conv_ceil(s.BI, lanes);
+  const int64_t channel_tiles = sparse_conv_ceil(block_vectors, kernels.max_vectors);
+  const int64_t tile_vectors = sparse_conv_ceil(block_vectors, channel_tiles);
+  const int64_t block_floats = channel_tiles * tile_vectors * lanes * in_pixels, image_floats = s.IB() * block_floats;
+
+  struct FilterTile {
+    int64_t tap, block, entry, o;  // first filter: channel o of the entry's output block
+    int count;
+  };
+  std::vector<FilterTile> tiles;
+  for (int64_t column = 0; column < s.IB() * s.taps(); ++column) {
+    int64_t entry = plan.t_indptr[column], o = 0;
+    int64_t filters = (plan.t_indptr[column + 1] - entry) * s.BO;
+    while (filters > 0) {
+      const int64_t pieces = sparse_conv_ceil(filters, kernels.max_filters);
+      const int count = int(sparse_conv_ceil(filters, pieces));
+      tiles.push_back({column % s.taps(), column / s.taps(), entry, o, count});
+      entry += (o + count) / s.BO;
+      o = (o + count) % s.BO;
+      filters -= count;
+    }
+  }
+
+  // A few images at a time, so that the transposed input is still in a cache when the tiles read it.
+  const int64_t chunk = std::max<int64_t>(1, (int64_t(1) << 20) / (4 * std::max<int64_t>(1, image_floats)));
+  const Scratch transposed(sizeof(float) * std::min(chunk, s.N) * image_floats);
+  for (int64_t n0 = 0; n0 < s.N; n0 += chunk) {
+    const int64_t images = std::min(chunk, s.N - n0);
+    parallel(pool, images * s.IB(), 1, [&](int64_t begin, int64_t end) {
+      for (; begin < end; ++begin)
+        copies.channel_tiles(x + (n0 * s.C + begin * s.BI) * in_pixels, s.BI, in_pixels, int(tile_vectors),
+                             transposed.as<float>() + begin * block_floats);
+    });
+    parallel(pool, int64_t(tiles.size()) * channel_tiles, 4, [&](int64_t begin, int64_t end) {
+      for (; begin < end; ++begin) {
+        const FilterTile& tile = tiles[begin % tiles.size()];
+        const int64_t channel_tile = begin / tiles.size(), channel = channel_tile * tile_vectors * lanes;
+        const int64_t dy = w.dy[tile.tap], dx = w.dx[tile.tap];
+        // output pixels whose input pixel exists
+        const auto first = [](int64_t d, int64_t step) { return d >= 0 ? 0 : (-d + step - 1) / step; };
+        const auto last = [](int64_t d, int64_t step, int64_t size, int64_t most) {
+          return d >= size ? int64_t(0) : std::min(most, (size - 1 - d) / step + 1);
+        };
+        const int64_t y0 = first(dy, s.stride_h), y1 = last(dy, s.stride_h, s.H, w.rows);
+        const int64_t x0 = first(dx, s.stride_w), x1 = last(dx, s.stride_w, s.W, w.cols);
+        if (y0 >= y1 || x0 >= x1) continue;
+
+        SparseConvOuter a{};
+        const float* grads[8];
+        float* targets[8];
+        a.x_col = tile_vectors * lanes * s.stride_w;
+        a.x_row = tile_vectors * lanes * s.stride_h * s.W;
+        a.grad_row = w.cols, a.rows = y1 - y0, a.cols = x1 - x0;
+        a.grad_out = grads, a.grad_weight = targets;
+        a.count = tile.count;
+        a.vectors = int(std::min(tile_vectors, block_vectors - channel_tile * tile_vectors));
+        a.tail = int(std::min(lanes, s.BI - channel - (a.vectors - 1) * lanes));
+        for (int64_t n = 0; n < images; ++n) {
+          int64_t entry = tile.entry, o = tile.o;
+          for (int j = 0; j < tile.count; ++j) {
+            const int64_t filter = plan.t_code[entry] * s.BO + o;
+            grads[j] = grad_out + ((n0 + n) * s.K + filter) * out_pixels + y0 * w.cols + x0;
+            targets[j] = grad_weight + (int64_t(plan.t_entry[entry]) * s.BO + o) * s.BI + channel;
+            if (++o == s.BO) o = 0, ++entry;
+          }
+          a.x = transposed.as<float>() + n * image_floats + tile.block * block_floats + channel * in_pixels +
+                ((y0 * s.stride_h + dy) * s.W + x0 * s.stride_w + dx) * tile_vectors * lanes;
+          kernels.outer(a);
+        }
+      }
+    });
+  }
+}
+
+}  // namespace sk

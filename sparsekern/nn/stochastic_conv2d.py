@@ -1,0 +1,313 @@
+"""StochasticConv2d: a drop-in nn.Conv2d of which a random part exists."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
+
+from sparsekern.nn.planned import PlannedModule
+from sparsekern.ops import backends
+from sparsekern.ops.sparse_conv2d import (
+    block_view,
+    dense_weight,
+    explain_sparse_conv2d,
+    kept_weight,
+    plan_sparse_conv2d,
+    sparse_conv2d,
+)
+from sparsekern.topology.conv_masks import COUNTS, conv_mask, mask_tables
+
+GRANULARITIES = ("spatial", "synapse", "kernel", "block")
+BLOCK = 16  # channels of a "block", out and in
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def _check(condition: bool, arg: str, rule: str, got: Any) -> None:
+    if not condition:
+        raise ValueError(f"StochasticConv2d: {arg} must be {rule}; got {got}")
+
+
+class StochasticConv2d(PlannedModule):
+    """``nn.Conv2d`` with a fixed random mask: only the kept weights exist, in memory, in gradients and in optimisers.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, bias, padding_mode, device, dtype: as in ``nn.Conv2d``.
+        groups: 1.
+        density: kept fraction of the mask in (0, 1]. Exactly one of ``density`` and ``fan_in``.
+        fan_in: weights that every filter keeps, a multiple of what its mask keeps at once.
+        granularity: what is kept or dropped together: ``"spatial"`` a tap of a filter for all input channels (the paper's),
+            ``"synapse"`` a single weight, ``"kernel"`` all taps between two channels, ``"block"`` all taps between 16 and 16 channels.
+        share: this many consecutive filters share one mask.
+        count: with ``density``: ``"exact"`` or ``"bernoulli"`` (see :func:`~sparsekern.topology.conv_mask`).
+        seed: draws the same mask on every machine and leaves torch's generator alone; None draws from it.
+
+    Attributes:
+        weight: ``[nnz, BO, BI, BT]``, the kept blocks.
+        indptr: ``[OB+1]`` int32 buffer: the blocks of each output block. Change both with :meth:`set_topology`.
+        index: ``[nnz]`` int32 buffer: input block and tap of each.
+
+    Shape:
+        ``[N, in_channels, H, W] -> [N, out_channels, OH, OW]``, or without ``N``. A channels_last input gives a channels_last output.
+
+    Raises:
+        ValueError: ``StochasticConv2d: density and fan_in must be given one without the other; got both``
+
+    Cost:
+        ``2 * N * OH * OW * kept weights`` FLOPs; training memory O(kept weights).
+
+    Source:
+        Shafiee, Fieguth and Wong, "StochasticNet in StochasticNet".
+
+    Example:
+        >>> layer = StochasticConv2d(96, 192, 5, padding=2, density=0.25, seed=0)
+        >>> layer(torch.randn(1, 96, 16, 16)).shape
+        torch.Size([1, 192, 16, 16])
+        >>> layer
+        StochasticConv2d(96, 192, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2), density=0.25, granularity=spatial, kept=115200)
+    """
+
+    _tables = ("index", "indptr")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        density: float | None = None,
+        fan_in: int | None = None,
+        granularity: str = "spatial",
+        share: int = 1,
+        count: str = "exact",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        both = "both" if fan_in is not None and density is not None else "neither"
+        _check((fan_in is None) != (density is None), "density and fan_in", "given one without the other", both)
+        _check(density is None or 0 < density <= 1, "density", "in (0, 1]", density)
+        _check(groups == 1, "groups", "1", groups)
+        _check(granularity in GRANULARITIES, "granularity", f"one of {GRANULARITIES}", repr(granularity))
+        _check(count in COUNTS, "count", f"one of {COUNTS}", repr(count))
+        _check(padding_mode in PADDING_MODES, "padding_mode", f"one of {PADDING_MODES}", repr(padding_mode))
+        _check(in_channels > 0, "in_channels", "at least 1", in_channels)
+        self.in_channels, self.out_channels, self.padding_mode = in_channels, out_channels, padding_mode
+        self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
+        if isinstance(padding, str):
+            _check(padding in ("same", "valid"), "padding", "'same', 'valid' or numbers", repr(padding))
+            _check(padding == "valid" or self.stride == (1, 1), "stride", "1 with padding='same'", self.stride)
+        self.padding = padding if isinstance(padding, str) else _pair(padding)
+        if padding == "same":
+            self._pad_total = tuple(d * (k - 1) for d, k in zip(self.dilation, self.kernel_size))
+        else:
+            self._pad_total = (0, 0) if padding == "valid" else tuple(2 * p for p in self.padding)
+        # even sides of zeros are left to the kernel; all else is padded before it
+        self._kernel_pads = not any(self._pad_total) or (padding_mode == "zeros" and not any(t % 2 for t in self._pad_total))
+        self._kernel_padding = tuple(t // 2 for t in self._pad_total) if self._kernel_pads else (0, 0)
+        self.granularity, self.share, self.count, self.seed = granularity, share, count, seed
+
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        out_block, *rest = {
+            "synapse": (1, 1, 1), "spatial": (1, in_channels, 1), "kernel": (1, 1, taps), "block": (BLOCK, BLOCK, taps)
+        }[granularity]  # fmt: skip
+        _check(share > 0, "share", "at least 1", share)
+        self.block = (out_block * share, *rest)
+        _check(in_channels % self.block[1] == 0, "in_channels", f"a multiple of {self.block[1]}", in_channels)
+        _check(
+            out_channels > 0 and out_channels % self.block[0] == 0, "out_channels", f"a positive multiple of {self.block[0]}", out_channels
+        )
+        step = self.block[1] * self.block[2]
+        if fan_in is not None:
+            _check(
+                0 < fan_in <= in_channels * taps and fan_in % step == 0,
+                "fan_in", f"a multiple of {step} in [{step}, {in_channels * taps}]", fan_in,
+            )  # fmt: skip
+        self._drawn = {"density": density} if fan_in is None else {"fan_in": fan_in // step}
+
+        kept = max(1, round(density * self._rows * self._positions)) if fan_in is None else fan_in // step * self._rows
+        self.weight = nn.Parameter(torch.empty(kept, *self.block, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        self.register_buffer("indptr", torch.empty(self._rows + 1, dtype=torch.int32, device=device))
+        self.register_buffer("index", torch.empty(kept, dtype=torch.int32, device=device))
+        self.reset_parameters()
+
+    @property
+    def _rows(self) -> int:
+        return self.out_channels // self.block[0]
+
+    @property
+    def _positions(self) -> int:
+        """Blocks of one row: input blocks times tap blocks."""
+        return self.in_channels * self.kernel_size[0] * self.kernel_size[1] // (self.block[1] * self.block[2])
+
+    @property
+    def density(self) -> float:
+        """The kept fraction of the dense layer's weights, as it was drawn."""
+        return self.index.numel() / (self._rows * self._positions)
+
+    def reset_parameters(self) -> None:
+        """Draw the mask and the weights anew; the bounds follow each filter's true fan-in, as ``nn.Conv2d``'s follow its own."""
+        if self.index.is_meta:
+            return
+        indptr, index = conv_mask(self._rows, self._positions, **self._drawn, count=self.count, seed=self.seed)
+        with torch.no_grad():
+            self._replace(indptr, index)
+            fan_in = (indptr[1:] - indptr[:-1]).double() * (self.block[1] * self.block[2])  # [OB]
+            mean = fan_in.mean().clamp_min(1).expand_as(fan_in)
+            bound = torch.where(fan_in > 0, fan_in, mean).rsqrt()  # the bias of a filter without weights follows the mean
+            rows = torch.arange(self._rows).repeat_interleave((indptr[1:] - indptr[:-1]).long())
+            nn.init.uniform_(self.weight, -1, 1).mul_(bound[rows].to(self.weight)[:, None, None, None])
+            if self.bias is not None:
+                nn.init.uniform_(self.bias, -1, 1).mul_(bound.repeat_interleave(self.block[0]).to(self.bias))
+        self._topology_changed()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._kernel_pads:
+            (top, bottom), (left, right) = ((t // 2, t - t // 2) for t in self._pad_total)
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x = nn.functional.pad(x, (left, right, top, bottom), mode=mode)
+        return sparse_conv2d(
+            x, self.weight, self.indptr, self.index, self.kernel_size, self.bias, self.stride, self._kernel_padding, self.dilation,
+            self._current_plan(),
+        )  # fmt: skip
+
+    # ---- topology
+
+    def _make_plan(self) -> Tensor | None:
+        return plan_sparse_conv2d(self.indptr, self.index, self.in_channels, self.kernel_size, self.block)
+
+    def _replace(self, indptr: Tensor, index: Tensor) -> None:
+        """Take these tables; the weight is made anew where its number of blocks changes."""
+        self.indptr, self.index = indptr.to(self.indptr.device), index.to(self.index.device)
+        if len(index) != len(self.weight):
+            weight = self.weight.new_empty(len(index), *self.block)
+            self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+
+    @torch.no_grad()
+    def set_topology(self, indptr: Tensor, index: Tensor, weight: Tensor | None = None) -> None:
+        """Replace the mask, and the weights ``[nnz, BO, BI, BT]`` (new ones start at zero, kept ones stay)."""
+        _check(indptr.shape == self.indptr.shape, "indptr", f"{list(self.indptr.shape)}", list(indptr.shape))
+        plan_sparse_conv2d(indptr, index, self.in_channels, self.kernel_size, self.block)  # an invalid table must not replace a valid one
+        indptr, index = indptr.to(self.indptr.device), index.to(self.index.device)
+        if weight is None:
+            weight = kept_weight(self.weight_dense(), indptr, index, self.block)
+        _check(tuple(weight.shape) == (len(index), *self.block), "weight", f"{[len(index), *self.block]}", list(weight.shape))
+        self._replace(indptr, index)
+        self.weight.copy_(weight)
+        self._topology_changed()
+
+    # ---- to and from dense
+
+    def weight_dense(self) -> Tensor:
+        """``[out_channels, in_channels, KH, KW]`` with zeros where nothing is kept; differentiable."""
+        return dense_weight(self.weight, self.indptr, self.index, self.in_channels, self.kernel_size)
+
+    def to_dense(self) -> nn.Conv2d:
+        """An ``nn.Conv2d`` that computes the same."""
+        dense = nn.Conv2d(
+            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
+            bias=self.bias is not None, padding_mode=self.padding_mode, device="meta", dtype=self.weight.dtype,
+        ).to_empty(device=self.weight.device)  # fmt: skip
+        with torch.no_grad():
+            dense.weight.copy_(self.weight_dense())
+            if self.bias is not None:
+                dense.bias.copy_(self.bias)
+        return dense
+
+    @classmethod
+    def from_dense(cls, conv: nn.Conv2d, *, tables: tuple[Tensor, Tensor] | None = None, **options: Any) -> StochasticConv2d:
+        """A sparse layer from an ``nn.Conv2d``, with its weights at the kept positions.
+
+        Without ``tables`` (``indptr``, ``index``) the blocks of largest magnitude are kept, over the whole layer for ``density``, of
+        each filter for ``fan_in``. ``options`` as in the constructor.
+
+        Example:
+            >>> StochasticConv2d.from_dense(nn.Conv2d(8, 16, 3), density=0.5).weight.shape
+            torch.Size([72, 1, 8, 1])
+        """
+        _check(conv.groups == 1, "groups", "1", conv.groups)
+        if tables is not None:
+            options = {"density": 1.0, **options}
+        layer = cls(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, bias=conv.bias is not None,
+            padding_mode=conv.padding_mode, seed=options.pop("seed", 0), **options,
+        ).to(conv.weight.device, conv.weight.dtype)  # fmt: skip
+        with torch.no_grad():
+            if tables is None:
+                strength = block_view(conv.weight.float(), layer.block).pow(2).sum((1, 2, 3)).reshape(layer._rows, -1)  # [OB, IB*TB]
+                keep = torch.zeros_like(strength, dtype=torch.bool)
+                if "fan_in" in layer._drawn:
+                    keep.scatter_(1, strength.topk(layer._drawn["fan_in"], dim=1).indices, True)
+                else:
+                    keep.view(-1)[strength.flatten().topk(len(layer.index)).indices] = True
+                tables = mask_tables(keep.cpu())
+            indptr, index = (t.to(conv.weight.device) for t in tables)
+            layer.set_topology(indptr, index, kept_weight(conv.weight, indptr, index, layer.block))
+            if conv.bias is not None:
+                layer.bias.copy_(conv.bias)
+        return layer
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+        weight, index = state_dict.get(prefix + "weight"), state_dict.get(prefix + "index")
+        dense_shape = (self.out_channels, self.in_channels, *self.kernel_size)
+        if weight is not None and index is None and tuple(weight.shape) == dense_shape:
+            # a dense checkpoint: its weights at this layer's kept positions
+            kept = kept_weight(weight, self.indptr, self.index, self.block)
+            tables = {prefix + "indptr": self.indptr, prefix + "index": self.index}
+            state_dict = {**state_dict, prefix + "weight": kept, **tables}
+        elif weight is not None and index is not None and index.shape != self.index.shape and weight.shape[1:] == self.weight.shape[1:]:
+            warnings.warn(
+                f"{prefix or 'StochasticConv2d'}: loading a topology of {len(index)} blocks in place of {len(self.index)}; "
+                "weight and index are replaced",
+                stacklevel=2,
+            )
+            self.weight = nn.Parameter(self.weight.new_empty(weight.shape), requires_grad=self.weight.requires_grad)
+            self.index = self.index.new_empty(index.shape)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    # ---- what it is, and what runs
+
+    def extra_repr(self) -> str:
+        padding = repr(self.padding) if isinstance(self.padding, str) else self.padding
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        if self.padding != (0, 0):
+            text += f", padding={padding}"
+        if self.dilation != (1, 1):
+            text += f", dilation={self.dilation}"
+        if self.bias is None:
+            text += ", bias=False"
+        if self.padding_mode != "zeros":
+            text += f", padding_mode={self.padding_mode}"
+        share = f", share={self.share}" if self.share > 1 else ""
+        return f"{text}, density={self.density:.4g}, granularity={self.granularity}{share}, kept={self.weight.numel()}"
+
+    def explain(self) -> str:
+        """Which kernel serves each product, and the estimated time over that of a dense convolution by which it was chosen.
+
+        Example:
+            >>> print(StochasticConv2d(96, 192, 5, padding=2, density=0.25).explain())  # doctest: +ELLIPSIS
+            StochasticConv2d 96 -> 192, 5x5, 25.0 % kept (spatial), float32, served by ...
+        """
+        who = backends.serves("sparse_conv2d", self.weight.device)
+        kernel = "x".join(str(k) for k in self.kernel_size)
+        dtype = str(self.weight.dtype).removeprefix("torch.")
+        lines = [
+            f"StochasticConv2d {self.in_channels} -> {self.out_channels}, {kernel}, {100 * self.density:.1f} % kept "
+            f"({self.granularity}), {dtype}, served by {who}"
+        ]
+        if who != "reference":
+            sizes = (self.out_channels, self.in_channels, self.kernel_size, self.stride, self.block, len(self.index), self.weight.dtype)
+            for door, c in explain_sparse_conv2d(*sizes).items():
+                lines.append(f"  {door:12s} {c['kernel']:10s} sparse kernels estimated at {c['relative_cost']:.2f} of dense time")
+        return "\n".join(lines)
