@@ -25,5 +25,11 @@ class Layer:
 LAYERS = [
     Layer("SparseLinear", lambda **k: sknn.SparseLinear(24, 12, fan_in=5, **k), (4, 24)),
     Layer("GroupedConv2d", lambda **k: sknn.GroupedConv2d(8, 12, 3, padding=1, groups=4, **k), (2, 8, 6, 6)),
+    Layer("StochasticConv2d", lambda **k: sknn.StochasticConv2d(6, 12, 3, padding=1, density=0.4, **k), (2, 6, 6, 6)),
+    Layer(
+        "StochasticConv2d_synapse",
+        lambda **k: sknn.StochasticConv2d(6, 12, 3, padding=1, density=0.4, granularity="synapse", **k),
+        (2, 6, 6, 6),
+    ),
     Layer("SparseLinear_block", lambda **k: sknn.SparseLinear(32, 16, density=0.5, block_size=8, **k), (4, 32)),
 ]

@@ -112,7 +112,7 @@ def test_one_image():
 def test_who_serves_is_decided_from_sizes():
     def served(door, x, weight, channels_last=False, **kwargs):
         window = (kwargs.get("stride", 1),) * 2 + (weight[-1] // 2,) * 2 + (1, 1, x[1] // weight[1])
-        return explain_grouped_conv2d(x, weight, window, channels_last, torch.float32)[door]
+        return explain_grouped_conv2d(x, weight, window, channels_last, kwargs.get("dtype", torch.float32))[door]
 
     if backends.serves("grouped_conv2d") != "cpu/avx512":
         pytest.skip("the rules asserted here are those of AVX-512")
@@ -124,6 +124,8 @@ def test_who_serves_is_decided_from_sizes():
     assert served("forward", (32, 64, 56, 56), (64, 1, 3, 3), True) == ("torch", "depthwise: torch is faster")
     assert served("forward", (8, 64, 56, 56), (64, 8, 3, 3), stride=2) == ("torch", "stride above 1: torch is faster")
     assert served("forward", (1, 8, 4, 4), (8, 2, 3, 3))[0] == "sparsekern"
+    assert served("forward", (8, 256, 14, 14), (256, 32, 3, 3), True, dtype=torch.bfloat16)[0] == "torch"
+    assert served("forward", (8, 256, 14, 14), (256, 32, 3, 3), True, dtype=torch.float16)[0] == "sparsekern"
 
 
 @KERNELS
