@@ -171,17 +171,28 @@ const char* torch_reason_grad_weight(const Conv2dShape& s, int64_t in) {
   return in == 16 && s.H * s.W >= 784 ? nullptr : wide;
 }
 
+// torch multiplies bf16 with AMX, at several times the speed of fp32, except where groups are too narrow for a tile
+const char* torch_reason_bf16(const Conv2dShape& s, int64_t in, double macs) {
+  const int64_t narrow = s.KH * s.KW > 9 ? 4 : s.channels_last ? 4 : 8;
+  return in <= narrow && in > 1 ? nullptr : macs < 8 * kSmallMacs ? nullptr : "bfloat16: torch is faster";
+}
+
 }  // namespace
 
-ConvChoice grouped_conv2d_choice(const Conv2dShape& s, ConvProduct product) {
+ConvChoice grouped_conv2d_choice(const Conv2dShape& s, ConvProduct product, ConvType type) {
   const bool backward = product != ConvProduct::forward, strided = s.stride_h > 1 || s.stride_w > 1;
   const int64_t in_group = s.C / s.groups, out_group = s.K / s.groups;
   const double macs = double(s.N) * s.OH * s.OW * s.K * in_group * s.KH * s.KW;
   const char* reason = nullptr;
   if (dense_policy() != Dense::automatic) return {dense_policy() == Dense::never, "asked for"};
   if (macs < kSmallMacs) return {true, "small: less work than a call of torch's convolution"};
+  const bool depthwise = in_group == 1 && out_group == 1;
   if (strided && (backward || !s.channels_last || s.KH * s.KW > 1))
     reason = "stride above 1: torch is faster";
+  else if (type == ConvType::bf16)
+    reason = torch_reason_bf16(s, product == ConvProduct::grad_x ? out_group : in_group, macs);
+  else if (type == ConvType::fp16 && isa() == Isa::avx512)  // torch converts it slowly, except where it has no sums
+    reason = depthwise && s.channels_last ? "depthwise: torch is faster" : nullptr;
   else if (product == ConvProduct::grad_weight)
     reason = torch_reason_grad_weight(s, in_group);
   else if (s.channels_last)

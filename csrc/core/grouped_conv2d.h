@@ -55,10 +55,11 @@ SK_API void grouped_conv2d_grad_weight(const Conv2dShape& shape, const double* g
 // Who should serve a product: our kernel, or torch's own convolution where that is the faster one. Decided from the
 // sizes and the instruction set only, never from values.
 enum class ConvProduct : int { forward = 0, grad_x = 1, grad_weight = 2 };
+enum class ConvType : int { fp32 = 0, bf16 = 1, fp16 = 2 };  // of the tensors; our kernels compute in fp32
 struct ConvChoice {
   bool ours;
-  const char* reason;  // constant text, e.g. "stride 2: torch is faster"
+  const char* reason;  // constant text, e.g. "stride above 1: torch is faster"
 };
-SK_API ConvChoice grouped_conv2d_choice(const Conv2dShape& shape, ConvProduct product);
+SK_API ConvChoice grouped_conv2d_choice(const Conv2dShape& shape, ConvProduct product, ConvType type);
 
 }  // namespace sk

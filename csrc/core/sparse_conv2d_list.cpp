@@ -1,5 +1,6 @@
 // sparse_conv2d, list family: channel blocks, strips, threads. See sparse_conv2d_list.isa.cpp for the products.
 #include <cstring>
+#include <stdexcept>
 
 #include "core/sparse_conv2d_walk.h"
 
@@ -9,6 +10,7 @@ namespace {
 constexpr int64_t kChannelBytes = 4096;       // copies of one channel: several fit a first-level cache
 constexpr int64_t kBlockBytes = 40 << 10;     // copies of a channel block
 constexpr int64_t kMaxBlockBytes = 512 << 10;
+constexpr int64_t kRowsAhead = 3;             // whose entries are prefetched
 constexpr double kBlockWeights = 10;          // weights per row and channel block that pay for loading and storing the sums
 constexpr double kDotBlockWeights = 6;        // the same for grad_weight, which only loads its row of grad_out anew
 
@@ -28,6 +30,7 @@ struct ListGeometry {
         dst_blocks(grad ? s.IB() : s.OB()),
         copies(strip_of(w)) {
     strips = sparse_conv_ceil(w.rows, copies.strip);
+    if (copies.channel_floats > INT32_MAX / src_block) throw std::length_error("sparse_conv2d: x must be of rows that fit a cache");
     const int64_t block_bytes = 4 * copies.channel_floats * src_block;
     const double row_weights = double(s.nnz) * src_block * s.BT / std::max<int64_t>(1, dst_blocks);
     const double weights_per_block = std::max(1e-9, row_weights / src_blocks);
@@ -80,6 +83,14 @@ struct ListGeometry {
   }
 };
 
+// A row's entries of one channel block are too few for the hardware to see a stream.
+void prefetch_entries(const SparseConvJob& job, const int32_t* codes, int64_t entry, int64_t entry_stride) {
+  for (int64_t line = 0; line < 3; ++line) {
+    __builtin_prefetch(codes + entry + line * 16);
+    if (!job.grad) __builtin_prefetch(job.weight + entry * entry_stride + line * 16);
+  }
+}
+
 }  // namespace
 
 void sparse_conv_list_run(const SparseConvJob& job, const SparseConvWalk& w) {
@@ -125,7 +136,10 @@ void sparse_conv_list_run(const SparseConvJob& job, const SparseConvWalk& w) {
         for (int64_t b = first; b < last; ++b) {
           const int64_t row_end = row_start[b + 1];
           if (!a.first && (next[b] == row_end || codes[next[b]] >= a.code_end)) continue;
+          if (b + kRowsAhead < last) prefetch_entries(job, codes, next[b + kRowsAhead], a.entry_stride);
           a.out = out + (b - first) * g.dst_block * a.out_stride;
+          if (a.first && b + 1 < last)
+            for (int64_t p = 0; p < pixels; p += 16) __builtin_prefetch(a.out + g.dst_block * a.out_stride + p, 1);
           a.bias = job.bias ? job.bias + b * g.dst_block : nullptr;
           next[b] = kernels.forward(a, next[b], row_end);
         }

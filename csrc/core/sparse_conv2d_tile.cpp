@@ -82,7 +82,7 @@ void run_copied(const SparseConvJob& job, const SparseConvWalk& w, const SparseC
   const int64_t row_bytes = 4 * src_channels * int64_t(whole.shift.size() * whole.phase.size()) * w.cols;
   const int64_t fit = row_bytes > 0 ? std::max<int64_t>(1, kCopyBytes / row_bytes - halo) : w.rows;
   int64_t strips = sparse_conv_ceil(w.rows, std::min(fit, w.rows));
-  strips = std::max(strips, std::min(w.rows, sparse_conv_ceil(job.pool.threads > 1 ? 2 * job.pool.threads : 1, s.N)));
+  strips = std::max(strips, std::min(w.rows, sparse_conv_ceil(job.pool.threads, s.N)));
   const SparseConvCopies copies(w, sparse_conv_ceil(w.rows, strips), w.cols);
   strips = sparse_conv_ceil(w.rows, copies.strip);
   const bool flat = job.flat(w, w.cols);

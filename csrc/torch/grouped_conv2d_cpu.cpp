@@ -62,7 +62,8 @@ Conv2dShape shape_of(int64_t N, int64_t C, int64_t H, int64_t W, int64_t K, int6
 }
 
 bool torch_wins(const Conv2dShape& s, ConvProduct product, ScalarType type) {
-  return type != ScalarType::Double && !grouped_conv2d_choice(s, product).ours;
+  const ConvType of = type == ScalarType::BFloat16 ? ConvType::bf16 : type == ScalarType::Half ? ConvType::fp16 : ConvType::fp32;
+  return type != ScalarType::Double && !grouped_conv2d_choice(s, product, of).ours;
 }
 
 using Ints = std::vector<int64_t>;
@@ -187,9 +188,10 @@ Tensor grouped_conv2d_grad_weight(const Tensor& grad_out, const Tensor& x, int64
 // Why a product would be served as it is: the reason's bytes behind a 1 (our kernel) or a 0 (torch's convolution).
 Tensor choose_grouped_conv2d(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, int64_t K, int64_t kernel_h, int64_t kernel_w,
                              int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups,
-                             bool channels_last, int64_t product) {
+                             bool channels_last, int64_t product, int64_t type) {
   const Window window{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups};
-  const ConvChoice choice = grouped_conv2d_choice(shape_of(N, C, H, W, K, kernel_h, kernel_w, window, channels_last, false), ConvProduct(product));
+  const ConvChoice choice =
+      grouped_conv2d_choice(shape_of(N, C, H, W, K, kernel_h, kernel_w, window, channels_last, false), ConvProduct(product), ConvType(type));
   const size_t length = std::strlen(choice.reason);
   const Tensor out = new_tensor(like, std::array<int64_t, 1>{int64_t(length) + 1});
   double* o = static_cast<double*>(out.mutable_data_ptr());

@@ -291,7 +291,7 @@ OP = d.define(
 
 d.LIBRARY.define(
     "choose_grouped_conv2d(Tensor like, int N, int C, int H, int W, int K, int kernel_h, int kernel_w, int stride_h, int stride_w, "
-    "int pad_h, int pad_w, int dilation_h, int dilation_w, int groups, bool channels_last, int product) -> Tensor"
+    "int pad_h, int pad_w, int dilation_h, int dilation_w, int groups, bool channels_last, int product, int type) -> Tensor"
 )
 
 
@@ -301,10 +301,10 @@ def explain_grouped_conv2d(x_shape, weight_shape, window, channels_last: bool, d
         return {door: ("reference", "no compiled kernels") for door in OP.products}
     if dtype == torch.float64:
         return {door: ("sparsekern", "plain fp64 loops") for door in OP.products}
-    out, like = {}, torch.empty(0, dtype=torch.float64)
+    out, like, code_of = {}, torch.empty(0, dtype=torch.float64), {torch.bfloat16: 1, torch.float16: 2}
     sizes = (*x_shape, weight_shape[0], *weight_shape[2:], *window, channels_last)
     for code, door in enumerate(OP.products):
-        ours, *reason = torch.ops.sparsekern.choose_grouped_conv2d(like, *sizes, code).tolist()
+        ours, *reason = torch.ops.sparsekern.choose_grouped_conv2d(like, *sizes, code, code_of.get(dtype, 0)).tolist()
         out[door] = ("sparsekern" if ours else "torch", "".join(chr(int(c)) for c in reason))
     return out
 
