@@ -138,8 +138,6 @@ void sparse_conv_list_run(const SparseConvJob& job, const SparseConvWalk& w) {
           if (!a.first && (next[b] == row_end || codes[next[b]] >= a.code_end)) continue;
           if (b + kRowsAhead < last) prefetch_entries(job, codes, next[b + kRowsAhead], a.entry_stride);
           a.out = out + (b - first) * g.dst_block * a.out_stride;
-          if (a.first && b + 1 < last)
-            for (int64_t p = 0; p < pixels; p += 16) __builtin_prefetch(a.out + g.dst_block * a.out_stride + p, 1);
           a.bias = job.bias ? job.bias + b * g.dst_block : nullptr;
           next[b] = kernels.forward(a, next[b], row_end);
         }

@@ -292,8 +292,8 @@ class StochasticConv2d(PlannedModule):
         share = f", share={self.share}" if self.share > 1 else ""
         return f"{text}, density={self.density:.4g}, granularity={self.granularity}{share}, kept={self.weight.numel()}"
 
-    def explain(self) -> str:
-        """Which kernel serves each product, and the estimated time over that of a dense convolution by which it was chosen.
+    def explain(self, height: int = 32, width: int = 32) -> str:
+        """Which kernel serves each product for images of this size, and the estimate (over dense time) by which it was chosen.
 
         Example:
             >>> print(StochasticConv2d(96, 192, 5, padding=2, density=0.25).explain())  # doctest: +ELLIPSIS
@@ -307,7 +307,7 @@ class StochasticConv2d(PlannedModule):
             f"({self.granularity}), {dtype}, served by {who}"
         ]
         if who != "reference":
-            sizes = (self.out_channels, self.in_channels, self.kernel_size, self.stride, self.block, len(self.index), self.weight.dtype)
-            for door, c in explain_sparse_conv2d(*sizes).items():
+            layer = (self.out_channels, self.in_channels, self.kernel_size, self.stride, self.block, len(self.index))
+            for door, c in explain_sparse_conv2d((height, width), *layer, self.weight.dtype).items():
                 lines.append(f"  {door:12s} {c['kernel']:10s} sparse kernels estimated at {c['relative_cost']:.2f} of dense time")
         return "\n".join(lines)
