@@ -1,8 +1,8 @@
 """sparsekern: structured sparsity that is really faster, on PyTorch.
 
-    >>> layer = sparsekern.SparseLinear(3072, 768, density=0.1)
-    >>> print(layer.explain(rows=1))  # doctest: +ELLIPSIS
-    SparseLinear 3072 -> 768, 10.0 % kept, ...
+>>> layer = sparsekern.SparseLinear(3072, 768, density=0.1)
+>>> print(layer.explain(rows=1))  # doctest: +ELLIPSIS
+SparseLinear 3072 -> 768, 10.0 % kept, ...
 """
 
 from sparsekern import nn, ops, topology

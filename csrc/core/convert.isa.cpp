@@ -37,7 +37,7 @@ SK_INLINE float half_value(uint16_t h) {
 SK_INLINE uint16_t half_bits(float v) {
   const uint32_t u = bits(v), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
   if (a > 0x7f800000u) return uint16_t(sign | 0x7e00u);
-  if (a >= 0x477ff000u) return uint16_t(sign | 0x7c00u);  // rounds to infinity
+  if (a >= 0x477ff000u) return uint16_t(sign | 0x7c00u);                               // rounds to infinity
   if (a < 0x38800000u) return uint16_t(sign | (bits(value(a) + 0.5f) - 0x3f000000u));  // subnormal: one rounding add
   return uint16_t(sign | ((a + 0xfffu + ((a >> 13) & 1u) - 0x38000000u) >> 13));
 }

@@ -10,23 +10,30 @@ namespace sk {
 // ---- instruction sets: one kernel source is compiled once per set; the best one the processor has is used
 enum class Isa : int { base = 0, avx2 = 1, avx512 = 2 };
 
-SK_API Isa isa();                             // in use now: the best supported one, or SPARSEKERN_ISA, or set_isa()
-SK_API const char* isa_name();                // "base", "avx2" or "avx512"
-SK_API bool set_isa(const char* name);        // for tests and benchmarks; false if this processor lacks it
-SK_API const char* const* supported_isas();   // worst first, nullptr-terminated
+SK_API Isa isa();                            // in use now: the best supported one, or SPARSEKERN_ISA, or set_isa()
+SK_API const char* isa_name();               // "base", "avx2" or "avx512"
+SK_API bool set_isa(const char* name);       // for tests and benchmarks; false if this processor lacks it
+SK_API const char* const* supported_isas();  // worst first, nullptr-terminated
 
 // An op's kernels are a struct of function pointers `Type`, one constant per instruction set, defined in
 // <op>.isa.cpp as `sk::<isa>::name`. Declare with SK_DECLARE_KERNELS, pick with SK_PICK_KERNELS.
 #ifdef SK_HAVE_avx512
 #define SK_DECLARE_KERNELS(Type, name) \
-  namespace base { extern const Type name; } \
-  namespace avx2 { extern const Type name; } \
-  namespace avx512 { extern const Type name; }
-#define SK_PICK_KERNELS(name) \
-  (isa() == Isa::avx512 ? avx512::name : isa() == Isa::avx2 ? avx2::name : base::name)
+  namespace base {                     \
+  extern const Type name;              \
+  }                                    \
+  namespace avx2 {                     \
+  extern const Type name;              \
+  }                                    \
+  namespace avx512 {                   \
+  extern const Type name;              \
+  }
+#define SK_PICK_KERNELS(name) (isa() == Isa::avx512 ? avx512::name : isa() == Isa::avx2 ? avx2::name : base::name)
 #else
 #define SK_DECLARE_KERNELS(Type, name) \
-  namespace base { extern const Type name; }
+  namespace base {                     \
+  extern const Type name;              \
+  }
 #define SK_PICK_KERNELS(name) (base::name)
 #endif
 
@@ -46,7 +53,7 @@ struct Pool {
   int threads;
   void (*run)(int64_t size, int64_t grain, Body body, const void* context);
 };
-SK_API extern const Pool kSerial;             // runs everything on the calling thread
+SK_API extern const Pool kSerial;  // runs everything on the calling thread
 
 // f(begin, end) over [0, size) in pieces of at least `grain`. Every output must be computed by one piece, in an
 // order that does not depend on where the pieces are cut: results are the same for any number of threads.
@@ -65,7 +72,10 @@ class SK_API Scratch {
   ~Scratch();
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  template <class T> T* as() const { return static_cast<T*>(data_); }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
 
  private:
   void* data_;

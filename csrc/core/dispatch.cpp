@@ -1,10 +1,10 @@
 // Run-time choice of the instruction set, and the small services declared in core.h.
-#include "core/core.h"
-
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <new>
+
+#include "core/core.h"
 
 namespace sk {
 namespace {
@@ -15,8 +15,8 @@ bool supported(Isa candidate) {
 #ifdef SK_HAVE_avx512
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq");
   if (candidate == Isa::avx2) return avx2;
   if (candidate == Isa::avx512) return avx512;
 #endif

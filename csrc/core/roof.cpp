@@ -8,9 +8,7 @@
 namespace sk {
 namespace {
 
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // The best rate of work() over stretches of about a millisecond; work() returns how much it did.
 template <class F>
@@ -43,10 +41,12 @@ double roof_read_gbytes(size_t bytes, double seconds) {
   float* data = scratch.as<float>();
   std::memset(data, 0, size_t(size) * sizeof(float));
   volatile float sink = 0;
-  return best_rate(seconds, [&] {
-    sink = kernels.read(data, size);
-    return double(size) * sizeof(float);
-  }) / 1e9;
+  return best_rate(seconds,
+                   [&] {
+                     sink = kernels.read(data, size);
+                     return double(size) * sizeof(float);
+                   }) /
+         1e9;
 }
 
 }  // namespace sk

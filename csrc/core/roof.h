@@ -8,8 +8,8 @@ SK_API double roof_fma_gflops(double seconds);                 // fp32 multiply-
 SK_API double roof_read_gbytes(size_t bytes, double seconds);  // GB/s of reading a buffer of `bytes` again and again
 
 struct RoofKernels {
-  double (*fma)(int64_t steps);                   // returns the FLOPs done
-  float (*read)(const float* data, int64_t size); // size in floats, a multiple of 128
+  double (*fma)(int64_t steps);                    // returns the FLOPs done
+  float (*read)(const float* data, int64_t size);  // size in floats, a multiple of 128
 };
 SK_DECLARE_KERNELS(RoofKernels, roof_kernels)
 

@@ -44,8 +44,8 @@ void run(const SparseConvJob& job) {
     for (int64_t x = 0; x < s.stride_w; ++x) walk(sparse_conv_grad_walk(s, y, x));
 }
 
-void add_grad_weight(const SparseConv2dShape& s, const SparseConvPlan& plan, const float* x, const float* grad_out,
-                     float* grad_weight, const Pool& pool) {
+void add_grad_weight(const SparseConv2dShape& s, const SparseConvPlan& plan, const float* x, const float* grad_out, float* grad_weight,
+                     const Pool& pool) {
   if (sparse_conv_tiled(s))
     sparse_conv_tile_grad_weight(s, plan, x, grad_out, grad_weight, pool);
   else
@@ -65,8 +65,8 @@ void for_each_chunk(SparseConv2dShape s, const Pool& pool, const F& f) {
 
 }  // namespace
 
-void sparse_conv2d(const SparseConv2dShape& s, const float* x, const float* weight, const int32_t* plan, const float* bias,
-                   float* out, const Pool& pool) {
+void sparse_conv2d(const SparseConv2dShape& s, const float* x, const float* weight, const int32_t* plan, const float* bias, float* out,
+                   const Pool& pool) {
   const SparseConvPlan view(s, plan);
   if (s.N == 0 || s.K == 0) return;
   if (!s.channels_last) return run({s, view, weight, bias, false, x, out, s.OH(), s.OW(), pool});
@@ -78,8 +78,8 @@ void sparse_conv2d(const SparseConv2dShape& s, const float* x, const float* weig
   });
 }
 
-void sparse_conv2d_grad_x(const SparseConv2dShape& s, const float* grad_out, const float* weight, const int32_t* plan,
-                          float* grad_x, const Pool& pool) {
+void sparse_conv2d_grad_x(const SparseConv2dShape& s, const float* grad_out, const float* weight, const int32_t* plan, float* grad_x,
+                          const Pool& pool) {
   const SparseConvPlan view(s, plan);
   if (s.N == 0 || s.C == 0) return;
   if (!s.channels_last) return run({s, view, weight, nullptr, true, grad_out, grad_x, s.H, s.W, pool});
@@ -91,8 +91,8 @@ void sparse_conv2d_grad_x(const SparseConv2dShape& s, const float* grad_out, con
   });
 }
 
-void sparse_conv2d_grad_weight(const SparseConv2dShape& s, const float* x, const float* grad_out, const int32_t* plan,
-                               float* grad_weight, const Pool& pool) {
+void sparse_conv2d_grad_weight(const SparseConv2dShape& s, const float* x, const float* grad_out, const int32_t* plan, float* grad_weight,
+                               const Pool& pool) {
   const SparseConvPlan view(s, plan);
   if (s.nnz == 0) return;
   std::memset(grad_weight, 0, sizeof(float) * s.nnz * s.BO * s.BI * s.BT);

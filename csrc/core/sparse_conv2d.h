@@ -40,35 +40,30 @@ struct SparseConv2dStatus {
 };
 SK_API int64_t sparse_conv2d_plan_size(const SparseConv2dShape& shape);  // int32 elements
 // Checks the tables and fills `plan`. Nothing outside indptr [OB+1] and index [nnz] is read whatever they contain.
-SK_API SparseConv2dStatus sparse_conv2d_plan(const SparseConv2dShape& shape, const int32_t* indptr, const int32_t* index,
-                                             int32_t* plan);
+SK_API SparseConv2dStatus sparse_conv2d_plan(const SparseConv2dShape& shape, const int32_t* indptr, const int32_t* index, int32_t* plan);
 SK_API bool sparse_conv2d_plan_matches(const SparseConv2dShape& shape, const int32_t* plan, int64_t size);  // O(1)
 
 // The three products. Outputs are written whole; x, out and their gradients are contiguous in the shape's layout.
-SK_API void sparse_conv2d(const SparseConv2dShape& shape, const float* x, const float* weight, const int32_t* plan,
-                          const float* bias, float* out, const Pool& pool);
-SK_API void sparse_conv2d_grad_x(const SparseConv2dShape& shape, const float* grad_out, const float* weight,
-                                 const int32_t* plan, float* grad_x, const Pool& pool);
-SK_API void sparse_conv2d_grad_weight(const SparseConv2dShape& shape, const float* x, const float* grad_out,
-                                      const int32_t* plan, float* grad_weight, const Pool& pool);
+SK_API void sparse_conv2d(const SparseConv2dShape& shape, const float* x, const float* weight, const int32_t* plan, const float* bias, float* out,
+                          const Pool& pool);
+SK_API void sparse_conv2d_grad_x(const SparseConv2dShape& shape, const float* grad_out, const float* weight, const int32_t* plan, float* grad_x,
+                                 const Pool& pool);
+SK_API void sparse_conv2d_grad_weight(const SparseConv2dShape& shape, const float* x, const float* grad_out, const int32_t* plan, float* grad_weight,
+                                      const Pool& pool);
 
 // The same in double precision, in plain loops.
-SK_API void sparse_conv2d(const SparseConv2dShape& shape, const double* x, const double* weight, const int32_t* plan,
-                          const double* bias, double* out, const Pool& pool);
-SK_API void sparse_conv2d_grad_x(const SparseConv2dShape& shape, const double* grad_out, const double* weight,
-                                 const int32_t* plan, double* grad_x, const Pool& pool);
-SK_API void sparse_conv2d_grad_weight(const SparseConv2dShape& shape, const double* x, const double* grad_out,
-                                      const int32_t* plan, double* grad_weight, const Pool& pool);
+SK_API void sparse_conv2d(const SparseConv2dShape& shape, const double* x, const double* weight, const int32_t* plan, const double* bias, double* out,
+                          const Pool& pool);
+SK_API void sparse_conv2d_grad_x(const SparseConv2dShape& shape, const double* grad_out, const double* weight, const int32_t* plan, double* grad_x,
+                                 const Pool& pool);
+SK_API void sparse_conv2d_grad_weight(const SparseConv2dShape& shape, const double* x, const double* grad_out, const int32_t* plan,
+                                      double* grad_weight, const Pool& pool);
 
 // weight [nnz, BO, BI, BT] <-> dense [K, C, KH, KW], zeros where nothing is kept. For storage types of 2 and 4 bytes.
-SK_API void sparse_conv2d_to_dense(const SparseConv2dShape& shape, const int32_t* plan, const float* weight, float* dense,
-                                   const Pool& pool);
-SK_API void sparse_conv2d_to_dense(const SparseConv2dShape& shape, const int32_t* plan, const uint16_t* weight,
-                                   uint16_t* dense, const Pool& pool);
-SK_API void sparse_conv2d_from_dense(const SparseConv2dShape& shape, const int32_t* plan, const float* dense, float* weight,
-                                     const Pool& pool);
-SK_API void sparse_conv2d_from_dense(const SparseConv2dShape& shape, const int32_t* plan, const uint16_t* dense,
-                                     uint16_t* weight, const Pool& pool);
+SK_API void sparse_conv2d_to_dense(const SparseConv2dShape& shape, const int32_t* plan, const float* weight, float* dense, const Pool& pool);
+SK_API void sparse_conv2d_to_dense(const SparseConv2dShape& shape, const int32_t* plan, const uint16_t* weight, uint16_t* dense, const Pool& pool);
+SK_API void sparse_conv2d_from_dense(const SparseConv2dShape& shape, const int32_t* plan, const float* dense, float* weight, const Pool& pool);
+SK_API void sparse_conv2d_from_dense(const SparseConv2dShape& shape, const int32_t* plan, const uint16_t* dense, uint16_t* weight, const Pool& pool);
 
 // Who should run: these kernels, or a dense convolution on the densified weight. From sizes only.
 enum class SparseConv2dProduct { out, grad_x, grad_weight };
@@ -77,7 +72,6 @@ struct SparseConv2dChoice {
   SparseConv2dKernel kernel;
   double relative_cost;  // estimated time of the tile or list kernels over that of the dense convolution
 };
-SK_API SparseConv2dChoice sparse_conv2d_choice(const SparseConv2dShape& shape, SparseConv2dProduct product,
-                                               bool half_precision);
+SK_API SparseConv2dChoice sparse_conv2d_choice(const SparseConv2dShape& shape, SparseConv2dProduct product, bool half_precision);
 
 }  // namespace sk

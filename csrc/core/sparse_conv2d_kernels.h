@@ -9,7 +9,7 @@
 
 namespace sk {
 
-constexpr int64_t kAbsentTap = INT64_MIN;    // in tap_offset: this tap never falls on the source
+constexpr int64_t kAbsentTap = INT64_MIN;     // in tap_offset: this tap never falls on the source
 constexpr int32_t kAbsentOffset = INT32_MIN;  // the same in the tables of the list kernels
 
 struct SparseConvTile {
@@ -38,30 +38,30 @@ struct SparseConvTile {
 
 // One tile of grad_weight: `count` filters of one column against `vectors` vectors of input channels.
 struct SparseConvOuter {
-  const float* x;                    // [pixels, vectors*lanes], at the first pixel this tap sees
-  int64_t x_row, x_col;              // steps in x for one step of an output row or column
-  const float* const* grad_out;      // [count], at the first such output pixel
+  const float* x;                // [pixels, vectors*lanes], at the first pixel this tap sees
+  int64_t x_row, x_col;          // steps in x for one step of an output row or column
+  const float* const* grad_out;  // [count], at the first such output pixel
   int64_t grad_row, rows, cols;
-  float* const* grad_weight;         // [count], added to
-  int count, vectors, tail;          // tail: channels in the last vector
+  float* const* grad_weight;  // [count], added to
+  int count, vectors, tail;   // tail: channels in the last vector
 };
 
 struct SparseConvList {
-  const float* x;           // shifted copies of the channels of codes [code_begin, code_end)
-  const int32_t* code;      // [nnz] which block of the source an entry reads, increasing inside a row
-  const int32_t* entry;     // [nnz] place in weight, or null: the entry itself
-  const int32_t* table;     // [code_end - code_begin] offset in x
+  const float* x;        // shifted copies of the channels of codes [code_begin, code_end)
+  const int32_t* code;   // [nnz] which block of the source an entry reads, increasing inside a row
+  const int32_t* entry;  // [nnz] place in weight, or null: the entry itself
+  const int32_t* table;  // [code_end - code_begin] offset in x
   int32_t code_begin, code_end;
-  int64_t inner;            // weights of one entry and row, L: offsets in x and in the entry
+  int64_t inner;  // weights of one entry and row, L: offsets in x and in the entry
   const int32_t *inner_x, *inner_weight;
   int64_t x_step, weight_step;  // where both are multiples of a step (one tap, several channels); 0 where they are not
   const float* weight;
   int64_t entry_stride, row_stride;
-  int64_t rows;             // destination channels of one row block
-  float* out;               // [rows, ...], out_stride apart; grad_weight: what the kernel reads (grad_out)
+  int64_t rows;  // destination channels of one row block
+  float* out;    // [rows, ...], out_stride apart; grad_weight: what the kernel reads (grad_out)
   int64_t out_stride;
-  const float* bias;        // [rows] or null
-  bool first;               // start from the bias, not from out
+  const float* bias;  // [rows] or null
+  bool first;         // start from the bias, not from out
   int64_t vectors;
   int tail;
   float* grad_weight;
@@ -87,7 +87,7 @@ struct SparseConvTileKernels {
   void (*outer)(const SparseConvOuter&);
 };
 struct SparseConvListKernels {
-  int64_t (*forward)(const SparseConvList&, int64_t begin, int64_t end);      // -> first entry not used
+  int64_t (*forward)(const SparseConvList&, int64_t begin, int64_t end);  // -> first entry not used
   int64_t (*grad_weight)(const SparseConvList&, int64_t begin, int64_t end);
 };
 struct SparseConvCopyKernels {
@@ -96,8 +96,7 @@ struct SparseConvCopyKernels {
   // in [rows, cols] -> out [cols, rows]
   void (*transpose)(const float* in, int64_t in_stride, int64_t rows, int64_t cols, float* out, int64_t out_stride);
   // mask[t][v]: lanes of vector v whose pixel (y, x) of a [rows, cols] grid has y + dy[t] in [0, src_h), x + dx[t] in [0, src_w)
-  void (*masks)(int64_t rows, int64_t cols, int64_t src_h, int64_t src_w, int64_t taps, const int64_t* dy, const int64_t* dx,
-                uint16_t* mask);
+  void (*masks)(int64_t rows, int64_t cols, int64_t src_h, int64_t src_w, int64_t taps, const int64_t* dy, const int64_t* dx, uint16_t* mask);
   // x [channels, pixels] -> out [tiles of `vectors` vectors of channels][pixels][vectors*lanes], missing channels zero
   void (*channel_tiles)(const float* x, int64_t channels, int64_t pixels, int vectors, float* out);
 };

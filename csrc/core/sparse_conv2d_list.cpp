@@ -7,12 +7,12 @@
 namespace sk {
 namespace {
 
-constexpr int64_t kChannelBytes = 4096;       // copies of one channel: several fit a first-level cache
-constexpr int64_t kBlockBytes = 40 << 10;     // copies of a channel block
+constexpr int64_t kChannelBytes = 4096;    // copies of one channel: several fit a first-level cache
+constexpr int64_t kBlockBytes = 40 << 10;  // copies of a channel block
 constexpr int64_t kMaxBlockBytes = 512 << 10;
-constexpr int64_t kRowsAhead = 3;             // whose entries are prefetched
-constexpr double kBlockWeights = 10;          // weights per row and channel block that pay for loading and storing the sums
-constexpr double kDotBlockWeights = 6;        // the same for grad_weight, which only loads its row of grad_out anew
+constexpr int64_t kRowsAhead = 3;       // whose entries are prefetched
+constexpr double kBlockWeights = 10;    // weights per row and channel block that pay for loading and storing the sums
+constexpr double kDotBlockWeights = 6;  // the same for grad_weight, which only loads its row of grad_out anew
 
 // What a list walk needs besides the pixels; the same for forward, grad_x and grad_weight.
 struct ListGeometry {
@@ -123,13 +123,12 @@ void sparse_conv_list_run(const SparseConvJob& job, const SparseConvWalk& w) {
       a.vectors = sparse_conv_ceil(pixels, g.lanes);
       a.tail = flat ? int(pixels - (a.vectors - 1) * g.lanes) : int(g.lanes);
       a.out_stride = flat ? job.dst_h * job.dst_w : sums_stride;
-      float* out = flat ? job.dst + (n * job.dst_channels() + first * g.dst_block) * a.out_stride + row * w.cols
-                        : sums.as<float>();
+      float* out = flat ? job.dst + (n * job.dst_channels() + first * g.dst_block) * a.out_stride + row * w.cols : sums.as<float>();
       for (int64_t b = first; b < last; ++b) next[b] = row_start[b];
       for (int64_t block = 0; block < g.src_blocks; block += g.channel_block) {
         const int64_t block_end = std::min(g.src_blocks, block + g.channel_block), channel = block * g.src_block;
-        copies.fill(copy_kernels, w, job.src + (n * job.src_channels() + channel) * src_pixels,
-                    (block_end - block) * g.src_block, row, copied.as<float>());
+        copies.fill(copy_kernels, w, job.src + (n * job.src_channels() + channel) * src_pixels, (block_end - block) * g.src_block, row,
+                    copied.as<float>());
         a.code_begin = int32_t(block * TB);
         a.code_end = int32_t(block_end * TB);
         a.first = block == 0;
@@ -142,15 +141,14 @@ void sparse_conv_list_run(const SparseConvJob& job, const SparseConvWalk& w) {
           next[b] = kernels.forward(a, next[b], row_end);
         }
       }
-      if (!flat)
-        job.scatter(w, out, sums_stride, copies.row_floats, n, first * g.dst_block, (last - first) * g.dst_block, row, rows);
+      if (!flat) job.scatter(w, out, sums_stride, copies.row_floats, n, first * g.dst_block, (last - first) * g.dst_block, row, rows);
       begin += last - first;
     }
   });
 }
 
-void sparse_conv_list_grad_weight(const SparseConv2dShape& s, const SparseConvPlan& plan, const float* x,
-                                  const float* grad_out, float* grad_weight, const Pool& pool) {
+void sparse_conv_list_grad_weight(const SparseConv2dShape& s, const SparseConvPlan& plan, const float* x, const float* grad_out, float* grad_weight,
+                                  const Pool& pool) {
   const SparseConvListKernels& kernels = SK_PICK_KERNELS(sparse_conv_list_kernels);
   const SparseConvCopyKernels& copy_kernels = SK_PICK_KERNELS(sparse_conv_copy_kernels);
   const SparseConvWalk w = sparse_conv_forward_walk(s);
@@ -208,8 +206,8 @@ void sparse_conv_list_grad_weight(const SparseConv2dShape& s, const SparseConvPl
             }
         float* shown = flat ? const_cast<float*>(grads) : padded.as<float>();
         for (const Segment& segment : segments) {
-          copies.fill(copy_kernels, w, x + (n * s.C + segment.block * s.BI) * in_pixels,
-                      (segment.block_end - segment.block) * s.BI, row, copied.as<float>());
+          copies.fill(copy_kernels, w, x + (n * s.C + segment.block * s.BI) * in_pixels, (segment.block_end - segment.block) * s.BI, row,
+                      copied.as<float>());
           a.code_begin = int32_t(segment.block * TB);
           a.code_end = int32_t(segment.block_end * TB);
           for (int64_t b = segment.first; b < segment.last; ++b) {

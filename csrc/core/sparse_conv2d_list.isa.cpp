@@ -45,8 +45,7 @@ SK_INLINE void multiply_add(vf (&sums)[N][PV], const float* x, const float* w, i
 enum class Inner { single, strided, table };
 using ListTile = int64_t (*)(const SparseConvList& a, int64_t begin, int64_t end, int64_t row, int64_t v, int tail);
 template <int N, int PV, Inner kInner>
-__attribute__((noinline)) int64_t list_tile(const SparseConvList& a, int64_t begin, int64_t end, int64_t row, int64_t v0,
-                                            int tail) {
+__attribute__((noinline)) int64_t list_tile(const SparseConvList& a, int64_t begin, int64_t end, int64_t row, int64_t v0, int tail) {
   vf sums[N][PV];
   float* out = a.out + row * a.out_stride + v0 * W;
   SK_UNROLL for (int j = 0; j < N; ++j) {
@@ -111,8 +110,7 @@ struct PendingSums {
 // ---- grad_weight: weight[e][row + j][l] += sum over PV vectors of grad_out[row + j] * x[offset of (e, l)]
 using DotTile = int64_t (*)(const SparseConvList& a, int64_t begin, int64_t end, int64_t row, int64_t v, int tail);
 template <int N, int PV>
-__attribute__((noinline)) int64_t dot_tile(const SparseConvList& a, int64_t begin, int64_t end, int64_t row, int64_t v0,
-                                           int tail) {
+__attribute__((noinline)) int64_t dot_tile(const SparseConvList& a, int64_t begin, int64_t end, int64_t row, int64_t v0, int tail) {
   vf grad[N][PV];
   SK_UNROLL for (int j = 0; j < N; ++j) {
     const float* from = a.out + (row + j) * a.out_stride + v0 * W;
@@ -167,8 +165,8 @@ __attribute__((noinline)) int64_t dot_row(const SparseConvList& a, int64_t begin
         p[q] = pixels(i + q < count ? e + i + q : end - 1);
         s[q] = zero();
       }
-      SK_UNROLL for (int v = 0; v < PV; ++v) SK_UNROLL for (int q = 0; q < 4; ++q)
-        s[q] += grad[v] * (v + 1 < PV ? load(p[q] + v * W) : load_upto(p[q] + v * W, tail));
+      SK_UNROLL for (int v = 0; v < PV; ++v) SK_UNROLL for (int q = 0; q < 4; ++q) s[q] +=
+          grad[v] * (v + 1 < PV ? load(p[q] + v * W) : load_upto(p[q] + v * W, tail));
       SK_UNROLL for (int q = 0; q < 4; ++q) sums[i + q] = s[q];
     }
     const vf totals = sum_each(sums);
@@ -195,10 +193,10 @@ constexpr DotTile dot_at() {
   if constexpr (!Row && N <= 4 && PV <= dot_vectors_for(N)) return dot_tile<N, PV>;
   return nullptr;
 }
-#define SK_LIST_ROW(F, N, S) \
+#define SK_LIST_ROW(F, N, S)                                                                                             \
   {F<N, 1, S>(), F<N, 2, S>(),  F<N, 3, S>(),  F<N, 4, S>(),  F<N, 5, S>(),  F<N, 6, S>(),  F<N, 7, S>(),  F<N, 8, S>(), \
    F<N, 9, S>(), F<N, 10, S>(), F<N, 11, S>(), F<N, 12, S>(), F<N, 13, S>(), F<N, 14, S>(), F<N, 15, S>(), F<N, 16, S>()}
-#define SK_LIST_ROWS(F, S) \
+#define SK_LIST_ROWS(F, S)                                                                 \
   {SK_LIST_ROW(F, 1, S), SK_LIST_ROW(F, 2, S), SK_LIST_ROW(F, 3, S), SK_LIST_ROW(F, 4, S), \
    SK_LIST_ROW(F, 5, S), SK_LIST_ROW(F, 6, S), SK_LIST_ROW(F, 7, S), SK_LIST_ROW(F, 8, S)}
 constexpr ListTile kList[3][8][16] = {SK_LIST_ROWS(list_at, Inner::single), SK_LIST_ROWS(list_at, Inner::strided),

@@ -20,14 +20,12 @@ void for_each_weight(const SparseConv2dShape& s, const SparseConvPlan& plan, int
     for (int64_t o = 0; o < s.BO; ++o)
       for (int64_t i = 0; i < s.BI; ++i)
         for (int64_t t = 0; t < s.BT; ++t)
-          f(((e * s.BO + o) * s.BI + i) * s.BT + t, ob * s.BO + o, plan.index[e] / s.TB() * s.BI + i,
-            plan.index[e] % s.TB() * s.BT + t);
+          f(((e * s.BO + o) * s.BI + i) * s.BT + t, ob * s.BO + o, plan.index[e] / s.TB() * s.BI + i, plan.index[e] % s.TB() * s.BT + t);
 }
 
 // f(output offset, input offset, count) for the runs of pixels that tap `t` connects
 template <class F>
-void for_each_run(const SparseConv2dShape& s, const SparseConvWalk& w, const Layout& x, const Layout& out, int64_t t,
-                  const F& f) {
+void for_each_run(const SparseConv2dShape& s, const SparseConvWalk& w, const Layout& x, const Layout& out, int64_t t, const F& f) {
   for (int64_t y = 0; y < w.rows; ++y) {
     const int64_t sy = y * s.stride_h + w.dy[t];
     if (sy < 0 || sy >= s.H) continue;
@@ -39,8 +37,8 @@ void for_each_run(const SparseConv2dShape& s, const SparseConvWalk& w, const Lay
 
 }  // namespace
 
-void sparse_conv2d(const SparseConv2dShape& s, const double* x, const double* weight, const int32_t* plan,
-                   const double* bias, double* out, const Pool& pool) {
+void sparse_conv2d(const SparseConv2dShape& s, const double* x, const double* weight, const int32_t* plan, const double* bias, double* out,
+                   const Pool& pool) {
   const SparseConvPlan view(s, plan);
   const SparseConvWalk w = sparse_conv_forward_walk(s);
   const Layout in(s.C, s.H, s.W, s.channels_last), to(s.K, w.rows, w.cols, s.channels_last);
@@ -49,8 +47,7 @@ void sparse_conv2d(const SparseConv2dShape& s, const double* x, const double* we
       const int64_t n = begin / s.OB(), ob = begin % s.OB();
       for (int64_t k = ob * s.BO; k < (ob + 1) * s.BO; ++k)
         for (int64_t y = 0; y < w.rows; ++y)
-          for (int64_t c = 0; c < w.cols; ++c)
-            out[n * to.image + k * to.channel + y * to.row + c * to.col] = bias ? bias[k] : 0.0;
+          for (int64_t c = 0; c < w.cols; ++c) out[n * to.image + k * to.channel + y * to.row + c * to.col] = bias ? bias[k] : 0.0;
       for_each_weight(s, view, ob, [&](int64_t at, int64_t k, int64_t c, int64_t t) {
         const double value = weight[at];
         double* o = out + n * to.image + k * to.channel;
@@ -63,8 +60,8 @@ void sparse_conv2d(const SparseConv2dShape& s, const double* x, const double* we
   });
 }
 
-void sparse_conv2d_grad_x(const SparseConv2dShape& s, const double* grad_out, const double* weight, const int32_t* plan,
-                          double* grad_x, const Pool& pool) {
+void sparse_conv2d_grad_x(const SparseConv2dShape& s, const double* grad_out, const double* weight, const int32_t* plan, double* grad_x,
+                          const Pool& pool) {
   const SparseConvPlan view(s, plan);
   const SparseConvWalk w = sparse_conv_forward_walk(s);
   const Layout in(s.C, s.H, s.W, s.channels_last), from(s.K, w.rows, w.cols, s.channels_last);
@@ -84,8 +81,8 @@ void sparse_conv2d_grad_x(const SparseConv2dShape& s, const double* grad_out, co
   });
 }
 
-void sparse_conv2d_grad_weight(const SparseConv2dShape& s, const double* x, const double* grad_out, const int32_t* plan,
-                               double* grad_weight, const Pool& pool) {
+void sparse_conv2d_grad_weight(const SparseConv2dShape& s, const double* x, const double* grad_out, const int32_t* plan, double* grad_weight,
+                               const Pool& pool) {
   const SparseConvPlan view(s, plan);
   const SparseConvWalk w = sparse_conv_forward_walk(s);
   const Layout in(s.C, s.H, s.W, s.channels_last), from(s.K, w.rows, w.cols, s.channels_last);

@@ -23,8 +23,8 @@ SparseConv2dStatus check(const SparseConv2dShape& s, const int32_t* indptr, cons
 }
 
 void fill_header(const SparseConv2dShape& s, int32_t* h) {
-  const int64_t header[SparseConvPlan::kHeader] = {SparseConvPlan::kMagic, SparseConvPlan::kVersion, s.K, s.C, s.KH, s.KW,
-                                                   s.BO, s.BI, s.BT, s.nnz, sparse_conv_tiled(s), 0};
+  const int64_t header[SparseConvPlan::kHeader] = {
+      SparseConvPlan::kMagic, SparseConvPlan::kVersion, s.K, s.C, s.KH, s.KW, s.BO, s.BI, s.BT, s.nnz, sparse_conv_tiled(s), 0};
   for (int64_t i = 0; i < SparseConvPlan::kHeader; ++i) h[i] = int32_t(header[i]);
 }
 
@@ -41,8 +41,7 @@ bool sparse_conv2d_plan_matches(const SparseConv2dShape& s, const int32_t* plan,
   return std::memcmp(header, plan, sizeof header) == 0;
 }
 
-SparseConv2dStatus sparse_conv2d_plan(const SparseConv2dShape& s, const int32_t* indptr, const int32_t* index,
-                                      int32_t* plan) {
+SparseConv2dStatus sparse_conv2d_plan(const SparseConv2dShape& s, const int32_t* indptr, const int32_t* index, int32_t* plan) {
   const SparseConv2dStatus status = check(s, indptr, index);
   if (status.fault != Fault::none) return status;
   fill_header(s, plan);
@@ -105,8 +104,7 @@ void for_each_run(const SparseConv2dShape& s, const SparseConvPlan& plan, int64_
   for (int64_t e = plan.indptr[ob]; e < plan.indptr[ob + 1]; ++e) {
     const int64_t channel = plan.index[e] / TB * s.BI, tap = plan.index[e] % TB * s.BT;
     for (int64_t o = 0; o < s.BO; ++o)
-      for (int64_t i = 0; i < s.BI; ++i)
-        f(((e * s.BO + o) * s.BI + i) * s.BT, ((ob * s.BO + o) * s.C + channel + i) * s.taps() + tap);
+      for (int64_t i = 0; i < s.BI; ++i) f(((e * s.BO + o) * s.BI + i) * s.BT, ((ob * s.BO + o) * s.C + channel + i) * s.taps() + tap);
   }
 }
 
@@ -136,20 +134,16 @@ void from_dense(const SparseConv2dShape& s, const int32_t* plan, const T* dense,
 
 }  // namespace
 
-void sparse_conv2d_to_dense(const SparseConv2dShape& s, const int32_t* plan, const float* weight, float* dense,
-                            const Pool& pool) {
+void sparse_conv2d_to_dense(const SparseConv2dShape& s, const int32_t* plan, const float* weight, float* dense, const Pool& pool) {
   to_dense(s, plan, weight, dense, pool);
 }
-void sparse_conv2d_to_dense(const SparseConv2dShape& s, const int32_t* plan, const uint16_t* weight, uint16_t* dense,
-                            const Pool& pool) {
+void sparse_conv2d_to_dense(const SparseConv2dShape& s, const int32_t* plan, const uint16_t* weight, uint16_t* dense, const Pool& pool) {
   to_dense(s, plan, weight, dense, pool);
 }
-void sparse_conv2d_from_dense(const SparseConv2dShape& s, const int32_t* plan, const float* dense, float* weight,
-                              const Pool& pool) {
+void sparse_conv2d_from_dense(const SparseConv2dShape& s, const int32_t* plan, const float* dense, float* weight, const Pool& pool) {
   from_dense(s, plan, dense, weight, pool);
 }
-void sparse_conv2d_from_dense(const SparseConv2dShape& s, const int32_t* plan, const uint16_t* dense, uint16_t* weight,
-                              const Pool& pool) {
+void sparse_conv2d_from_dense(const SparseConv2dShape& s, const int32_t* plan, const uint16_t* dense, uint16_t* weight, const Pool& pool) {
   from_dense(s, plan, dense, weight, pool);
 }
 

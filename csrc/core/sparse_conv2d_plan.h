@@ -22,11 +22,7 @@ struct SparseConvPlan {
 
   static int64_t columns(const SparseConv2dShape& s) { return sparse_conv_tiled(s) ? s.IB() * s.TB() : s.IB(); }
   SparseConvPlan(const SparseConv2dShape& s, const int32_t* plan)
-      : indptr(plan + kHeader),
-        index(indptr + s.OB() + 1),
-        t_indptr(index + s.nnz),
-        t_code(t_indptr + columns(s) + 1),
-        t_entry(t_code + s.nnz) {}
+      : indptr(plan + kHeader), index(indptr + s.OB() + 1), t_indptr(index + s.nnz), t_code(t_indptr + columns(s) + 1), t_entry(t_code + s.nnz) {}
 };
 
 }  // namespace sk

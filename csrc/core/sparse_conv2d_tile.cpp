@@ -109,8 +109,7 @@ void run_copied(const SparseConvJob& job, const SparseConvWalk& w, const SparseC
     a.filter_blocks = filter_blocks;
     for (; begin < end; ++begin) {
       const int64_t n = begin / strips, row = begin % strips * copies.strip, rows = std::min(copies.strip, w.rows - row);
-      copies.fill(copy_kernels, w, job.src + n * src_channels * w.src_h * w.src_w, src_channels, row, copied.as<float>(),
-                  interleaved);
+      copies.fill(copy_kernels, w, job.src + n * src_channels * w.src_h * w.src_w, src_channels, row, copied.as<float>(), interleaved);
       const int64_t pixels = rows * w.cols;
       a.v_begin = 0;
       a.v_end = sparse_conv_ceil(pixels, lanes);
@@ -125,8 +124,8 @@ void run_copied(const SparseConvJob& job, const SparseConvWalk& w, const SparseC
 
 }  // namespace
 
-void SparseConvJob::scatter(const SparseConvWalk& w, const float* sums, int64_t stride, int64_t row_floats, int64_t n,
-                            int64_t channel, int64_t channels, int64_t row, int64_t rows) const {
+void SparseConvJob::scatter(const SparseConvWalk& w, const float* sums, int64_t stride, int64_t row_floats, int64_t n, int64_t channel,
+                            int64_t channels, int64_t row, int64_t rows) const {
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t r = 0; r < rows; ++r) {
       const float* from = sums + c * stride + r * row_floats;
@@ -140,19 +139,18 @@ void SparseConvJob::scatter(const SparseConvWalk& w, const float* sums, int64_t 
 
 void sparse_conv_tile_run(const SparseConvJob& job, const SparseConvWalk& w) {
   const SparseConvTileKernels& kernels = SK_PICK_KERNELS(sparse_conv_tile_kernels);
-  const bool in_place = kernels.masked && w.step_h == 1 && w.step_w == 1 && w.cols == w.src_w && job.flat(w, w.cols) &&
-                        w.rows * w.cols < INT32_MAX;
+  const bool in_place = kernels.masked && w.step_h == 1 && w.step_w == 1 && w.cols == w.src_w && job.flat(w, w.cols) && w.rows * w.cols < INT32_MAX;
   // Rows of whole vectors make channels lie a power of two apart, which the first-level cache cannot hold: copies are faster.
-  const bool collide = !job.grad && w.cols % kernels.lanes == 0 &&
-                       job.shape.nnz * job.shape.BO >= kFiltersPerTap * SparseConvPlan::columns(job.shape);
+  const bool collide =
+      !job.grad && w.cols % kernels.lanes == 0 && job.shape.nnz * job.shape.BO >= kFiltersPerTap * SparseConvPlan::columns(job.shape);
   if (in_place && !collide)
     run_masked(job, w, kernels);
   else
     run_copied(job, w, kernels);
 }
 
-void sparse_conv_tile_grad_weight(const SparseConv2dShape& s, const SparseConvPlan& plan, const float* x,
-                                  const float* grad_out, float* grad_weight, const Pool& pool) {
+void sparse_conv_tile_grad_weight(const SparseConv2dShape& s, const SparseConvPlan& plan, const float* x, const float* grad_out, float* grad_weight,
+                                  const Pool& pool) {
   const SparseConvTileKernels& kernels = SK_PICK_KERNELS(sparse_conv_tile_kernels);
   const SparseConvCopyKernels& copies = SK_PICK_KERNELS(sparse_conv_copy_kernels);
   const SparseConvWalk w = sparse_conv_forward_walk(s);

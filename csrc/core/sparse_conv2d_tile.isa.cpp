@@ -56,11 +56,11 @@ SK_INLINE void store_sums(const vf (&sums)[N][PV], float* const* out, int tail) 
 }
 
 // ---- forward: out[j][pixels] += sum over channels of weight[j][c] * x[c][pixels]
-using ForwardTile = void (*)(const float* x, int64_t x_stride, int64_t v_stride, const uint16_t* mask, int64_t channels,
-                             const float* const* weight, float* const* out, int tail);
+using ForwardTile = void (*)(const float* x, int64_t x_stride, int64_t v_stride, const uint16_t* mask, int64_t channels, const float* const* weight,
+                             float* const* out, int tail);
 template <int N, int PV, bool Masked>
-__attribute__((noinline)) void forward_tile(const float* x, int64_t x_stride, int64_t v_stride, const uint16_t* mask,
-                                            int64_t channels, const float* const* weight, float* const* out, int tail) {
+__attribute__((noinline)) void forward_tile(const float* x, int64_t x_stride, int64_t v_stride, const uint16_t* mask, int64_t channels,
+                                            const float* const* weight, float* const* out, int tail) {
   const float* w[N];
   uint16_t m[PV] = {};
   vf sums[N][PV];
@@ -81,8 +81,7 @@ __attribute__((noinline)) void forward_tile(const float* x, int64_t x_stride, in
 // ---- grad_x: out[j][pixels] (+)= sum over (tap, filter of one block, o) of weight[entry][o][channel + j] * x[filter][pixels - tap]
 using GradTile = void (*)(const SparseConvTile& a, int64_t filters, int64_t block, int64_t channel, int64_t v, int tail);
 template <int N, int PV, bool Masked>
-__attribute__((noinline)) void grad_tile(const SparseConvTile& a, int64_t filters, int64_t block, int64_t channel, int64_t v0,
-                                         int tail) {
+__attribute__((noinline)) void grad_tile(const SparseConvTile& a, int64_t filters, int64_t block, int64_t channel, int64_t v0, int tail) {
   const int32_t *begins = a.splits + (filters * a.IB + block) * a.taps, *ends = begins + a.IB * a.taps;
   float* out[N];
   SK_UNROLL for (int j = 0; j < N; ++j) out[j] = a.out + (block * a.BI + channel + j) * a.out_stride + v0 * W;
@@ -160,16 +159,14 @@ constexpr OuterTile outer_at() {
   return nullptr;
 }
 constexpr bool kMasked = W == 16;
-#define SK_TILE_ROW(F, N, ...) \
-  {F<N, 1 __VA_ARGS__>(), F<N, 2 __VA_ARGS__>(), F<N, 3 __VA_ARGS__>(), F<N, 4 __VA_ARGS__>(), F<N, 5 __VA_ARGS__>(), \
-   F<N, 6 __VA_ARGS__>(), F<N, 7 __VA_ARGS__>()}
-#define SK_TILE_ROWS(F, ...) \
-  {SK_TILE_ROW(F, 1, __VA_ARGS__), SK_TILE_ROW(F, 2, __VA_ARGS__), SK_TILE_ROW(F, 3, __VA_ARGS__), \
-   SK_TILE_ROW(F, 4, __VA_ARGS__), SK_TILE_ROW(F, 5, __VA_ARGS__), SK_TILE_ROW(F, 6, __VA_ARGS__), \
-   SK_TILE_ROW(F, 7, __VA_ARGS__), SK_TILE_ROW(F, 8, __VA_ARGS__)}
+#define SK_TILE_ROW(F, N, ...)                                                                 \
+  {F<N, 1 __VA_ARGS__>(), F<N, 2 __VA_ARGS__>(), F<N, 3 __VA_ARGS__>(), F<N, 4 __VA_ARGS__>(), \
+   F<N, 5 __VA_ARGS__>(), F<N, 6 __VA_ARGS__>(), F<N, 7 __VA_ARGS__>()}
+#define SK_TILE_ROWS(F, ...)                                                                                                       \
+  {SK_TILE_ROW(F, 1, __VA_ARGS__), SK_TILE_ROW(F, 2, __VA_ARGS__), SK_TILE_ROW(F, 3, __VA_ARGS__), SK_TILE_ROW(F, 4, __VA_ARGS__), \
+   SK_TILE_ROW(F, 5, __VA_ARGS__), SK_TILE_ROW(F, 6, __VA_ARGS__), SK_TILE_ROW(F, 7, __VA_ARGS__), SK_TILE_ROW(F, 8, __VA_ARGS__)}
 #define SK_COMMA ,
-constexpr ForwardTile kForward[2][8][7] = {SK_TILE_ROWS(forward_at, SK_COMMA false),
-                                           SK_TILE_ROWS(forward_at, SK_COMMA kMasked)};
+constexpr ForwardTile kForward[2][8][7] = {SK_TILE_ROWS(forward_at, SK_COMMA false), SK_TILE_ROWS(forward_at, SK_COMMA kMasked)};
 constexpr GradTile kGrad[2][8][7] = {SK_TILE_ROWS(grad_at, SK_COMMA false), SK_TILE_ROWS(grad_at, SK_COMMA kMasked)};
 constexpr OuterTile kOuter[8][7] = SK_TILE_ROWS(outer_at);
 
@@ -228,8 +225,8 @@ void forward(const SparseConvTile& a) {
             if (v0 == a.v_begin) prefetch_rows(a, e, max_n, c0, channels);
             for (int v = 0; v < nb;) {
               const int pv = piece(nb - v, vectors_for(n));
-              kForward[mask != nullptr][n - 1][pv - 1](x + v * a.v_stride, a.x_stride, a.v_stride, mask ? mask + v : nullptr,
-                                                       channels, w, out, v + pv == nb ? tail : W);
+              kForward[mask != nullptr][n - 1][pv - 1](x + v * a.v_stride, a.x_stride, a.v_stride, mask ? mask + v : nullptr, channels, w, out,
+                                                       v + pv == nb ? tail : W);
               for (int j = 0; j < n; ++j) out[j] += pv * W;
               v += pv;
             }
@@ -264,7 +261,6 @@ void outer(const SparseConvOuter& a) { kOuter[a.count - 1][a.vectors - 1](a); }
 }  // namespace
 
 extern const SparseConvTileKernels sparse_conv_tile_kernels;
-const SparseConvTileKernels sparse_conv_tile_kernels = {
-    W, kMasked, forward, grad_x, W == 16 ? 6 : kMaxN, W == 16 ? 4 : 2, outer};
+const SparseConvTileKernels sparse_conv_tile_kernels = {W, kMasked, forward, grad_x, W == 16 ? 6 : kMaxN, W == 16 ? 4 : 2, outer};
 
 }  // namespace sk::SK_ISA

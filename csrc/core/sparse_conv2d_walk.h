@@ -10,12 +10,12 @@
 namespace sk {
 
 struct SparseConvWalk {
-  int64_t rows, cols;               // destination grid
-  int64_t dst_y, dst_x;             // grid pixel (y, x) is destination pixel (dst_y + y*dst_step_h, dst_x + x*dst_step_w)
+  int64_t rows, cols;    // destination grid
+  int64_t dst_y, dst_x;  // grid pixel (y, x) is destination pixel (dst_y + y*dst_step_h, dst_x + x*dst_step_w)
   int64_t dst_step_h, dst_step_w;
   int64_t src_h, src_w;
   int64_t step_h, step_w;
-  std::vector<int64_t> dy, dx;      // [taps]; kAbsentTap where the tap never falls on the grid
+  std::vector<int64_t> dy, dx;  // [taps]; kAbsentTap where the tap never falls on the grid
 };
 
 inline SparseConvWalk sparse_conv_forward_walk(const SparseConv2dShape& s) {
@@ -29,8 +29,18 @@ inline SparseConvWalk sparse_conv_forward_walk(const SparseConv2dShape& s) {
 
 // Input pixels y = first_y + a*stride_h get their gradient from output pixels a + dy[tap], for the taps that divide.
 inline SparseConvWalk sparse_conv_grad_walk(const SparseConv2dShape& s, int64_t first_y, int64_t first_x) {
-  SparseConvWalk w{(s.H - first_y + s.stride_h - 1) / s.stride_h, (s.W - first_x + s.stride_w - 1) / s.stride_w,
-                   first_y, first_x, s.stride_h, s.stride_w, s.OH(), s.OW(), 1, 1, {}, {}};
+  SparseConvWalk w{(s.H - first_y + s.stride_h - 1) / s.stride_h,
+                   (s.W - first_x + s.stride_w - 1) / s.stride_w,
+                   first_y,
+                   first_x,
+                   s.stride_h,
+                   s.stride_w,
+                   s.OH(),
+                   s.OW(),
+                   1,
+                   1,
+                   {},
+                   {}};
   for (int64_t t = 0; t < s.taps(); ++t) {
     const int64_t y = first_y + s.pad_h - t / s.KW * s.dilation_h, x = first_x + s.pad_w - t % s.KW * s.dilation_w;
     const bool present = y % s.stride_h == 0 && x % s.stride_w == 0;
@@ -81,10 +91,23 @@ struct SparseConvCopies {
 
   // Copies `channels` channels of x [channels, src_h, src_w] for the grid rows from `row` on: one channel after the other,
   // or vector by vector, `channels` times as far apart.
-  void fill(const SparseConvCopyKernels& kernels, const SparseConvWalk& w, const float* x, int64_t channels, int64_t row,
-            float* out, bool interleaved = false) const {
-    const SparseConvShift a{x, out, w.src_h, w.src_w, w.cols, row_floats, plane_rows, w.step_h, w.step_w, row + first_row,
-                            int64_t(shift.size()), int64_t(phase.size()), shift.data(), phase.data(), channels,
+  void fill(const SparseConvCopyKernels& kernels, const SparseConvWalk& w, const float* x, int64_t channels, int64_t row, float* out,
+            bool interleaved = false) const {
+    const SparseConvShift a{x,
+                            out,
+                            w.src_h,
+                            w.src_w,
+                            w.cols,
+                            row_floats,
+                            plane_rows,
+                            w.step_h,
+                            w.step_w,
+                            row + first_row,
+                            int64_t(shift.size()),
+                            int64_t(phase.size()),
+                            shift.data(),
+                            phase.data(),
+                            channels,
                             channel_floats};
     (interleaved ? kernels.shift_interleaved : kernels.shift)(a);
   }
@@ -109,16 +132,16 @@ struct SparseConvJob {
     return w.dst_step_h == 1 && w.dst_step_w == 1 && w.cols == dst_w && row_floats == w.cols;
   }
   // sums [channels, stride] of grid rows [row, row + rows) -> channels of image n from `channel` on
-  void scatter(const SparseConvWalk& w, const float* sums, int64_t stride, int64_t row_floats, int64_t n, int64_t channel,
-               int64_t channels, int64_t row, int64_t rows) const;
+  void scatter(const SparseConvWalk& w, const float* sums, int64_t stride, int64_t row_floats, int64_t n, int64_t channel, int64_t channels,
+               int64_t row, int64_t rows) const;
 };
 void sparse_conv_tile_run(const SparseConvJob& job, const SparseConvWalk& walk);
 void sparse_conv_list_run(const SparseConvJob& job, const SparseConvWalk& walk);
 // grad_weight [nnz, BO, BI, BT] += products of x [N, C, H, W] and grad_out [N, K, OH, OW]
-void sparse_conv_tile_grad_weight(const SparseConv2dShape& shape, const SparseConvPlan& plan, const float* x,
-                                  const float* grad_out, float* grad_weight, const Pool& pool);
-void sparse_conv_list_grad_weight(const SparseConv2dShape& shape, const SparseConvPlan& plan, const float* x,
-                                  const float* grad_out, float* grad_weight, const Pool& pool);
+void sparse_conv_tile_grad_weight(const SparseConv2dShape& shape, const SparseConvPlan& plan, const float* x, const float* grad_out,
+                                  float* grad_weight, const Pool& pool);
+void sparse_conv_list_grad_weight(const SparseConv2dShape& shape, const SparseConvPlan& plan, const float* x, const float* grad_out,
+                                  float* grad_weight, const Pool& pool);
 
 inline int64_t sparse_conv_ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

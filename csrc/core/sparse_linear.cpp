@@ -99,10 +99,11 @@ bool is_condensed(const SparseLinearShape& s) { return s.BO * s.BI == 1; }
 
 void feature_major_product(int64_t N, const Connections& c, Panels panels, const float* in, Strides in_s, int64_t in_features, const float* weight,
                            const float* bias, float* out, Strides out_s, int64_t out_features, const Pool& pool) {
-  by_panel(N, in, in_s, in_features, out, out_s, out_features, bias, panels.count(), panels.rows(), pool,
-           [&](Chunk chunk, float* rows, int64_t stride, int64_t vectors, int64_t panel) {
-             kernels().panel[c.wide][vectors - 1]({panels.segments(panel), panels.blocks(), c.source, weight, chunk.data, chunk.stride, rows, stride});
-           });
+  by_panel(
+      N, in, in_s, in_features, out, out_s, out_features, bias, panels.count(), panels.rows(), pool,
+      [&](Chunk chunk, float* rows, int64_t stride, int64_t vectors, int64_t panel) {
+        kernels().panel[c.wide][vectors - 1]({panels.segments(panel), panels.blocks(), c.source, weight, chunk.data, chunk.stride, rows, stride});
+      });
 }
 
 void block_tile_product(int64_t N, const Blocks& b, const float* in, Strides in_s, int64_t in_features, const float* weight, const float* bias,
@@ -166,8 +167,8 @@ void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* plan_data, con
     blocked(s.N, {plan.at(Plan::kPtr), plan.at(Plan::kEntries), s.OB, s.BO, s.BI, s.BI, 1, s.BO * s.BI}, x, x_s, s.in(), weight, bias, y, y_s, pool);
 }
 
-void sparse_linear_grad_x(const SparseLinearShape& s, const int32_t* plan_data, const float* grad_out, Strides g_s, const float* weight, float* grad_x,
-                          Strides gx_s, const Pool& pool) {
+void sparse_linear_grad_x(const SparseLinearShape& s, const int32_t* plan_data, const float* grad_out, Strides g_s, const float* weight,
+                          float* grad_x, Strides gx_s, const Pool& pool) {
   if (s.N == 0 || s.in() == 0) return;
   const Plan plan(plan_data);
   if (!is_condensed(s)) {
@@ -201,9 +202,8 @@ void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* plan_d
     Scratch gs(size_t(s.N * s.out()) * sizeof(float)), xs(size_t(s.N * s.in()) * sizeof(float));
     const float* g = natural_rows(grad_out, g_s, s.N, s.out(), gs);
     const float* rows = natural_rows(x, x_s, s.N, s.in(), xs);
-    parallel(pool, s.OB, std::max<int64_t>(1, 16384 / s.F), [&](int64_t begin, int64_t end) {
-      k.outer(c, g, g_s.row, rows, x_s.row, s.N, grad_weight, begin, end);
-    });
+    parallel(pool, s.OB, std::max<int64_t>(1, 16384 / s.F),
+             [&](int64_t begin, int64_t end) { k.outer(c, g, g_s.row, rows, x_s.row, s.N, grad_weight, begin, end); });
     return;
   }
   const int64_t full = 4 * k.width;
@@ -214,13 +214,13 @@ void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* plan_d
     const float* rows = chunk_of(x, x_s, n0, columns, s.in(), width, xs.as<float>(), pool, true).data;
     const bool accumulate = n0 > 0;
     if (is_condensed(s)) {
-      parallel(pool, s.OB, std::max<int64_t>(1, 2048 / s.F), [&](int64_t begin, int64_t end) {
-        k.sampled(c, g, rows, width, accumulate, grad_weight, begin, end);
-      });
+      parallel(pool, s.OB, std::max<int64_t>(1, 2048 / s.F),
+               [&](int64_t begin, int64_t end) { k.sampled(c, g, rows, width, accumulate, grad_weight, begin, end); });
     } else {
       parallel(pool, s.OB * s.F, 4, [&](int64_t begin, int64_t end) {
         for (int64_t e = begin; e < end; ++e)
-          k.block_sampled(g + e / s.F * s.BO * width, rows + plan.index(e) * s.BI * width, width, s.BO, s.BI, accumulate, grad_weight + e * s.BO * s.BI);
+          k.block_sampled(g + e / s.F * s.BO * width, rows + plan.index(e) * s.BI * width, width, s.BO, s.BI, accumulate,
+                          grad_weight + e * s.BO * s.BI);
       });
     }
   }

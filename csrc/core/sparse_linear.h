@@ -12,9 +12,9 @@
 namespace sk {
 
 struct SparseLinearShape {
-  int64_t N;             // rows of x
+  int64_t N;              // rows of x
   int64_t OB, F, BO, BI;  // output blocks, fan-in in blocks, block size
-  int64_t IB;            // input blocks
+  int64_t IB;             // input blocks
   int64_t in() const { return IB * BI; }
   int64_t out() const { return OB * BO; }
   int64_t kept() const { return OB * F * BO * BI; }  // stored weights
@@ -67,11 +67,11 @@ SK_API void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* 
                                      Strides y_stride, const Pool& pool);
 
 // ---- fp64 products: plain loops, correct for everything
-SK_API void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* index, const double* x, const double* weight, const double* bias,
-                              double* y, const Pool& pool);
+SK_API void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* index, const double* x, const double* weight, const double* bias, double* y,
+                              const Pool& pool);
 SK_API void sparse_linear_grad_x(const SparseLinearShape& s, const int32_t* index, const double* grad_out, const double* weight, double* grad_x,
                                  const Pool& pool);
-SK_API void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* index, const double* grad_out, const double* x,
-                                      double* grad_weight, const Pool& pool);
+SK_API void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* index, const double* grad_out, const double* x, double* grad_weight,
+                                      const Pool& pool);
 
 }  // namespace sk

@@ -89,8 +89,8 @@ SK_INLINE void interleaved_groups(const Interleaved& c, const float* x, const fl
     SK_UNROLL for (int u = 0; u < 4; ++u) SK_UNROLL for (int v = 0; v < V; ++v) a[u][v] = zero();
     int64_t k = 0;
     for (; k + 4 <= c.fan_in; k += 4, w += 4 * L, source += 4 * L)
-      SK_UNROLL for (int u = 0; u < 4; ++u) SK_UNROLL for (int v = 0; v < V; ++v)
-        a[u][v] += load(w + u * L + v * W) * gather(x, source + u * L + v * W);
+      SK_UNROLL for (int u = 0; u < 4; ++u) SK_UNROLL for (int v = 0; v < V; ++v) a[u][v] +=
+          load(w + u * L + v * W) * gather(x, source + u * L + v * W);
     for (; k < c.fan_in; ++k, w += L, source += L) SK_UNROLL for (int v = 0; v < V; ++v) a[0][v] += load(w + v * W) * gather(x, source + v * W);
     float out[L];
     SK_UNROLL for (int v = 0; v < V; ++v) store(out + v * W, (a[0][v] + a[1][v]) + (a[2][v] + a[3][v]));
@@ -221,7 +221,8 @@ SK_INLINE void sampled_rows(const Connections& c, const float* grad_t, const flo
     }
   }
 }
-void sampled_kernel(const Connections& c, const float* grad_t, const float* x_t, int64_t columns, bool accumulate, float* gw, int64_t begin, int64_t end) {
+void sampled_kernel(const Connections& c, const float* grad_t, const float* x_t, int64_t columns, bool accumulate, float* gw, int64_t begin,
+                    int64_t end) {
   if (c.wide)
     sampled_rows<int32_t>(c, grad_t, x_t, columns, accumulate, gw, begin, end);
   else

@@ -92,15 +92,13 @@ static SK_INLINE void panel_vectors(const BlockWork& p, int64_t r) {
   if (p.depth % 4 == 0) {
     for (; e < p.count; ++e) {
       const float *x = p.in + p.entries[2 * e] * p.depth, *w = p.weight + p.entries[2 * e + 1] * area + r;
-      for (int64_t i = 0; i < p.depth; i += 4, x += 4, w += 4 * p.rows)
-        SK_UNROLL for (int u = 0; u < 4; ++u) {
+      for (int64_t i = 0; i < p.depth; i += 4, x += 4, w += 4 * p.rows) SK_UNROLL for (int u = 0; u < 4; ++u) {
           const vf xu = splat(x[u]);
           SK_UNROLL for (int v = 0; v < V; ++v) a[u][v] += xu * load(w + u * p.rows + v * W);
         }
     }
   } else if (p.depth == 1) {
-    for (; e + 4 <= p.count; e += 4)
-      SK_UNROLL for (int u = 0; u < 4; ++u) {
+    for (; e + 4 <= p.count; e += 4) SK_UNROLL for (int u = 0; u < 4; ++u) {
         const vf xu = splat(p.in[p.entries[2 * (e + u)]]);
         const float* w = p.weight + p.entries[2 * (e + u) + 1] * p.rows + r;
         SK_UNROLL for (int v = 0; v < V; ++v) a[u][v] += xu * load(w + v * W);
@@ -123,8 +121,7 @@ void panel_dot(const BlockWork& p) {
   for (; r < p.rows; ++r) {
     float a = p.out[r];
     for (int64_t e = 0; e < p.count; ++e)
-      for (int64_t i = 0; i < p.depth; ++i)
-        a += p.in[p.entries[2 * e] * p.depth + i] * p.weight[(p.entries[2 * e + 1] * p.depth + i) * p.rows + r];
+      for (int64_t i = 0; i < p.depth; ++i) a += p.in[p.entries[2 * e] * p.depth + i] * p.weight[(p.entries[2 * e + 1] * p.depth + i) * p.rows + r];
     p.out[r] = a;
   }
 }

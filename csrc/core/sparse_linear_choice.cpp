@@ -9,12 +9,12 @@ namespace sk {
 namespace {
 
 // per microsecond
-constexpr double kGathered = 5500;      // connections, x in L1 or L2
-constexpr double kScattered = 900;      // weights written into a dense matrix
-constexpr double kMemory = 9000;        // bytes of fresh memory zeroed or of activations transposed
+constexpr double kGathered = 5500;                             // connections, x in L1 or L2
+constexpr double kScattered = 900;                             // weights written into a dense matrix
+constexpr double kMemory = 9000;                               // bytes of fresh memory zeroed or of activations transposed
 constexpr double kPanelFlops[] = {0, 34e3, 52e3, 60e3, 66e3};  // feature-major, by vectors of columns
-constexpr double kTileFlops = 115e3;    // blocks
-constexpr double kSampledFlops = 45e3;  // grad_weight
+constexpr double kTileFlops = 115e3;                           // blocks
+constexpr double kSampledFlops = 45e3;                         // grad_weight
 
 double dense_flops(int64_t N, bool half_precision) {  // F.linear, measured at 1, 8, 64, 256 rows
   if (half_precision) return N <= 1 ? 11e3 : N <= 8 ? 80e3 : N <= 64 ? 430e3 : 800e3;
@@ -35,9 +35,12 @@ LinearChoice sparse_linear_choice(const SparseLinearShape& s, Product product, b
   else if (kernel == LinearKernel::block_dot)
     sparse_us += s.N * kept / (2 * kGathered);
   else
-    sparse_us += 2.0 * kept * columns / (product == Product::grad_weight ? kSampledFlops : blocks ? kTileFlops : kPanelFlops[vectors]) +
+    sparse_us += 2.0 * kept * columns /
+                     (product == Product::grad_weight ? kSampledFlops
+                      : blocks                        ? kTileFlops
+                                                      : kPanelFlops[vectors]) +
                  double(s.in() + s.out()) * columns * 4 / kMemory;
-  if (product == Product::grad_x && !blocks) sparse_us += kept / 2500;  // weights put in transposed order
+  if (product == Product::grad_x && !blocks) sparse_us += kept / 2500;              // weights put in transposed order
   if (half_precision) sparse_us += (kept + double(s.in() + s.out()) * s.N) / 4000;  // to fp32 and back
   double dense_us = 4.0 + 2.0 * dense * s.N / dense_flops(s.N, half_precision);
   // grad_weight writes a dense gradient and picks the kept entries; the others fill a dense weight

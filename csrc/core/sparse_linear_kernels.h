@@ -6,9 +6,9 @@ namespace sk {
 
 // Where each kept connection of a row leads. Rows are outputs (forward) or inputs (grad_x, transposed structure).
 struct Connections {
-  const int32_t* ptr;    // [rows + 1] first connection of each row
-  const void* source;    // [kept] uint16 or int32: which column (feature) of the input
-  bool wide;             // int32
+  const int32_t* ptr;  // [rows + 1] first connection of each row
+  const void* source;  // [kept] uint16 or int32: which column (feature) of the input
+  bool wide;           // int32
 };
 
 // A packed condensed weight for few rows of x.
@@ -24,11 +24,11 @@ struct Interleaved {
 struct PanelWork {
   const int32_t* segments;  // runs of equal length per L1 block, see sparse_linear_plan.cpp
   int64_t blocks;
-  const void* source;       // as in Connections
-  const float* weight;      // in connection order
-  const float* in;          // [features][in_stride]
+  const void* source;   // as in Connections
+  const float* weight;  // in connection order
+  const float* in;      // [features][in_stride]
   int64_t in_stride;
-  float* out;               // [panel rows][out_stride], holds the bias (or zero) on entry
+  float* out;  // [panel rows][out_stride], holds the bias (or zero) on entry
   int64_t out_stride;
 };
 
@@ -36,7 +36,7 @@ struct PanelWork {
 struct BlockWork {
   const int32_t* entries;  // [count][2]: input block, position of the weight block
   int64_t count;
-  int64_t rows, depth;     // of the output block; of the input block
+  int64_t rows, depth;  // of the output block; of the input block
   int64_t row_step, k_step, area;
   const float* weight;
   const float* in;
@@ -48,14 +48,17 @@ struct BlockWork {
 struct SparseLinearKernels {
   int width;  // floats in a vector: columns come in multiples of it
   // y[r] = bias[r] + sum_k weight[k] * x[source[k]] for k in [ptr[r], ptr[r+1]), rows [begin, end)
-  void (*gather)(const Connections& c, const float* x, const float* weight, const float* bias, float* y, int64_t y_stride, int64_t begin, int64_t end);
+  void (*gather)(const Connections& c, const float* x, const float* weight, const float* bias, float* y, int64_t y_stride, int64_t begin,
+                 int64_t end);
   // the same for rows stored kLanes at a time, [rows / kLanes][fan_in][kLanes]: no sum over lanes, no tails; groups [begin, end)
   void (*interleaved)(const Interleaved& c, const float* x, const float* bias, float* y, int64_t y_stride, int64_t begin, int64_t end);
   // grad_weight[k] (+)= sum_n grad[n][r] * x[n][source[k]], few rows n
-  void (*outer)(const Connections& c, const float* grad, int64_t grad_row, const float* x, int64_t x_row, int64_t rows_n, float* grad_weight, int64_t begin, int64_t end);
+  void (*outer)(const Connections& c, const float* grad, int64_t grad_row, const float* x, int64_t x_row, int64_t rows_n, float* grad_weight,
+                int64_t begin, int64_t end);
   void (*panel[2][4])(const PanelWork& work);  // [wide][vectors - 1]
   // grad_weight[k] (+)= sum over the columns of gradT[r] * xT[source[k]]; accumulate: add to what is there
-  void (*sampled)(const Connections& c, const float* grad_t, const float* x_t, int64_t columns, bool accumulate, float* grad_weight, int64_t begin, int64_t end);
+  void (*sampled)(const Connections& c, const float* grad_t, const float* x_t, int64_t columns, bool accumulate, float* grad_weight, int64_t begin,
+                  int64_t end);
   void (*block_tile[4])(const BlockWork& work);  // [vectors - 1]
   // y[r] += sum_e sum_i weight[e*area + r*depth + i] * x[source[e]*depth + i]   (weight rows contiguous over inputs)
   void (*block_dot)(const BlockWork& work);

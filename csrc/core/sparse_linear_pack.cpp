@@ -12,7 +12,25 @@ namespace {
 using Plan = SparseLinearPlan;
 
 struct Pack {
-  enum : int { kMagic, kVersion, kOB, kF, kBO, kBI, kIB, kLength, kWide, kRowsWeight, kRowsSource, kPanels, kSource, kWeight, kPtr, kEntries, kHeader = 32 };
+  enum : int {
+    kMagic,
+    kVersion,
+    kOB,
+    kF,
+    kBO,
+    kBI,
+    kIB,
+    kLength,
+    kWide,
+    kRowsWeight,
+    kRowsSource,
+    kPanels,
+    kSource,
+    kWeight,
+    kPtr,
+    kEntries,
+    kHeader = 32
+  };
   static constexpr int32_t kMagicValue = 0x534b5031, kVersionValue = 1;
   const int32_t* data;
   const int32_t* at(int section) const { return data + data[section]; }
@@ -114,7 +132,8 @@ void sparse_linear_pack(const SparseLinearShape& s, const int32_t* plan_data, co
 }
 
 SparseLinearShape sparse_linear_pack_shape(const int32_t* pack, int64_t length) {
-  if (length < Pack::kHeader || pack[Pack::kMagic] != Pack::kMagicValue || pack[Pack::kVersion] != Pack::kVersionValue || pack[Pack::kLength] != length)
+  if (length < Pack::kHeader || pack[Pack::kMagic] != Pack::kMagicValue || pack[Pack::kVersion] != Pack::kVersionValue ||
+      pack[Pack::kLength] != length)
     return {0, 0, 0, 0, 0, 0};
   return {0, pack[Pack::kOB], pack[Pack::kF], pack[Pack::kBO], pack[Pack::kBI], pack[Pack::kIB]};
 }

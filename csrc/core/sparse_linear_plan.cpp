@@ -128,8 +128,9 @@ PlanError sparse_linear_plan(const SparseLinearShape& s, const int32_t* index, s
 }
 
 bool sparse_linear_plan_fits(const SparseLinearShape& s, const int32_t* plan, int64_t length) {
-  return length >= Plan::kHeader && plan[Plan::kMagic] == Plan::kMagicValue && plan[Plan::kVersion] == Plan::kVersionValue && plan[Plan::kOB] == s.OB &&
-         plan[Plan::kF] == s.F && plan[Plan::kBO] == s.BO && plan[Plan::kBI] == s.BI && plan[Plan::kIB] == s.IB && plan[Plan::kLength] == length;
+  return length >= Plan::kHeader && plan[Plan::kMagic] == Plan::kMagicValue && plan[Plan::kVersion] == Plan::kVersionValue &&
+         plan[Plan::kOB] == s.OB && plan[Plan::kF] == s.F && plan[Plan::kBO] == s.BO && plan[Plan::kBI] == s.BI && plan[Plan::kIB] == s.IB &&
+         plan[Plan::kLength] == length;
 }
 
 }  // namespace sk

@@ -8,19 +8,37 @@ namespace sk {
 
 struct SparseLinearPlan {
   // header: identity, then the offset of each section
-  enum : int { kMagic, kVersion, kOB, kF, kBO, kBI, kIB, kLength, kWide, kPtr, kSource, kPtrT, kSourceT, kOrderT, kPanels, kPanelsT, kEntries, kEntriesT, kHeader = 24 };
+  enum : int {
+    kMagic,
+    kVersion,
+    kOB,
+    kF,
+    kBO,
+    kBI,
+    kIB,
+    kLength,
+    kWide,
+    kPtr,
+    kSource,
+    kPtrT,
+    kSourceT,
+    kOrderT,
+    kPanels,
+    kPanelsT,
+    kEntries,
+    kEntriesT,
+    kHeader = 24
+  };
   static constexpr int32_t kMagicValue = 0x534b4c31, kVersionValue = 1;
 
   const int32_t* data;
   explicit SparseLinearPlan(const int32_t* plan) : data(plan) {}
   const int32_t* at(int section) const { return data + data[section]; }
   // condensed tables
-  Connections forward() const { return {at(kPtr), at(kSource), data[kWide] != 0}; }         // rows: outputs
-  Connections transposed() const { return {at(kPtrT), at(kSourceT), data[kWide] != 0}; }    // rows: inputs
-  const int32_t* order_t() const { return at(kOrderT); }  // [kept] position of each transposed connection in `weight`
-  int32_t index(int64_t k) const {
-    return data[kWide] ? at(kSource)[k] : reinterpret_cast<const uint16_t*>(at(kSource))[k];
-  }
+  Connections forward() const { return {at(kPtr), at(kSource), data[kWide] != 0}; }       // rows: outputs
+  Connections transposed() const { return {at(kPtrT), at(kSourceT), data[kWide] != 0}; }  // rows: inputs
+  const int32_t* order_t() const { return at(kOrderT); }                                  // [kept] position of each transposed connection in `weight`
+  int32_t index(int64_t k) const { return data[kWide] ? at(kSource)[k] : reinterpret_cast<const uint16_t*>(at(kSource))[k]; }
 };
 
 // Rows cut into panels (what one thread does), inputs cut into blocks (what stays in L1): [panels, blocks, panel_rows, offset of each panel ...]

@@ -63,8 +63,7 @@ SK_INLINE void transpose_tile(const float* in, int64_t in_stride, int rows, int 
     SK_UNROLL for (int i = 0; i < W; ++i) store(out + i * out_stride, t[i]);
     return;
   }
-  SK_UNROLL for (int i = 0; i < W; ++i)
-    t[i] = i >= rows ? zero() : cols == W ? load(in + i * in_stride) : load_first(in + i * in_stride, cols);
+  SK_UNROLL for (int i = 0; i < W; ++i) t[i] = i >= rows ? zero() : cols == W ? load(in + i * in_stride) : load_first(in + i * in_stride, cols);
   transpose(t);
   for (int i = 0; i < cols; ++i) store(out + i * out_stride, t[i]);
 }
@@ -73,8 +72,7 @@ SK_INLINE void transpose_tile(const float* in, int64_t in_stride, int rows, int 
 SK_INLINE void transpose_tile_exact(const float* in, int64_t in_stride, int rows, int cols, float* out, int64_t out_stride) {
   if (rows == W && cols == W) return transpose_tile(in, in_stride, rows, cols, out, out_stride);
   vf t[W];
-  SK_UNROLL for (int i = 0; i < W; ++i)
-    t[i] = i >= rows ? zero() : cols == W ? load(in + i * in_stride) : load_first(in + i * in_stride, cols);
+  SK_UNROLL for (int i = 0; i < W; ++i) t[i] = i >= rows ? zero() : cols == W ? load(in + i * in_stride) : load_first(in + i * in_stride, cols);
   transpose(t);
   for (int i = 0; i < cols; ++i) {
     if (rows == W)

@@ -12,7 +12,9 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_native, m) {
   m.def("isa", [] { return std::string(sk::isa_name()); }, "The instruction set in use.");
-  m.def("set_isa", [](const std::string& name) { return sk::set_isa(name.c_str()); }, py::arg("name"), "Use another one; false if this processor lacks it.");
+  m.def(
+      "set_isa", [](const std::string& name) { return sk::set_isa(name.c_str()); }, py::arg("name"),
+      "Use another one; false if this processor lacks it.");
   m.def(
       "supported_isas",
       [] {
@@ -24,8 +26,10 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "dense_policy", [] { return std::vector<std::string>{"auto", "never", "always"}[int(sk::dense_policy())]; },
       "Whether ops may run torch's dense product where it is estimated faster.");
-  m.def("set_dense_policy", [](const std::string& name) { return sk::set_dense_policy(name.c_str()); }, py::arg("name"),
-        "'auto', 'never' or 'always'; false for anything else.");
+  m.def(
+      "set_dense_policy", [](const std::string& name) { return sk::set_dense_policy(name.c_str()); }, py::arg("name"),
+      "'auto', 'never' or 'always'; false for anything else.");
   m.def("roof_fma_gflops", &sk::roof_fma_gflops, py::arg("seconds"), py::call_guard<py::gil_scoped_release>(), "Peak fp32 GF/s of this thread.");
-  m.def("roof_read_gbytes", &sk::roof_read_gbytes, py::arg("bytes"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>(), "GB/s read from a buffer of this size.");
+  m.def("roof_read_gbytes", &sk::roof_read_gbytes, py::arg("bytes"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
+        "GB/s read from a buffer of this size.");
 }

@@ -26,9 +26,7 @@ inline Pool pool() {
 
 // ---- tensors
 inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& t) {
-  return t ? std::optional<Tensor>(as_contiguous(*t)) : std::nullopt;
-}
+inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& t) { return t ? std::optional<Tensor>(as_contiguous(*t)) : std::nullopt; }
 
 inline Tensor empty_strided(const Tensor& like, ScalarType type, const int64_t* sizes, const int64_t* strides, int64_t dim) {
   AtenTensorHandle handle;
@@ -50,9 +48,7 @@ Tensor new_tensor(const Tensor& like, const std::array<int64_t, Dim>& sizes) {
   return empty_strided(like, like.scalar_type(), sizes.data(), strides.data(), Dim);
 }
 
-inline bool floating(ScalarType t) {
-  return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 || t == ScalarType::Half;
-}
+inline bool floating(ScalarType t) { return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 || t == ScalarType::Half; }
 inline bool is_half(ScalarType t) { return t == ScalarType::BFloat16 || t == ScalarType::Half; }
 inline Half half_of(ScalarType t) { return t == ScalarType::BFloat16 ? Half::bf16 : Half::fp16; }
 

@@ -19,21 +19,17 @@ Blocks blocks_of(const Tensor& weight) {
   return {weight.size(0), weight.size(1), weight.size(2), weight.size(3)};
 }
 
-SparseConv2dShape shape_of(const Blocks& b, const Tensor& indptr, const Tensor& index, const Window& w, int64_t N, int64_t C, int64_t H,
-                           int64_t W) {
-  STD_TORCH_CHECK(indptr.is_cpu() && indptr.scalar_type() == ScalarType::Int && indptr.dim() == 1 && indptr.size(0) > 1,
-                  "sparse_conv2d: indptr");
-  STD_TORCH_CHECK(index.is_cpu() && index.scalar_type() == ScalarType::Int && index.dim() == 1 && index.size(0) == b.nnz,
-                  "sparse_conv2d: index");
-  STD_TORCH_CHECK(w.KH > 0 && w.KW > 0 && w.stride_h > 0 && w.stride_w > 0 && w.pad_h >= 0 && w.pad_w >= 0 && w.dilation_h > 0 &&
-                      w.dilation_w > 0,
+SparseConv2dShape shape_of(const Blocks& b, const Tensor& indptr, const Tensor& index, const Window& w, int64_t N, int64_t C, int64_t H, int64_t W) {
+  STD_TORCH_CHECK(indptr.is_cpu() && indptr.scalar_type() == ScalarType::Int && indptr.dim() == 1 && indptr.size(0) > 1, "sparse_conv2d: indptr");
+  STD_TORCH_CHECK(index.is_cpu() && index.scalar_type() == ScalarType::Int && index.dim() == 1 && index.size(0) == b.nnz, "sparse_conv2d: index");
+  STD_TORCH_CHECK(w.KH > 0 && w.KW > 0 && w.stride_h > 0 && w.stride_w > 0 && w.pad_h >= 0 && w.pad_w >= 0 && w.dilation_h > 0 && w.dilation_w > 0,
                   "sparse_conv2d: kernel_size, stride, padding or dilation");
   STD_TORCH_CHECK(b.BO > 0 && b.BI > 0 && (b.BT == 1 || b.BT == w.KH * w.KW) && C > 0 && C % b.BI == 0, "sparse_conv2d: weight");
-  const SparseConv2dShape s{N,       C,       H,            W,            (indptr.size(0) - 1) * b.BO, w.KH, w.KW, w.stride_h, w.stride_w,
-                            w.pad_h, w.pad_w, w.dilation_h, w.dilation_w, b.BO,                        b.BI, b.BT, b.nnz,      false};
+  const SparseConv2dShape s{
+      N,    C,    H,     W,    (indptr.size(0) - 1) * b.BO, w.KH, w.KW, w.stride_h, w.stride_w, w.pad_h, w.pad_w, w.dilation_h, w.dilation_w, b.BO,
+      b.BI, b.BT, b.nnz, false};
   STD_TORCH_CHECK(H + 2 * w.pad_h > w.dilation_h * (w.KH - 1) && W + 2 * w.pad_w > w.dilation_w * (w.KW - 1), "sparse_conv2d: x");
-  STD_TORCH_CHECK(s.IB() * s.TB() <= INT32_MAX && s.OB() * s.TB() <= INT32_MAX && sparse_conv2d_plan_size(s) <= INT32_MAX,
-                  "sparse_conv2d: weight");
+  STD_TORCH_CHECK(s.IB() * s.TB() <= INT32_MAX && s.OB() * s.TB() <= INT32_MAX && sparse_conv2d_plan_size(s) <= INT32_MAX, "sparse_conv2d: weight");
   return s;
 }
 
@@ -73,16 +69,15 @@ struct ConvPlanHolder {
   const int32_t* data;
   ConvPlanHolder(const SparseConv2dShape& s, const Tensor& indptr_, const Tensor& index_, const std::optional<Tensor>& plan) : given(plan) {
     if (plan) {
-      STD_TORCH_CHECK(plan->is_cpu() && plan->scalar_type() == ScalarType::Int && plan->dim() == 1 && plan->is_contiguous(),
-                      "sparse_conv2d: plan");
+      STD_TORCH_CHECK(plan->is_cpu() && plan->scalar_type() == ScalarType::Int && plan->dim() == 1 && plan->is_contiguous(), "sparse_conv2d: plan");
       data = static_cast<const int32_t*>(plan->const_data_ptr());
       STD_TORCH_CHECK(sparse_conv2d_plan_matches(s, data, plan->size(0)), "sparse_conv2d: plan");
       return;
     }
     const Tensor indptr = as_contiguous(indptr_), index = as_contiguous(index_);
     made.resize(sparse_conv2d_plan_size(s));
-    const SparseConv2dStatus status = sparse_conv2d_plan(s, static_cast<const int32_t*>(indptr.const_data_ptr()),
-                                                         static_cast<const int32_t*>(index.const_data_ptr()), made.data());
+    const SparseConv2dStatus status =
+        sparse_conv2d_plan(s, static_cast<const int32_t*>(indptr.const_data_ptr()), static_cast<const int32_t*>(index.const_data_ptr()), made.data());
     STD_TORCH_CHECK(status.fault == SparseConv2dFault::none, "sparse_conv2d: indptr or index, at ", status.position);
     data = made.data();
   }
@@ -163,8 +158,8 @@ Tensor sparse_conv2d_grad_x(const Tensor& grad_out, const Tensor& weight, const 
     };
     const Tensor y = call<8>("aten::conv_transpose2d", "input", g.tensor, dense_weight(s, p.data, weight, threads), std::optional<Tensor>(),
                              pair(stride_h, stride_w), pair(pad_h, pad_w),
-                             pair(rest(H, s.OH(), KH, stride_h, pad_h, dilation_h), rest(W, s.OW(), KW, stride_w, pad_w, dilation_w)),
-                             int64_t(1), pair(dilation_h, dilation_w));
+                             pair(rest(H, s.OH(), KH, stride_h, pad_h, dilation_h), rest(W, s.OW(), KW, stride_w, pad_w, dilation_w)), int64_t(1),
+                             pair(dilation_h, dilation_w));
     return laid_out(y, s.channels_last);
   }
   const Tensor out = Images::like(grad_out, {s.N, C, H, W}, s.channels_last), w = as_contiguous(weight);
@@ -181,8 +176,8 @@ Tensor sparse_conv2d_grad_x(const Tensor& grad_out, const Tensor& weight, const 
 }
 
 Tensor sparse_conv2d_grad_weight(const Tensor& grad_out, const Tensor& x, const Tensor& indptr, const Tensor& index,
-                                 const std::optional<Tensor>& plan, int64_t BO, int64_t BI, int64_t BT, int64_t KH, int64_t KW,
-                                 int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w) {
+                                 const std::optional<Tensor>& plan, int64_t BO, int64_t BI, int64_t BT, int64_t KH, int64_t KW, int64_t stride_h,
+                                 int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w) {
   STD_TORCH_CHECK(x.is_cpu() && x.dim() == 4 && floating(x.scalar_type()), "sparse_conv2d: x");
   STD_TORCH_CHECK(grad_out.is_cpu() && grad_out.dim() == 4 && grad_out.scalar_type() == x.scalar_type(), "sparse_conv2d: grad_out");
   STD_TORCH_CHECK(index.dim() == 1, "sparse_conv2d: index");
@@ -200,9 +195,17 @@ Tensor sparse_conv2d_grad_weight(const Tensor& grad_out, const Tensor& x, const 
     const Tensor shape_only = new_tensor(x, std::array<int64_t, 4>{s.K, s.C, KH, KW});  // read for its sizes
     using torch::stable::detail::from;
     const bool mask[] = {false, true, false};
-    std::array<StableIValue, 11> stack{from(g.tensor), from(in.tensor), from(shape_only), from(std::optional<std::vector<int64_t>>()),
-                                       from(pair(stride_h, stride_w)), from(pair(pad_h, pad_w)), from(pair(dilation_h, dilation_w)),
-                                       from(false), from(pair(0, 0)), from(int64_t(1)), from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3))};
+    std::array<StableIValue, 11> stack{from(g.tensor),
+                                       from(in.tensor),
+                                       from(shape_only),
+                                       from(std::optional<std::vector<int64_t>>()),
+                                       from(pair(stride_h, stride_w)),
+                                       from(pair(pad_h, pad_w)),
+                                       from(pair(dilation_h, dilation_w)),
+                                       from(false),
+                                       from(pair(0, 0)),
+                                       from(int64_t(1)),
+                                       from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3))};
     TORCH_ERROR_CODE_CHECK(aoti_torch_call_dispatcher("aten::convolution_backward", "", stack.data()));
     const std::array<Tensor, 3> results{torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1]),
                                         torch::stable::detail::to<Tensor>(stack[2])};
@@ -214,9 +217,8 @@ Tensor sparse_conv2d_grad_weight(const Tensor& grad_out, const Tensor& x, const 
     return gw;
   }
   if (x.scalar_type() == ScalarType::Double) {
-    sk::sparse_conv2d_grad_weight(s, static_cast<const double*>(in.tensor.const_data_ptr()),
-                                  static_cast<const double*>(g.tensor.const_data_ptr()), p.data, static_cast<double*>(gw.mutable_data_ptr()),
-                                  threads);
+    sk::sparse_conv2d_grad_weight(s, static_cast<const double*>(in.tensor.const_data_ptr()), static_cast<const double*>(g.tensor.const_data_ptr()),
+                                  p.data, static_cast<double*>(gw.mutable_data_ptr()), threads);
     return gw;
   }
   const FloatInput xf(in.tensor, in.tensor.numel(), threads), gf(g.tensor, g.tensor.numel(), threads);

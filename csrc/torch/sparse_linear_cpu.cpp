@@ -1,7 +1,6 @@
 // sparse_linear on the CPU: check, allocate, hand over to core/sparse_linear.cpp or, where that is faster, to torch's dense product.
-#include "torch/sparse_linear.h"
-
 #include "core/sparse_linear_dense.h"
+#include "torch/sparse_linear.h"
 
 namespace sk::glue {
 
@@ -17,9 +16,7 @@ SparseLinearShape shape_of(const Tensor& weight, const Tensor& index, int64_t in
   return s;
 }
 
-static bool feature_major(const Tensor& x) {
-  return x.dim() == 2 && x.stride(0) == 1 && x.size(0) > 1 && x.size(1) > 1 && x.stride(1) == x.size(0);
-}
+static bool feature_major(const Tensor& x) { return x.dim() == 2 && x.stride(0) == 1 && x.size(0) > 1 && x.size(1) > 1 && x.stride(1) == x.size(0); }
 Rows rows_of(const Tensor& x, ScalarType type, const char* message) {
   STD_TORCH_CHECK(x.is_cpu() && x.dim() >= 1 && x.scalar_type() == type, message);
   const int64_t features = x.size(x.dim() - 1);
@@ -86,18 +83,18 @@ Tensor dense_weight(const SparseLinearShape& s, const PlanHolder& plan, const Te
   return dense;
 }
 
-Tensor matrix(const Tensor& x, int64_t N) {
-  return x.dim() == 2 ? x : torch::stable::reshape(x, {N, x.size(x.dim() - 1)});
-}
+Tensor matrix(const Tensor& x, int64_t N) { return x.dim() == 2 ? x : torch::stable::reshape(x, {N, x.size(x.dim() - 1)}); }
 
 }  // namespace
 
-Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& index, const std::optional<Tensor>& plan) {
+Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& index,
+                     const std::optional<Tensor>& plan) {
   STD_TORCH_CHECK(x.dim() >= 1, "sparse_linear: x");
   SparseLinearShape s = shape_of(weight, index, x.size(x.dim() - 1));
   const Rows in = rows_of(x, weight.scalar_type(), "sparse_linear: x");
   s.N = in.N;
-  STD_TORCH_CHECK(!bias || (bias->is_cpu() && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 && bias->size(0) == s.out()), "sparse_linear: bias");
+  STD_TORCH_CHECK(!bias || (bias->is_cpu() && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 && bias->size(0) == s.out()),
+                  "sparse_linear: bias");
   const PlanHolder p(s, index, plan);
   const Pool threads = pool();
   Tensor out = output_like(x, in.feature_major, s.out());
@@ -122,7 +119,8 @@ Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<
   return out;
 }
 
-Tensor sparse_linear_grad_x(const Tensor& grad_out, const Tensor& weight, const Tensor& index, const std::optional<Tensor>& plan, int64_t in_features) {
+Tensor sparse_linear_grad_x(const Tensor& grad_out, const Tensor& weight, const Tensor& index, const std::optional<Tensor>& plan,
+                            int64_t in_features) {
   SparseLinearShape s = shape_of(weight, index, in_features);
   const Rows g = rows_of(grad_out, weight.scalar_type(), "sparse_linear: grad_out");
   STD_TORCH_CHECK(grad_out.size(grad_out.dim() - 1) == s.out(), "sparse_linear: grad_out");
@@ -189,7 +187,8 @@ Tensor plan_sparse_linear(const Tensor& index, int64_t in_features, int64_t bloc
 }
 
 // [kernel code, estimate of ours in us, estimate of dense in us]
-Tensor choose_sparse_linear(const Tensor& like, int64_t N, int64_t in_features, int64_t OB, int64_t F, int64_t BO, int64_t BI, int64_t product, bool half) {
+Tensor choose_sparse_linear(const Tensor& like, int64_t N, int64_t in_features, int64_t OB, int64_t F, int64_t BO, int64_t BI, int64_t product,
+                            bool half) {
   const LinearChoice c = sparse_linear_choice({N, OB, F, BO, BI, in_features / BI}, Product(product), half, int(torch::stable::get_num_threads()));
   const Tensor out = new_tensor(like, std::array<int64_t, 1>{3});
   double* o = static_cast<double*>(out.mutable_data_ptr());

@@ -17,13 +17,15 @@ Tensor pack_sparse_linear(const Tensor& weight, const Tensor& index, int64_t in_
 Tensor sparse_linear_packed(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, int64_t out_features, int64_t kept) {
   STD_TORCH_CHECK(floating(x.scalar_type()) && x.scalar_type() != ScalarType::Double, "sparse_linear_packed: x");
   const Rows in = rows_of(x, x.scalar_type(), "sparse_linear_packed: x");
-  STD_TORCH_CHECK(packed.is_cpu() && packed.scalar_type() == ScalarType::Int && packed.dim() == 1 && packed.is_contiguous(), "sparse_linear_packed: packed");
+  STD_TORCH_CHECK(packed.is_cpu() && packed.scalar_type() == ScalarType::Int && packed.dim() == 1 && packed.is_contiguous(),
+                  "sparse_linear_packed: packed");
   const int32_t* pack = static_cast<const int32_t*>(packed.const_data_ptr());
   SparseLinearShape s = sparse_linear_pack_shape(pack, packed.size(0));
   s.N = in.N;
   STD_TORCH_CHECK(s.OB > 0 && s.out() == out_features && s.kept() == kept, "sparse_linear_packed: packed");
   STD_TORCH_CHECK(x.size(x.dim() - 1) == s.in(), "sparse_linear_packed: x");
-  STD_TORCH_CHECK(!bias || (bias->is_cpu() && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 && bias->size(0) == s.out()), "sparse_linear_packed: bias");
+  STD_TORCH_CHECK(!bias || (bias->is_cpu() && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 && bias->size(0) == s.out()),
+                  "sparse_linear_packed: bias");
   const Pool threads = pool();
   const Tensor out = output_like(x, in.feature_major, s.out());
   const std::optional<Tensor> b = as_contiguous(bias);

@@ -1,8 +1,7 @@
 // sparse_conv2d against naive double loops: every granularity, layout and odd geometry, all three products in both precisions.
 // Inputs lie between unreadable pages; outputs too, and around them bytes that must not change; threads change no bit.
-#include "core/sparse_conv2d.h"
-
 #include "check.h"
+#include "core/sparse_conv2d.h"
 
 using namespace sk;
 
@@ -77,13 +76,11 @@ int64_t place(bool last, int64_t channels, int64_t h, int64_t w, int64_t n, int6
 struct Sums {  // value, sum of magnitudes, number of terms
   std::vector<double> value, size, terms;
   explicit Sums(int64_t n) : value(size_t(n)), size(size_t(n)), terms(size_t(n)) {}
-  void add(int64_t i, double product) {
-    value[size_t(i)] += product, size[size_t(i)] += std::fabs(product), ++terms[size_t(i)];
-  }
+  void add(int64_t i, double product) { value[size_t(i)] += product, size[size_t(i)] += std::fabs(product), ++terms[size_t(i)]; }
 };
 
-void naive(const SparseConv2dShape& s, const std::vector<int32_t>& indptr, const std::vector<int32_t>& index, const float* x,
-           const float* w, const float* bias, const float* g, Sums& out, Sums& gx, Sums& gw) {
+void naive(const SparseConv2dShape& s, const std::vector<int32_t>& indptr, const std::vector<int32_t>& index, const float* x, const float* w,
+           const float* bias, const float* g, Sums& out, Sums& gx, Sums& gw) {
   const int64_t OH = s.OH(), OW = s.OW();
   for (int64_t n = 0; n < s.N; ++n)
     for (int64_t k = 0; k < s.K; ++k)
@@ -122,8 +119,8 @@ bool compare(const char* what, Fenced<T>& got, const Sums& want) {
 }
 
 template <class T>
-bool products(const SparseConv2dShape& s, const std::vector<int32_t>& plan, bool front, const float* xf, const float* wf,
-              const float* bf, const float* gf, const Sums& out, const Sums& gx, const Sums& gw) {
+bool products(const SparseConv2dShape& s, const std::vector<int32_t>& plan, bool front, const float* xf, const float* wf, const float* bf,
+              const float* gf, const Sums& out, const Sums& gx, const Sums& gw) {
   const int64_t outs = s.N * s.K * s.OH() * s.OW(), ins = s.N * s.C * s.H * s.W, weights = s.nnz * s.BO * s.BI * s.BT;
   Fenced<T> x(ins, front), w(weights, front), b(s.K, front), g(outs, front);
   for (int64_t i = 0; i < ins; ++i) x[i] = T(xf[i]);
@@ -170,15 +167,15 @@ bool run(const Case& c) {
   const float* bias = c.seed % 4 ? b.data() : nullptr;
   Sums out(outs), gx(ins), gw(weights);
   naive(s, indptr, index, x.data(), w.data(), bias, g.data(), out, gx, gw);
-  ok = dense_weight(s, plan, w) &&
-       products<float>(s, plan, c.seed % 2, x.data(), w.data(), bias, g.data(), out, gx, gw) &&
+  ok = dense_weight(s, plan, w) && products<float>(s, plan, c.seed % 2, x.data(), w.data(), bias, g.data(), out, gx, gw) &&
        products<double>(s, plan, c.seed % 2, x.data(), w.data(), bias, g.data(), out, gx, gw);
   if (!ok)
-    std::printf("  in N=%ld C=%ld %ldx%ld K=%ld kernel %ldx%ld stride %ldx%ld pad %ldx%ld dilation %ldx%ld block %ld,%ld,%ld "
-                "density %g %s seed %u\n",
-                long(s.N), long(s.C), long(s.H), long(s.W), long(s.K), long(s.KH), long(s.KW), long(s.stride_h), long(s.stride_w),
-                long(s.pad_h), long(s.pad_w), long(s.dilation_h), long(s.dilation_w), long(s.BO), long(s.BI), long(s.BT), c.density,
-                s.channels_last ? "channels_last" : "", c.seed);
+    std::printf(
+        "  in N=%ld C=%ld %ldx%ld K=%ld kernel %ldx%ld stride %ldx%ld pad %ldx%ld dilation %ldx%ld block %ld,%ld,%ld "
+        "density %g %s seed %u\n",
+        long(s.N), long(s.C), long(s.H), long(s.W), long(s.K), long(s.KH), long(s.KW), long(s.stride_h), long(s.stride_w), long(s.pad_h),
+        long(s.pad_w), long(s.dilation_h), long(s.dilation_w), long(s.BO), long(s.BI), long(s.BT), c.density, s.channels_last ? "channels_last" : "",
+        c.seed);
   return ok;
 }
 
@@ -204,8 +201,8 @@ Case random_case(unsigned seed) {
     s.pad_w = same ? s.dilation_w * (s.KW - 1) / 2 : pick({0, 2, 4});
     s.channels_last = random() % 3 == 0;
     const int64_t taps = s.taps();
-    const int64_t blocks[][3] = {{1, 1, 1}, {1, 1, 1}, {1, s.C, 1}, {1, s.C, 1}, {1, 1, taps}, {2, 1, 1}, {4, 1, 1},
-                                 {8, 1, 1}, {4, s.C, 1}, {16, 16, taps}, {16, 16, 1}, {3, 2, taps}};
+    const int64_t blocks[][3] = {{1, 1, 1}, {1, 1, 1}, {1, s.C, 1}, {1, s.C, 1},    {1, 1, taps}, {2, 1, 1},
+                                 {4, 1, 1}, {8, 1, 1}, {4, s.C, 1}, {16, 16, taps}, {16, 16, 1},  {3, 2, taps}};
     const auto& block = blocks[random() % 12];
     s.BO = block[0], s.BI = block[1], s.BT = block[2];
     const double densities[] = {0, 0.02, 0.1, 0.3, 0.7, 1};

@@ -1,7 +1,6 @@
 // sparse_linear against naive double loops: all products, kernels, layouts; inputs end at an unreadable page; threads change nothing.
-#include "core/sparse_linear.h"
-
 #include "check.h"
+#include "core/sparse_linear.h"
 
 using namespace sk;
 using check::Guarded;
@@ -74,7 +73,8 @@ bool run(const Case& c) {
   for (int64_t n = 0; n < c.N; ++n)
     for (int64_t i = 0; i < in; ++i)
       ok &= check::close("grad_x", gx[at(xs, n, i)], want_gx[size_t(n * in + i)], terms_gx[size_t(n * in + i)], size_gx[size_t(n * in + i)]);
-  if (!ok) std::printf("  in case N=%ld OB=%ld F=%ld BO=%ld BI=%ld IB=%ld %s\n", c.N, c.OB, c.F, c.BO, c.BI, c.IB, c.feature_major ? "feature-major" : "");
+  if (!ok)
+    std::printf("  in case N=%ld OB=%ld F=%ld BO=%ld BI=%ld IB=%ld %s\n", c.N, c.OB, c.F, c.BO, c.BI, c.IB, c.feature_major ? "feature-major" : "");
   return ok;
 }
 
