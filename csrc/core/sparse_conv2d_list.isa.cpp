@@ -206,6 +206,8 @@ constexpr DotTile kDot[8][16] = SK_LIST_ROWS(dot_at, false), kDotRow[16] = SK_LI
 // ---- one block of destination channels, all its vectors
 template <class Pick>
 SK_INLINE int64_t walk(const SparseConvList& a, int64_t begin, int64_t end, int max_n, int (*vectors)(int), Pick pick) {
+  // a row of entries is short: no divisions where one tile holds everything
+  if (a.rows <= max_n && a.vectors <= vectors(int(a.rows))) return pick(int(a.rows), int(a.vectors))(a, begin, end, 0, 0, a.tail);
   int64_t next = begin;
   for (int64_t row = 0; row < a.rows;) {
     const int n = piece(a.rows - row, max_n);

@@ -39,6 +39,43 @@ SK_INLINE vf gather(const float* x, const I* i) {
 }
 #endif
 
+#ifdef SK_MASKED_GATHER
+// The connections of all rows are one stream, cut into whole vectors wherever rows end: weights are loaded aligned, no gather is
+// wasted on tails, and a vector that two rows share is gathered once. A connection's lane depends on its place in the
+// stream alone, so a row's sum does not depend on the thread that starts there.
+template <class I>
+SK_INLINE void gather_rows(const Connections& c, const float* x, const float* w, const float* bias, float* y, int64_t y_stride, int64_t begin,
+                           int64_t end) {
+  const I* source = static_cast<const I*>(c.source);
+  const int64_t stop = c.ptr[end];
+  const auto products = [&](int64_t k) {  // of vector k; the caller masks what is not its own
+    if (k + W <= stop) return load(w + k) * gather(x, source + k);
+    return load_first(w + k, int(stop - k)) * gather_first(x, source + k, int(stop - k));
+  };
+  const auto lanes = [](vf v, int64_t first, int64_t last) {  // the others are zero
+    const uint32_t low = (1u << (first < 0 ? 0 : first)) - 1, high = last >= W ? 0xffffu : (1u << last) - 1;
+    return reinterpret_cast<vf>(_mm512_maskz_mov_ps(__mmask16(high & ~low), reinterpret_cast<__m512>(v)));
+  };
+  vf shared = zero();
+  int64_t shared_at = -1;
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t first = c.ptr[r], last = c.ptr[r + 1];
+    int64_t k = first / W * W;
+    vf a = zero();
+    if (k < first) {
+      if (shared_at != k) shared = products(k), shared_at = k;
+      a = lanes(shared, first - k, last - k);
+      k += W;
+    }
+    for (; k + W <= last; k += W) a += load(w + k) * gather(x, source + k);
+    if (k < last) {
+      shared = products(k), shared_at = k;
+      a += lanes(shared, 0, last - k);
+    }
+    y[r * y_stride] = sum(a) + (bias ? bias[r] : 0.0f);
+  }
+}
+#else
 template <class I>
 SK_INLINE float gathered_dot(const float* x, const float* w, const I* i, int64_t count) {
   vf a = zero(), b = zero();
@@ -51,16 +88,10 @@ SK_INLINE float gathered_dot(const float* x, const float* w, const I* i, int64_t
     a += load(w + k) * gather(x, i + k);
     k += W;
   }
-#ifdef SK_MASKED_GATHER
-  if (k < count) b += load_first(w + k, int(count - k)) * gather_first(x, i + k, int(count - k));
-  return sum(a + b);
-#else
   float tail = 0.0f;
   for (; k < count; ++k) tail += w[k] * x[i[k]];
   return sum(a + b) + tail;
-#endif
 }
-
 template <class I>
 SK_INLINE void gather_rows(const Connections& c, const float* x, const float* w, const float* bias, float* y, int64_t y_stride, int64_t begin,
                            int64_t end) {
@@ -70,6 +101,7 @@ SK_INLINE void gather_rows(const Connections& c, const float* x, const float* w,
     y[r * y_stride] = gathered_dot(x, w + k, source + k, c.ptr[r + 1] - k) + (bias ? bias[r] : 0.0f);
   }
 }
+#endif
 void gather_kernel(const Connections& c, const float* x, const float* w, const float* bias, float* y, int64_t y_stride, int64_t begin, int64_t end) {
   if (c.wide)
     gather_rows<int32_t>(c, x, w, bias, y, y_stride, begin, end);

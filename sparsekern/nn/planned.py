@@ -6,6 +6,7 @@ set, remade when another index tensor is met, and dropped by everything that mov
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -78,6 +79,16 @@ class PlannedModule(nn.Module):
     def __getstate__(self) -> dict:
         state = super().__getstate__() if hasattr(super(), "__getstate__") else self.__dict__
         return {**state, "_plan": None, "_planned": ()}
+
+    def _make_room(self, prefix: str, weight: Tensor, index: Tensor) -> None:
+        """A checkpoint holds another number of connections: say so, and take its sizes."""
+        warnings.warn(
+            f"{prefix or type(self).__name__}: loading an index {list(index.shape)} in place of {list(self.index.shape)}; "
+            "weight and index are replaced",
+            stacklevel=3,
+        )
+        self.weight = nn.Parameter(self.weight.new_empty(weight.shape), requires_grad=self.weight.requires_grad)
+        self.index = self.index.new_empty(index.shape)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         self._drop_plan()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -238,13 +237,7 @@ class SparseLinear(PlannedModule):
             # a dense checkpoint: its weights at this layer's connections
             state_dict = {**state_dict, prefix + "weight": kept_weight(weight, self.index, self.block_size), prefix + "index": self.index}
         elif weight is not None and index is not None and index.shape != self.index.shape and index.shape[0] == self.index.shape[0]:
-            warnings.warn(
-                f"{prefix or 'SparseLinear'}: loading a topology {list(index.shape)} in place of {list(self.index.shape)}; "
-                "weight and index are replaced",
-                stacklevel=2,
-            )
-            self.weight = nn.Parameter(self.weight.new_empty(weight.shape), requires_grad=self.weight.requires_grad)
-            self.index = self.index.new_empty(index.shape)
+            self._make_room(prefix, weight, index)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     # ---- what it is, and what runs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -267,13 +266,7 @@ class StochasticConv2d(PlannedModule):
             tables = {prefix + "indptr": self.indptr, prefix + "index": self.index}
             state_dict = {**state_dict, prefix + "weight": kept, **tables}
         elif weight is not None and index is not None and index.shape != self.index.shape and weight.shape[1:] == self.weight.shape[1:]:
-            warnings.warn(
-                f"{prefix or 'StochasticConv2d'}: loading a topology of {len(index)} blocks in place of {len(self.index)}; "
-                "weight and index are replaced",
-                stacklevel=2,
-            )
-            self.weight = nn.Parameter(self.weight.new_empty(weight.shape), requires_grad=self.weight.requires_grad)
-            self.index = self.index.new_empty(index.shape)
+            self._make_room(prefix, weight, index)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     # ---- what it is, and what runs

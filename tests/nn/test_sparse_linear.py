@@ -69,7 +69,7 @@ def test_state_dict_into_a_fresh_module():
 
 def test_state_dict_of_another_fan_in_says_so():
     one, two = SparseLinear(24, 12, density=0.5), SparseLinear(24, 12, density=0.25)
-    with pytest.warns(UserWarning, match=r"loading a topology \[12, 12\] in place of \[12, 6\]"):
+    with pytest.warns(UserWarning, match=r"loading an index \[12, 12\] in place of \[12, 6\]"):
         two.load_state_dict(one.state_dict())
     x = torch.randn(3, 24)
     assert torch.equal(one(x), two(x)) and two.fan_in == 12
