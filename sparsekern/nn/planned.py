@@ -47,11 +47,10 @@ class PlannedModule(nn.Module):
         """The plan of the tables as they are; None where none can be made (the op then checks and plans by itself)."""
         if _compiling():
             return self._plan if self._planned and self._planned[0][0] is self._buffers["index"] else None
-        for (table, version), name in zip(self._planned, self._tables):
-            if self._buffers[name] is not table or table._version != version:
-                break
-        else:
-            if self._planned:
+        planned = self._planned
+        if planned:
+            index, version = planned[0]
+            if self._buffers["index"] is index and index._version == version and (len(planned) == 1 or self._as_planned(planned)):
                 return self._plan
         tables = [self._buffers[name] for name in self._tables]
         if not readable(*tables):
@@ -65,6 +64,9 @@ class PlannedModule(nn.Module):
         if not any(t.is_inference() for t in tables):
             self._plan, self._planned = plan, tuple((t, t._version) for t in tables)
         return plan
+
+    def _as_planned(self, planned: tuple) -> bool:
+        return all(self._buffers[name] is t and t._version == v for name, (t, v) in zip(self._tables, planned))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         was_meta = self.index.is_meta

@@ -129,7 +129,9 @@ class SparseLinear(PlannedModule):
     def forward(self, x: Tensor) -> Tensor:
         if self._packed is not None:
             return self._forward_packed(x)
-        return sparse_linear(x, self.weight, self.index, self.bias, self._current_plan())
+        return sparse_linear(
+            x, self.weight, self._buffers["index"], self.bias, self._current_plan()
+        )  # no __getattr__: small layers feel it
 
     # ---- packed, on request: a frozen layer for inference
 

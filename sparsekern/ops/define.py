@@ -206,12 +206,12 @@ def _eager_door(op: Op, product: Product) -> Callable[..., Tensor]:
 
     Eager.__name__ = Eager.__qualname__ = product.name
 
+    grad_enabled, has_bias = torch.is_grad_enabled, product.bias
+
     def call(a, b, *rest):
-        if torch.is_grad_enabled() and (
-            a.requires_grad or b.requires_grad or (product.bias and rest[0] is not None and rest[0].requires_grad)
-        ):
+        if grad_enabled() and (a.requires_grad or b.requires_grad or (has_bias and rest[0] is not None and rest[0].requires_grad)):
             return Eager.apply(a, b, *rest)
-        return product.run(a, b, *rest)
+        return product.reference(a, b, *rest) if backends.forced_reference else product.kernel(a, b, *rest)
 
     return call
 
