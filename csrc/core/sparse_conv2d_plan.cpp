@@ -1,6 +1,7 @@
 // Planning for sparse_conv2d: the tables are checked once, transposed once, and copied next to each other.
 #include "core/sparse_conv2d_plan.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace sk {
@@ -70,7 +71,7 @@ SparseConv2dStatus sparse_conv2d_plan(const SparseConv2dShape& s, const int32_t*
 }
 
 // Estimated time over that of the best dense convolution of the same machine. Both parts were fitted to measurements of 3x3 and
-// 5x5 layers at kept fractions of 0.07 and 0.25: what each kept weight costs, and what is paid whatever is kept (copies of the
+// 5x5 layers at kept fractions of 0.07, 0.25 and 0.5: what each kept weight costs, and what is paid whatever is kept (copies of the
 // input against the K*KH multiply-adds that a dense convolution makes with each of their elements).
 SparseConv2dChoice sparse_conv2d_choice(const SparseConv2dShape& s, SparseConv2dProduct product, bool half_precision) {
   const bool tiled = sparse_conv_tiled(s);
@@ -82,15 +83,19 @@ SparseConv2dChoice sparse_conv2d_choice(const SparseConv2dShape& s, SparseConv2d
     per_weight = product == SparseConv2dProduct::grad_x ? 1.5 : 1.25;
     fixed = 0.05 + 8.0 / double(s.K * s.KH);
   } else {
-    per_weight = shared >= 4 ? 1.4 : product == SparseConv2dProduct::grad_x && s.BO > 1 ? 2.3 : 1.8;
+    per_weight = shared >= 4 ? 1.4 : product == SparseConv2dProduct::grad_x && s.BO > 1 ? 2.3 : 1.6;
     if (product == SparseConv2dProduct::grad_weight) per_weight = s.BO > 1 ? 2.9 : 2.1;  // one sum over lanes per weight
     fixed = 0.05 + 25.0 / double(s.K * s.KH) + (s.H * s.W < 128 * s.stride_h * s.stride_w ? 0.08 : 0.0);
   }
   if (s.stride_h * s.stride_w > 1) per_weight *= 1.2;
   double cost = fixed + per_weight * density;
+  if (s.C < 16) cost *= 0.6;      // dense kernels waste lanes on the first layer's few channels
   if (half_precision) cost *= 6;  // matrix units serve bf16, not fp32
+  // dense first needs its weight filled (or, for grad_weight, its gradient picked): so many multiply-adds' time per weight
+  const double pixels = std::max(1.0, double(s.N) * double(s.OH()) * double(s.OW()));
+  const double dense_cost = 1.0 + (tiled ? 50.0 : 100.0) / pixels;
   const SparseConv2dKernel ours = tiled ? SparseConv2dKernel::tile : SparseConv2dKernel::list;
-  return {use_dense(cost >= 0.95) ? SparseConv2dKernel::dense : ours, cost};
+  return {use_dense(cost >= 0.95 * dense_cost) ? SparseConv2dKernel::dense : ours, cost};
 }
 
 // ---- the dense weight

@@ -286,22 +286,27 @@ class StochasticConv2d(PlannedModule):
         share = f", share={self.share}" if self.share > 1 else ""
         return f"{text}, density={self.density:.4g}, granularity={self.granularity}{share}, kept={self.weight.numel()}"
 
-    def explain(self, height: int = 32, width: int = 32) -> str:
-        """Which kernel serves each product for images of this size, and the estimate (over dense time) by which it was chosen.
+    def explain(self, x_shape: tuple[int, ...] | None = None) -> str:
+        """Which kernel serves each product for an input ``[N, C, H, W]`` (default: one image of 32 x 32), and the estimate by which.
 
         Example:
-            >>> print(StochasticConv2d(96, 192, 5, padding=2, density=0.25).explain())  # doctest: +ELLIPSIS
-            StochasticConv2d 96 -> 192, 5x5, 25.0 % kept (spatial), float32, served by ...
+            >>> print(StochasticConv2d(96, 192, 5, padding=2, density=0.25).explain((1, 96, 16, 16)))  # doctest: +ELLIPSIS
+            StochasticConv2d 96 -> 192, 5x5, 25.0 % kept (spatial), [1, 96, 16, 16], float32, served by ...
         """
+        shape = (1, self.in_channels, 32, 32) if x_shape is None else tuple(x_shape)
+        _check(len(shape) == 4 and shape[1] == self.in_channels, "x_shape", f"(N, {self.in_channels}, H, W)", shape)
         who = backends.serves("sparse_conv2d", self.weight.device)
         kernel = "x".join(str(k) for k in self.kernel_size)
         dtype = str(self.weight.dtype).removeprefix("torch.")
         lines = [
             f"StochasticConv2d {self.in_channels} -> {self.out_channels}, {kernel}, {100 * self.density:.1f} % kept "
-            f"({self.granularity}), {dtype}, served by {who}"
+            f"({self.granularity}), {list(shape)}, {dtype}, served by {who}"
         ]
         if who != "reference":
-            layer = (self.out_channels, self.in_channels, self.kernel_size, self.stride, self.block, len(self.index))
-            for door, c in explain_sparse_conv2d((height, width), *layer, self.weight.dtype).items():
+            pad = _pair(self._kernel_padding)
+            if not self._kernel_pads:
+                shape = (*shape[:2], *(size + total for size, total in zip(shape[2:], self._pad_total)))
+            window = (*self.kernel_size, *self.stride, *pad, *self.dilation)
+            for door, c in explain_sparse_conv2d(shape, self.out_channels, window, self.block, len(self.index), self.weight.dtype).items():
                 lines.append(f"  {door:12s} {c['kernel']:10s} sparse kernels estimated at {c['relative_cost']:.2f} of dense time")
         return "\n".join(lines)

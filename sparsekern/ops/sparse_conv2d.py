@@ -377,8 +377,8 @@ OP = d.define(
 
 d.LIBRARY.define("plan_sparse_conv2d(Tensor indptr, Tensor index, int C, int KH, int KW, int BO, int BI, int BT) -> Tensor")
 d.LIBRARY.define(
-    "choose_sparse_conv2d(Tensor like, int H, int W, int K, int C, int KH, int KW, int stride_h, int stride_w, int BO, int BI, int BT, "
-    "int nnz, int product, bool half) -> Tensor"
+    "choose_sparse_conv2d(Tensor like, int N, int H, int W, int K, int C, int KH, int KW, int stride_h, int stride_w, int pad_h, "
+    "int pad_w, int dilation_h, int dilation_w, int BO, int BI, int BT, int nnz, int product, bool half) -> Tensor"
 )
 
 
@@ -426,14 +426,18 @@ def plan_sparse_conv2d(
 KERNELS = ("tile", "list", "dense")  # by the codes of core/sparse_conv2d.h
 
 
-def explain_sparse_conv2d(size, filters, channels, kernel_size, stride, block, nnz, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
-    """Per product: which kernel serves images of ``size``, and the sparse kernels' estimated time over dense time."""
+def explain_sparse_conv2d(x_shape, filters, window, block, nnz, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+    """Per product: which kernel serves ``x_shape [N, C, H, W]``, and the sparse kernels' estimated time over dense time.
+
+    ``window``: kernel size, stride, padding and dilation, two ints each.
+    """
     if not d.backends.has_kernels("cpu"):
         return {door: {"kernel": "reference"} for door in OP.products}
+    images, channels, *size = x_shape
     like, half = torch.empty(0, dtype=torch.float64), dtype in (torch.float16, torch.bfloat16)
     out = {}
     for code, door in enumerate(OP.products):
-        sizes = (*size, filters, channels, *kernel_size, *stride, *block, nnz)
+        sizes = (images, *size, filters, channels, *window, *block, nnz)
         kernel, cost = torch.ops.sparsekern.choose_sparse_conv2d(like, *sizes, code, half).tolist()
         out[door] = {"kernel": "plain fp64" if dtype == torch.float64 else KERNELS[int(kernel)], "relative_cost": round(cost, 2)}
     return out
