@@ -4,27 +4,41 @@
 
 namespace sk {
 
+// f(position of a run of BI weights in `weight`, its position in the dense row-major matrix), for the output blocks [begin, end).
+// A row of the matrix at a time, so that it is filled while it is in the first-level cache.
+template <class Begin, class F>
+void each_dense_run(const SparseLinearShape& s, const SparseLinearPlan& plan, int64_t begin, int64_t end, const Begin& begin_row, const F& f) {
+  const bool wide = plan.data[SparseLinearPlan::kWide] != 0;
+  const int32_t* source32 = plan.at(SparseLinearPlan::kSource);
+  const uint16_t* source16 = reinterpret_cast<const uint16_t*>(source32);
+  for (int64_t ob = begin; ob < end; ++ob)
+    for (int64_t o = 0; o < s.BO; ++o) {
+      const int64_t row = (ob * s.BO + o) * s.in();
+      begin_row(row);
+      for (int64_t e = ob * s.F; e < (ob + 1) * s.F; ++e) f((e * s.BO + o) * s.BI, row + (wide ? source32[e] : source16[e]) * s.BI);
+    }
+}
+
 // dense[ob*BO + o][index*BI + i] = weight[ob, f, o, i], zero elsewhere
 template <class T>
-void sparse_linear_to_dense(const SparseLinearShape& s, const int32_t* plan_data, const T* weight, T* dense, const Pool& pool) {
-  const SparseLinearPlan plan(plan_data);
+void sparse_linear_to_dense(const SparseLinearShape& s, const int32_t* plan, const T* weight, T* dense, const Pool& pool) {
   parallel(pool, s.OB, 1 + 65536 / (1 + s.BO * s.in()), [&](int64_t begin, int64_t end) {
-    __builtin_memset(static_cast<void*>(dense + begin * s.BO * s.in()), 0, size_t((end - begin) * s.BO * s.in()) * sizeof(T));
-    for (int64_t ob = begin; ob < end; ++ob)
-      for (int64_t e = ob * s.F; e < (ob + 1) * s.F; ++e)
-        for (int64_t o = 0; o < s.BO; ++o)
-          for (int64_t i = 0; i < s.BI; ++i) dense[(ob * s.BO + o) * s.in() + plan.index(e) * s.BI + i] = weight[(e * s.BO + o) * s.BI + i];
+    const auto clear = [&](int64_t row) { __builtin_memset(static_cast<void*>(dense + row), 0, size_t(s.in()) * sizeof(T)); };
+    each_dense_run(s, SparseLinearPlan(plan), begin, end, clear, [&](int64_t from, int64_t to) {
+      for (int64_t i = 0; i < s.BI; ++i) dense[to + i] = weight[from + i];
+    });
   });
 }
 
 // The kept entries of a dense [out, in] matrix.
 template <class T>
-void sparse_linear_from_dense(const SparseLinearShape& s, const int32_t* plan_data, const T* dense, T* weight, const Pool& pool) {
-  const SparseLinearPlan plan(plan_data);
-  parallel(pool, s.OB * s.F, 1 + 16384 / (s.BO * s.BI), [&](int64_t begin, int64_t end) {
-    for (int64_t e = begin; e < end; ++e)
-      for (int64_t o = 0; o < s.BO; ++o)
-        for (int64_t i = 0; i < s.BI; ++i) weight[(e * s.BO + o) * s.BI + i] = dense[(e / s.F * s.BO + o) * s.in() + plan.index(e) * s.BI + i];
+void sparse_linear_from_dense(const SparseLinearShape& s, const int32_t* plan, const T* dense, T* weight, const Pool& pool) {
+  parallel(pool, s.OB, 1 + 16384 / (1 + s.F * s.BO * s.BI), [&](int64_t begin, int64_t end) {
+    each_dense_run(
+        s, SparseLinearPlan(plan), begin, end, [](int64_t) {},
+        [&](int64_t to, int64_t from) {
+          for (int64_t i = 0; i < s.BI; ++i) weight[to + i] = dense[from + i];
+        });
   });
 }
 
