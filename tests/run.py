@@ -35,7 +35,17 @@ SUITES = {
     "cpp": cpp,
     "ops": lambda: [[*PYTEST, "tests/ops"]],
     "layers": lambda: [[*PYTEST, "tests/nn", "tests/topology", "tests/models", "tests/data"]],
-    "tools": lambda: [[*PYTEST, "tests/measure", "tests/profile", "tests/reproduce", "tests/test_cli.py", "tests/test_architecture.py"]],
+    "tools": lambda: [
+        [
+            *PYTEST,
+            "tests/measure",
+            "tests/profile",
+            "tests/reproduce",
+            "tests/test_cli.py",
+            "tests/test_architecture.py",
+            "tests/test_without_kernels.py",
+        ]
+    ],
     "docs": lambda: [[*PYTEST, "--doctest-modules", "sparsekern"], [*PYTEST, "tests/test_docs.py"]],
 }
 

@@ -1,0 +1,52 @@
+"""The committed rows keep the goals, and today's dispatcher chooses what they were measured with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsekern.measure import cases
+from sparsekern.measure.floors import GOALS
+from sparsekern.measure.machine import machine_card
+from sparsekern.measure.providers.common import served_by
+from sparsekern.measure.providers.conv import _layer
+from sparsekern.measure.rows import read_rows
+from sparsekern.nn import SparseLinear
+
+FILES = sorted((Path(__file__).resolve().parents[2] / "bench" / "results").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_goals_are_met(file):
+    rows = {row.case: row for row in read_rows(file) if row.provider == "ours" and row.mode == "fwd" and row.cache == "hot"}
+    assert rows
+    for case, floors in GOALS.items():
+        for rival, floor in floors.items():
+            _, middle, _ = rows[case].ratios[rival]
+            assert middle >= floor, f"{case}: {middle:.2f}x {rival}, goal {floor}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_the_dispatcher_chooses_what_was_measured(file):
+    known = {case.id: case for kind in ("linear", "conv") for case in cases.select(kind)}
+    torch.set_num_threads(1)
+    checked = 0
+    for row in read_rows(file):
+        if row.provider != "ours" or row.mode != "fwd" or row.case not in known or row.machine["isa"] != machine_card()["isa"]:
+            continue
+        case = known[row.case]
+        if row.op == "sparse_linear":
+            layer = SparseLinear(case.in_features, case.out_features, density=case.density, block_size=case.block_size, seed=0)
+            x = torch.empty(case.batch, case.in_features)
+        else:
+            layer = _layer(case, 0)
+            x = torch.empty(case.batch, case.channels, case.size, case.size)
+            if case.layout == "channels_last":
+                x = x.contiguous(memory_format=torch.channels_last)
+        now = served_by(row.op, layer, x, "fwd").partition("estimated")[0]
+        assert row.served_by.startswith(now), f"{row.case}: measured {row.served_by}, now {now}"
+        checked += 1
+    if not checked:
+        pytest.skip("rows of another instruction set")
