@@ -29,6 +29,7 @@ class PlannedModule(nn.Module):
         super().__init__()
         self._plan: Tensor | None = None
         self._planned: tuple = ()  # (tensor, version) of each table the plan was made from
+        self._seen: tuple | None = None  # their values, kept once a table was written in place
         self._topology_set = True
 
     def _make_plan(self) -> Tensor | None:
@@ -41,7 +42,7 @@ class PlannedModule(nn.Module):
         self._current_plan()
 
     def _drop_plan(self) -> None:
-        self._plan, self._planned = None, ()
+        self._plan, self._planned, self._seen = None, (), None
 
     def _current_plan(self) -> Tensor | None:
         """The plan of the tables as they are; None where none can be made (the op then checks and plans by itself)."""
@@ -60,7 +61,12 @@ class PlannedModule(nn.Module):
                 f"{type(self).__name__}: index must be set after to_empty() (load a state_dict, call reset_parameters or set_topology); "
                 "got memory without values"
             )
+        written = len(planned) == len(tables) and all(t is p for t, (p, _) in zip(tables, planned))
+        if written and self._seen is not None and all(map(torch.equal, tables, self._seen)):
+            self._planned = tuple((t, t._version) for t in tables)  # written with the values it had, as DDP does at every step
+            return self._plan
         plan = self._make_plan()
+        self._seen = tuple(t.clone() for t in tables) if written else None
         if not any(t.is_inference() for t in tables):
             self._plan, self._planned = plan, tuple((t, t._version) for t in tables)
         return plan
@@ -80,7 +86,7 @@ class PlannedModule(nn.Module):
 
     def __getstate__(self) -> dict:
         state = super().__getstate__() if hasattr(super(), "__getstate__") else self.__dict__
-        return {**state, "_plan": None, "_planned": ()}
+        return {**state, "_plan": None, "_planned": (), "_seen": None}
 
     def _make_room(self, prefix: str, weight: Tensor, index: Tensor) -> None:
         """A checkpoint holds another number of connections: say so, and take its sizes."""

@@ -127,6 +127,18 @@ def test_index_swapped_or_changed_in_place_is_seen():
         layer(x)
 
 
+def test_a_table_written_with_its_own_values_is_not_planned_again(monkeypatch):
+    layer, x = SparseLinear(24, 12, fan_in=3), torch.randn(3, 24)
+    want, made = layer(x), []
+    monkeypatch.setattr(layer, "_make_plan", lambda: (made.append(1), type(layer)._make_plan(layer))[1])
+    for _ in range(5):
+        layer.index.copy_(layer.index.clone())  # what DDP's broadcast of buffers does at every step
+        assert torch.equal(layer(x), want)
+    assert len(made) == 1
+    layer.index.copy_(torch.tensor([[1, 5, 20]] * 12, dtype=torch.int32))
+    assert not torch.equal(layer(x), want) and len(made) == 2
+
+
 def test_meta_device_and_to_empty():
     layer = SparseLinear(24, 12, density=0.25, device="meta")
     assert layer(torch.empty(3, 24, device="meta")).shape == (3, 12)
