@@ -261,7 +261,10 @@ bool choices() {
   };
   bool ok = sparse(0) && sparse(0.25) && sparse(0.65) && !sparse(1) && !sparse(0.25, true) && sparse(0.05, true);
   s.BI = 1;
-  ok = ok && sparse(0.25) && sparse(0.4) && !sparse(0.7);
+  ok = ok && sparse(0.25) && sparse(0.7) && !sparse(0.9);  // the dense weight would have to be filled for one image
+  s.N = 64;
+  ok = ok && sparse(0.4) && !sparse(0.7);
+  s.N = 1;
   set_dense_policy("never");
   ok = ok && sparse(1);
   set_dense_policy("always");
