@@ -9,7 +9,10 @@ namespace {
 
 using Plan = SparseLinearPlan;
 
+constexpr int64_t kMostBlocks = int64_t(1) << 28;  // a plan holds up to 7 int32 per block and addresses itself by int32
+
 PlanError check(const SparseLinearShape& s, const int32_t* index) {
+  if (s.OB * s.F > kMostBlocks) return {"of at most 2^28 blocks", 0, 0, s.OB * s.F};
   for (int64_t row = 0; row < s.OB; ++row)
     for (int64_t f = 0; f < s.F; ++f) {
       const int64_t value = index[row * s.F + f];

@@ -58,6 +58,7 @@ def check(x: Any, weight: Any, bias: Any, index: Any, plan: Any = None) -> None:
         d.must(tuple(bias.shape) == (weight.shape[0] * block_out,), NAME, "bias", f"[{weight.shape[0] * block_out}]", list(bias.shape))
     d.check_int32(NAME, "index", index, x, 2)
     d.must(index.shape == weight.shape[:2], NAME, "index", f"{list(weight.shape[:2])} like weight", list(index.shape))
+    d.must(index.numel() <= 2**28, NAME, "index", "of at most 2^28 blocks", index.numel())
     check_index(index, x.shape[-1] // block_in)
     if plan is not None:
         d.check_int32(NAME, "plan", plan, x, 1)
