@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
 
 from sparsekern.measure import cases
-from sparsekern.measure.floors import GOALS
+from sparsekern.measure.floors import GOALS, MUSTS
 from sparsekern.measure.machine import machine_card
 from sparsekern.measure.providers.common import served_by
 from sparsekern.measure.providers.conv import _layer
@@ -26,6 +27,15 @@ def test_goals_are_met(file):
         for rival, floor in floors.items():
             _, middle, _ = rows[case].ratios[rival]
             assert middle >= floor, f"{case}: {middle:.2f}x {rival}, goal {floor}"
+
+
+@pytest.mark.parametrize("case", MUSTS)
+def test_musts_hold_in_the_median_of_all_runs(case):
+    files = [*FILES, *sorted((FILES[0].parent / "repeats").glob("*.jsonl"))]
+    runs = [row.ratios for f in files for row in read_rows(f) if row.case == case and row.provider == "ours" and row.mode == "fwd"]
+    assert runs
+    for rival, must in MUSTS[case].items():
+        assert median(ratios[rival][1] for ratios in runs) >= must, f"{case}: {rival}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
