@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from sparsekern.nn.group_weights import dense_twin, has_fewer_groups, inside_groups, spread_groups
 from sparsekern.ops import backends
 from sparsekern.ops.grouped_conv2d import ACTIVATIONS, explain_grouped_conv2d, grouped_conv2d
 
@@ -17,12 +20,23 @@ def _check(condition: bool, arg: str, rule: str, got: Any) -> None:
         raise ValueError(f"GroupedConv2d: {arg} must be {rule}; got {got}")
 
 
+def check_group_sizes(sizes: Sequence[tuple[int, int]], in_channels: int, out_channels: int, groups: int) -> None:
+    """Whether ``sizes``, the (in, out) channels of each group, make up a layer."""
+    pairs = len(sizes) > 0 and all(len(pair) == 2 and min(pair) > 0 for pair in sizes)
+    _check(pairs, "group_sizes", "pairs (in, out) of at least 1 channel", list(sizes))
+    total = tuple(sum(channels) for channels in zip(*sizes))
+    _check(total == (in_channels, out_channels), "group_sizes", f"sizes that add up to {(in_channels, out_channels)}", total)
+    _check(groups in (1, len(sizes)), "groups", f"left out, or {len(sizes)} like group_sizes", groups)
+
+
 class GroupedConv2d(nn.Conv2d):
     """``nn.Conv2d``, same arguments, same parameters, same values, on kernels made for filter groups.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as in ``nn.Conv2d``.
         activation: ``"none"`` or ``"relu"``; the ReLU is computed while the result is in registers when no gradient is needed.
+        group_sizes: instead of ``groups``: the ``(in, out)`` channels of each group, in order. Where they differ the layer made is an
+            :class:`~sparsekern.nn.UnequalGroupedConv2d`, one grouped convolution per run of equal groups.
 
     Attributes:
         weight: ``[out_channels, in_channels/groups, KH, KW]``, initialised by its true fan-in as ``nn.Conv2d``'s is.
@@ -31,7 +45,8 @@ class GroupedConv2d(nn.Conv2d):
         ``[N, in_channels, H, W] -> [N, out_channels, OH, OW]``, or without ``N``. A channels_last input gives a channels_last output.
 
     Raises:
-        ValueError: ``GroupedConv2d: activation must be one of ('none', 'relu'); got 'gelu'``
+        ValueError: ``GroupedConv2d: activation must be one of ('none', 'relu'); got 'gelu'``;
+            ``GroupedConv2d: group_sizes must be sizes that add up to (8, 16); got (8, 12)``
 
     Cost:
         ``2*N*OH*OW*out_channels*(in_channels/groups)*KH*KW`` FLOPs.
@@ -45,7 +60,16 @@ class GroupedConv2d(nn.Conv2d):
         torch.Size([1, 192, 16, 16])
         >>> layer
         GroupedConv2d(96, 192, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2), groups=16, activation=relu)
+        >>> GroupedConv2d(8, 16, 3, group_sizes=[(4, 8), (4, 8)]).groups
+        2
     """
+
+    def __new__(cls, *args: Any, group_sizes: Sequence[tuple[int, int]] | None = None, **kwargs: Any) -> nn.Module:
+        if group_sizes is not None and len({tuple(pair) for pair in group_sizes}) > 1:
+            from sparsekern.nn.unequal_groups import UnequalGroupedConv2d
+
+            return UnequalGroupedConv2d(*args, group_sizes=group_sizes, **kwargs)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -62,12 +86,23 @@ class GroupedConv2d(nn.Conv2d):
         dtype: torch.dtype | None = None,
         *,
         activation: str = "none",
+        group_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> None:
+        if group_sizes is not None:
+            check_group_sizes(group_sizes, in_channels, out_channels, groups)
+            groups = len(group_sizes)
         _check(activation in ACTIVATIONS, "activation", f"one of {ACTIVATIONS}", repr(activation))
         _check(groups > 0 and in_channels % groups == 0, "in_channels", f"a multiple of groups={groups}", in_channels)
         _check(out_channels % groups == 0, "out_channels", f"a multiple of groups={groups}", out_channels)
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
         self.activation = activation
+
+    __new__.__signature__ = inspect.signature(__init__)  # what help() and factories read of the class
+
+    @property
+    def group_sizes(self) -> list[tuple[int, int]]:
+        """The (in, out) channels of each group."""
+        return [(self.in_channels // self.groups, self.out_channels // self.groups)] * self.groups
 
     @property
     def density(self) -> float:
@@ -85,61 +120,48 @@ class GroupedConv2d(nn.Conv2d):
 
     def weight_dense(self) -> Tensor:
         """``[out_channels, in_channels, KH, KW]`` with zeros between the groups; differentiable."""
-        blocks = self.weight.unflatten(0, (self.groups, -1))  # [G, K/G, C/G, KH, KW]
-        same = torch.eye(self.groups, device=self.weight.device, dtype=self.weight.dtype)
-        dense = torch.einsum("gkchw,gf->gkfchw", blocks, same)  # f: the group that is read
-        return dense.flatten(2, 3).flatten(0, 1)
+        return spread_groups(self.weight, self.groups)
 
     def to_dense(self) -> nn.Module:
         """A dense ``nn.Conv2d`` that computes the same (followed by ``nn.ReLU`` if this layer has one)."""
-        dense = nn.Conv2d(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
-            bias=self.bias is not None, padding_mode=self.padding_mode, device="meta", dtype=self.weight.dtype,
-        ).to_empty(device=self.weight.device)  # fmt: skip
-        with torch.no_grad():
-            dense.weight.copy_(self.weight_dense())
-            if self.bias is not None:
-                dense.bias.copy_(self.bias)
+        dense = dense_twin(self, self.weight_dense(), self.bias)
         return nn.Sequential(dense, nn.ReLU()) if self.activation == "relu" else dense
 
     @classmethod
-    def from_dense(cls, conv: nn.Conv2d, *, groups: int | None = None, activation: str = "none") -> GroupedConv2d:
+    def from_dense(
+        cls,
+        conv: nn.Conv2d,
+        *,
+        groups: int | None = None,
+        activation: str = "none",
+        group_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> nn.Module:
         """A grouped layer from an ``nn.Conv2d``, with its weights inside the groups.
 
-        ``groups`` defaults to the layer's own; a larger number, a multiple of it, drops the weights between the new groups.
+        ``groups`` defaults to the layer's own; a larger number, a multiple of it, drops the weights between the new groups. So do
+        ``group_sizes``, for a layer without groups.
 
         Example:
             >>> GroupedConv2d.from_dense(nn.Conv2d(8, 16, 3), groups=4).weight.shape
             torch.Size([16, 2, 3, 3])
         """
+        if group_sizes is not None:
+            _check(groups is None and conv.groups == 1, "groups", "1 in the layer and left out with group_sizes", groups or conv.groups)
+            groups = 1
         groups = conv.groups if groups is None else groups
         _check(groups > 0 and groups % conv.groups == 0, "groups", f"a multiple of the layer's {conv.groups}", groups)
         layer = cls(
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, groups,
             conv.bias is not None, conv.padding_mode, device=conv.weight.device, dtype=conv.weight.dtype, activation=activation,
+            group_sizes=group_sizes,
         )  # fmt: skip
-        with torch.no_grad():
-            layer.weight.copy_(layer._inside_groups(conv.weight))
-            if conv.bias is not None:
-                layer.bias.copy_(conv.bias)
+        layer.load_state_dict({k: v.detach() for k, v in (("weight", conv.weight), ("bias", conv.bias)) if v is not None})
         return layer
-
-    def _inside_groups(self, weight: Tensor) -> Tensor:
-        """The entries of ``weight [K, C/G', KH, KW]`` of fewer groups that lie inside this layer's groups."""
-        finer = self.groups * weight.shape[1] // self.in_channels  # groups of ours in one of the given weight's
-        rows = weight.unflatten(0, (-1, finer, self.out_channels // self.groups)).unflatten(3, (finer, -1))  # [G', f, K/G, f, C/G, ..]
-        return rows.diagonal(dim1=1, dim2=3).movedim(-1, 1).flatten(0, 2)
-
-    def _has_fewer_groups(self, shape: tuple[int, ...]) -> bool:
-        """Whether this is the weight's shape of the same convolution with fewer groups that ours divide."""
-        filters, channels, *kernel = self.weight.shape
-        same = len(shape) == 4 and (shape[0], *shape[2:]) == (filters, *kernel)
-        return same and shape[1] > channels and shape[1] % channels == 0 and self.in_channels % shape[1] == 0
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         weight = state_dict.get(prefix + "weight")
-        if weight is not None and self._has_fewer_groups(tuple(weight.shape)):
-            state_dict = {**state_dict, prefix + "weight": self._inside_groups(weight)}
+        if weight is not None and has_fewer_groups(tuple(weight.shape), tuple(self.weight.shape), self.in_channels):
+            state_dict = {**state_dict, prefix + "weight": inside_groups(weight, self.in_channels, self.groups)}
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     # ---- what it is, and what runs

@@ -11,14 +11,26 @@ from torch import Tensor, nn
 from sparsekern import topology as topologies
 from sparsekern.nn.planned import PlannedModule
 from sparsekern.ops import backends, pack_sparse_linear, sparse_linear_packed
+from sparsekern.ops.define import readable
 from sparsekern.ops.sparse_linear import dense_weight, explain_sparse_linear, kept_weight, plan_sparse_linear, sparse_linear
 
-TOPOLOGIES = {"random": topologies.fan_in_table}
+TOPOLOGIES = {"random": topologies.fan_in_table, "regular": topologies.regular_table}
 
 
 def _check(condition: bool, arg: str, rule: str, got: Any) -> None:
     if not condition:
         raise ValueError(f"SparseLinear: {arg} must be {rule}; got {got}")
+
+
+def _fan_in_of(fan_out: int, in_features: int, out_features: int, step: int) -> int:
+    """The fan-in that gives each input ``fan_out`` outputs; it must be a multiple of ``step``."""
+    _check(fan_out == int(fan_out) and 1 <= fan_out <= out_features, "fan_out", f"a whole number in [1, {out_features}]", fan_out)
+    least = -(-out_features // in_features)
+    _check(fan_out >= least, "fan_out", f"at least {least}, or some of the {out_features} outputs are unconnected", fan_out)
+    fan_in, rest = divmod(in_features * int(fan_out), out_features)
+    whole = f"fan_in = {in_features} * fan_out / {out_features} is not whole" + (" in blocks" if rest == 0 else "")
+    _check(rest == 0 and fan_in % step == 0, "fan_out", f"a multiple of {step * out_features // in_features}, or {whole}", fan_out)
+    return fan_in
 
 
 class SparseLinear(PlannedModule):
@@ -28,11 +40,14 @@ class SparseLinear(PlannedModule):
         in_features: features of the input.
         out_features: features of the output.
         bias: whether a bias is added.
-        fan_in: kept inputs per output, in elements; a multiple of the block's input size. Exactly one of ``fan_in`` and ``density``.
-        density: kept fraction in (0, 1]; the fan-in is the nearest whole number of blocks, at least one.
+        fan_in: kept inputs per output, in elements; a multiple of the block's input size. Exactly one of ``fan_in``, ``density`` and
+            ``fan_out``.
+        density: kept fraction in (0, 1]; the fan-in is the nearest that the topology allows, at least one block.
+        fan_out: kept outputs per input, in elements; the fan-in is then ``in_features * fan_out / out_features``, which must be whole.
         block_size: an int or ``(BO, BI)``: connections come in blocks of ``BO`` outputs x ``BI`` inputs. 1 is unstructured,
             ``(V, 1)`` a panel (``V`` outputs share their inputs), ``(16, 16)`` and up block-sparse.
-        topology: ``"random"``.
+        topology: ``"random"``: a fixed fan-in; ``"regular"``: a fixed fan-in and a fixed fan-out. Default: ``"regular"`` with
+            ``fan_out``, else ``"random"``.
         seed: draws the same topology on every machine and leaves torch's generator alone; None draws from it.
         device, dtype: as in ``nn.Linear``.
 
@@ -45,13 +60,15 @@ class SparseLinear(PlannedModule):
         feature-major output.
 
     Raises:
-        ValueError: ``SparseLinear: fan_in and density must be given one without the other; got both``
+        ValueError: ``SparseLinear: fan_in, density and fan_out must be given one without the others; got fan_in and density``;
+            ``SparseLinear: fan_out must be at least 16, or some of the 1024 outputs are unconnected; got 8``;
+            ``SparseLinear: fan_out must be a multiple of 5, or fan_in = 64 * fan_out / 10 is not whole; got 3``
 
     Cost:
         ``2 * N * out_features * fan_in`` FLOPs; training memory O(kept weights).
 
     Source:
-        Dey et al., "Characterizing Sparse Connectivity Patterns in Neural Networks", section 2 (pre-defined fixed fan-in).
+        Dey et al., "Characterizing Sparse Connectivity Patterns in Neural Networks", section 2 (pre-defined fixed fan-in and fan-out).
 
     Example:
         >>> layer = SparseLinear(512, 256, density=0.25, seed=0)
@@ -59,6 +76,8 @@ class SparseLinear(PlannedModule):
         torch.Size([8, 256])
         >>> layer
         SparseLinear(in_features=512, out_features=256, bias=True, fan_in=128, density=0.25, kept=32768)
+        >>> SparseLinear(64, 1024, fan_out=128)
+        SparseLinear(in_features=64, out_features=1024, bias=True, fan_in=8, fan_out=128, density=0.125, kept=8192)
     """
 
     def __init__(
@@ -69,29 +88,35 @@ class SparseLinear(PlannedModule):
         *,
         fan_in: int | None = None,
         density: float | None = None,
+        fan_out: int | None = None,
         block_size: int | tuple[int, int] = 1,
-        topology: str = "random",
+        topology: str | None = None,
         seed: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self._packed: Tensor | None = None
-        both = "both" if fan_in is not None and density is not None else "neither"
-        _check((fan_in is None) != (density is None), "fan_in and density", "given one without the other", both)
+        given = [name for name, value in (("fan_in", fan_in), ("density", density), ("fan_out", fan_out)) if value is not None]
+        _check(len(given) == 1, "fan_in, density and fan_out", "given one without the others", " and ".join(given) or "none")
+        topology = topology or ("random" if fan_out is None else "regular")
         _check(topology in TOPOLOGIES, "topology", f"one of {sorted(TOPOLOGIES)}", repr(topology))
+        _check(fan_out is None or topology == "regular", "topology", "'regular' with fan_out", repr(topology))
         block_out, block_in = (block_size, block_size) if isinstance(block_size, int) else block_size
         _check(block_out > 0 and block_in > 0, "block_size", "at least 1", block_size)
         _check(in_features > 0 and in_features % block_in == 0, "in_features", f"a positive multiple of {block_in}", in_features)
         _check(out_features > 0 and out_features % block_out == 0, "out_features", f"a positive multiple of {block_out}", out_features)
-        if fan_in is None:
+        # in a regular topology only the multiples of a step give a whole fan-out
+        step = topologies.fan_in_step(in_features // block_in, out_features // block_out) if topology == "regular" else 1
+        step *= block_in
+        if fan_out is not None:
+            fan_in = _fan_in_of(fan_out, in_features, out_features, step)
+        elif density is not None:
             _check(0 < density <= 1, "density", "in (0, 1]", density)
-            fan_in = max(1, round(density * in_features / block_in)) * block_in
+            fan_in = max(1, round(density * in_features / step)) * step
+        regular = f" for a whole fan_out to {out_features} outputs" if step > block_in else ""
         _check(
-            0 < fan_in <= in_features and fan_in % block_in == 0,
-            "fan_in",
-            f"a multiple of {block_in} in [{block_in}, {in_features}]",
-            fan_in,
+            0 < fan_in <= in_features and fan_in % step == 0, "fan_in", f"a multiple of {step} in [{step}, {in_features}]{regular}", fan_in
         )
 
         self.in_features, self.out_features = in_features, out_features
@@ -108,6 +133,16 @@ class SparseLinear(PlannedModule):
     def fan_in(self) -> int:
         """Kept inputs per output, in elements."""
         return self.index.shape[1] * self.block_size[1]
+
+    @property
+    def fan_out(self) -> int | None:
+        """Kept outputs per input, in elements; None where inputs differ."""
+        fan_out, rest = divmod(self.out_features * self.fan_in, self.in_features)
+        if not self._topology_set or not readable(self.index):
+            return fan_out if self.topology == "regular" else None
+        inputs = self.in_features // self.block_size[1]
+        each = torch.arange(inputs, dtype=torch.int32, device=self.index.device).repeat_interleave(fan_out // self.block_size[0])
+        return fan_out if rest == 0 and torch.equal(self.index.flatten().sort().values, each) else None
 
     @property
     def density(self) -> float:
@@ -209,8 +244,9 @@ class SparseLinear(PlannedModule):
     def from_dense(cls, linear: nn.Linear, *, index: Tensor | None = None, **options: Any) -> SparseLinear:
         """A sparse layer from a dense one, with its weights at the kept connections.
 
-        Without ``index`` each output (block) keeps its inputs (blocks) of largest magnitude. ``options`` as in the constructor
-        (``density`` or ``fan_in``, ``block_size``).
+        Without ``index`` each output (block) keeps its inputs (blocks) of largest magnitude; in a regular topology, where an output
+        cannot choose alone, the drawn connections keep their weights. ``options`` as in the constructor (``density``, ``fan_in`` or
+        ``fan_out``, ``block_size``, ``topology``).
 
         Example:
             >>> sparse = SparseLinear.from_dense(nn.Linear(64, 32), density=0.5)
@@ -223,7 +259,9 @@ class SparseLinear(PlannedModule):
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, seed=options.pop("seed", 0), **options)
         layer = layer.to(linear.weight.device, linear.weight.dtype)
         with torch.no_grad():
-            if index is None:
+            if index is None and layer.topology == "regular":
+                index = layer.index
+            elif index is None:
                 block_out, block_in = layer.block_size
                 blocks = linear.weight.unflatten(1, (-1, block_in)).unflatten(0, (-1, block_out))  # [OB, BO, IB, BI]
                 strength = blocks.float().pow(2).sum((1, 3))
@@ -245,11 +283,12 @@ class SparseLinear(PlannedModule):
     # ---- what it is, and what runs
 
     def extra_repr(self) -> str:
+        fan_out = f", fan_out={self.fan_out}" if self.topology == "regular" else ""
         block = "" if self.block_size == (1, 1) else f", block_size={self.block_size}"
         packed = "" if self._packed is None else ", packed"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"fan_in={self.fan_in}, density={self.density:.4g}{block}, kept={self.weight.numel()}{packed}"
+            f"fan_in={self.fan_in}{fan_out}, density={self.density:.4g}{block}, kept={self.weight.numel()}{packed}"
         )
 
     def explain(self, rows: int = 1) -> str:

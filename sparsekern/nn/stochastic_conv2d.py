@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from sparsekern.nn.group_weights import dense_twin, inside_groups, spread_groups
 from sparsekern.nn.planned import PlannedModule
 from sparsekern.ops import backends
 from sparsekern.ops.sparse_conv2d import (
@@ -30,16 +31,22 @@ def _check(condition: bool, arg: str, rule: str, got: Any) -> None:
         raise ValueError(f"StochasticConv2d: {arg} must be {rule}; got {got}")
 
 
+def _check_channels(arg: str, channels: int, block: int, groups: int) -> None:
+    in_groups = f" for blocks of {block} in {groups} groups" if groups > 1 else ""
+    _check(channels > 0 and channels % (block * groups) == 0, arg, f"a positive multiple of {block * groups}{in_groups}", channels)
+
+
 class StochasticConv2d(PlannedModule):
     """``nn.Conv2d`` with a fixed random mask: only the kept weights exist, in memory, in gradients and in optimisers.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, bias, padding_mode, device, dtype: as in ``nn.Conv2d``.
-        groups: 1.
-        density: kept fraction of the mask in (0, 1]. Exactly one of ``density`` and ``fan_in``.
+        groups: filter groups: the mask is drawn inside them, among the weights ``[out_channels, in_channels/groups, KH, KW]``.
+        density: kept fraction of the mask in (0, 1]: of the weights inside the groups. Exactly one of ``density`` and ``fan_in``.
         fan_in: weights that every filter keeps, a multiple of what its mask keeps at once.
         granularity: what is kept or dropped together: ``"spatial"`` a tap of a filter for all input channels (the paper's),
-            ``"synapse"`` a single weight, ``"kernel"`` all taps between two channels, ``"block"`` all taps between 16 and 16 channels.
+            ``"synapse"`` a single weight, ``"kernel"`` all taps between two channels, ``"block"`` all taps between 16 and 16 channels
+            (so 16 must divide the channels of a group).
         share: this many consecutive filters share one mask.
         count: with ``density``: ``"exact"`` or ``"bernoulli"`` (see :func:`~sparsekern.topology.conv_mask`).
         seed: draws the same mask on every machine and leaves torch's generator alone; None draws from it.
@@ -53,7 +60,8 @@ class StochasticConv2d(PlannedModule):
         ``[N, in_channels, H, W] -> [N, out_channels, OH, OW]``, or without ``N``. A channels_last input gives a channels_last output.
 
     Raises:
-        ValueError: ``StochasticConv2d: density and fan_in must be given one without the other; got both``
+        ValueError: ``StochasticConv2d: density and fan_in must be given one without the other; got both``;
+            ``StochasticConv2d: in_channels must be a positive multiple of 64 for blocks of 16 in 4 groups; got 96``
 
     Cost:
         ``2 * N * OH * OW * kept weights`` FLOPs; training memory O(kept weights).
@@ -96,12 +104,11 @@ class StochasticConv2d(PlannedModule):
         both = "both" if fan_in is not None and density is not None else "neither"
         _check((fan_in is None) != (density is None), "density and fan_in", "given one without the other", both)
         _check(density is None or 0 < density <= 1, "density", "in (0, 1]", density)
-        _check(groups == 1, "groups", "1", groups)
+        _check(groups > 0, "groups", "at least 1", groups)
         _check(granularity in GRANULARITIES, "granularity", f"one of {GRANULARITIES}", repr(granularity))
         _check(count in COUNTS, "count", f"one of {COUNTS}", repr(count))
         _check(padding_mode in PADDING_MODES, "padding_mode", f"one of {PADDING_MODES}", repr(padding_mode))
-        _check(in_channels > 0, "in_channels", "at least 1", in_channels)
-        self.in_channels, self.out_channels, self.padding_mode = in_channels, out_channels, padding_mode
+        self.in_channels, self.out_channels, self.groups, self.padding_mode = in_channels, out_channels, groups, padding_mode
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
         if isinstance(padding, str):
             _check(padding in ("same", "valid"), "padding", "'same', 'valid' or numbers", repr(padding))
@@ -117,21 +124,15 @@ class StochasticConv2d(PlannedModule):
         self.granularity, self.share, self.count, self.seed = granularity, share, count, seed
 
         taps = self.kernel_size[0] * self.kernel_size[1]
-        out_block, *rest = {
-            "synapse": (1, 1, 1), "spatial": (1, in_channels, 1), "kernel": (1, 1, taps), "block": (BLOCK, BLOCK, taps)
-        }[granularity]  # fmt: skip
         _check(share > 0, "share", "at least 1", share)
-        self.block = (out_block * share, *rest)
-        _check(in_channels % self.block[1] == 0, "in_channels", f"a multiple of {self.block[1]}", in_channels)
-        _check(
-            out_channels > 0 and out_channels % self.block[0] == 0, "out_channels", f"a positive multiple of {self.block[0]}", out_channels
-        )
-        step = self.block[1] * self.block[2]
+        side = BLOCK if granularity == "block" else 1
+        _check_channels("in_channels", in_channels, side, groups)
+        _check_channels("out_channels", out_channels, side * share, groups)
+        block_in = in_channels // groups if granularity == "spatial" else side
+        self.block = (side * share, block_in, 1 if granularity in ("spatial", "synapse") else taps)
+        step, most = self.block[1] * self.block[2], in_channels // groups * taps
         if fan_in is not None:
-            _check(
-                0 < fan_in <= in_channels * taps and fan_in % step == 0,
-                "fan_in", f"a multiple of {step} in [{step}, {in_channels * taps}]", fan_in,
-            )  # fmt: skip
+            _check(0 < fan_in <= most and fan_in % step == 0, "fan_in", f"a multiple of {step} in [{step}, {most}]", fan_in)
         self._drawn = {"density": density} if fan_in is None else {"fan_in": fan_in // step}
 
         kept = max(1, round(density * self._rows * self._positions)) if fan_in is None else fan_in // step * self._rows
@@ -147,12 +148,17 @@ class StochasticConv2d(PlannedModule):
 
     @property
     def _positions(self) -> int:
-        """Blocks of one row: input blocks times tap blocks."""
-        return self.in_channels * self.kernel_size[0] * self.kernel_size[1] // (self.block[1] * self.block[2])
+        """Blocks that a row can have: input blocks of its group times tap blocks."""
+        return self.in_channels // self.groups * self.kernel_size[0] * self.kernel_size[1] // (self.block[1] * self.block[2])
+
+    def _in_groups(self, indptr: Tensor, index: Tensor) -> Tensor:
+        """``index`` counted inside each row's group -> counted over the whole input, as the op takes it."""
+        group = torch.arange(self._rows, dtype=torch.int32, device=index.device) // (self._rows // self.groups)  # [OB]
+        return index + (group * self._positions).repeat_interleave((indptr[1:] - indptr[:-1]).long())
 
     @property
     def density(self) -> float:
-        """The kept fraction of the dense layer's weights, as it was drawn."""
+        """Kept weights over those of the layer that keeps all inside its groups; a table that was set may cross the groups."""
         return self.index.numel() / (self._rows * self._positions)
 
     def reset_parameters(self) -> None:
@@ -161,11 +167,11 @@ class StochasticConv2d(PlannedModule):
             return
         indptr, index = conv_mask(self._rows, self._positions, **self._drawn, count=self.count, seed=self.seed)
         with torch.no_grad():
-            self._replace(indptr, index)
+            self._replace(indptr, self._in_groups(indptr, index))
             fan_in = (indptr[1:] - indptr[:-1]).double() * (self.block[1] * self.block[2])  # [OB]
             mean = fan_in.mean().clamp_min(1).expand_as(fan_in)
             bound = torch.where(fan_in > 0, fan_in, mean).rsqrt()  # the bias of a filter without weights follows the mean
-            rows = torch.arange(self._rows).repeat_interleave((indptr[1:] - indptr[:-1]).long())
+            rows = torch.arange(self._rows, device="cpu").repeat_interleave((indptr[1:] - indptr[:-1]).long())
             nn.init.uniform_(self.weight, -1, 1).mul_(bound[rows].to(self.weight)[:, None, None, None])
             if self.bias is not None:
                 nn.init.uniform_(self.bias, -1, 1).mul_(bound.repeat_interleave(self.block[0]).to(self.bias))
@@ -215,60 +221,61 @@ class StochasticConv2d(PlannedModule):
 
     def to_dense(self) -> nn.Conv2d:
         """An ``nn.Conv2d`` that computes the same."""
-        dense = nn.Conv2d(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
-            bias=self.bias is not None, padding_mode=self.padding_mode, device="meta", dtype=self.weight.dtype,
-        ).to_empty(device=self.weight.device)  # fmt: skip
-        with torch.no_grad():
-            dense.weight.copy_(self.weight_dense())
-            if self.bias is not None:
-                dense.bias.copy_(self.bias)
-        return dense
+        return dense_twin(self, self.weight_dense(), self.bias)
 
     @classmethod
     def from_dense(cls, conv: nn.Conv2d, *, tables: tuple[Tensor, Tensor] | None = None, **options: Any) -> StochasticConv2d:
         """A sparse layer from an ``nn.Conv2d``, with its weights at the kept positions.
 
         Without ``tables`` (``indptr``, ``index``) the blocks of largest magnitude are kept, over the whole layer for ``density``, of
-        each filter for ``fan_in``. ``options`` as in the constructor.
+        each filter for ``fan_in``. ``options`` as in the constructor; ``groups`` default to the layer's, of which they are a multiple.
 
         Example:
             >>> StochasticConv2d.from_dense(nn.Conv2d(8, 16, 3), density=0.5).weight.shape
             torch.Size([72, 1, 8, 1])
         """
-        _check(conv.groups == 1, "groups", "1", conv.groups)
+        groups = options.pop("groups", conv.groups)
+        _check(groups > 0 and groups % conv.groups == 0, "groups", f"a multiple of the layer's {conv.groups}", groups)
         if tables is not None:
             options = {"density": 1.0, **options}
         layer = cls(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, bias=conv.bias is not None,
-            padding_mode=conv.padding_mode, seed=options.pop("seed", 0), **options,
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, groups,
+            conv.bias is not None, conv.padding_mode, seed=options.pop("seed", 0), **options,
         ).to(conv.weight.device, conv.weight.dtype)  # fmt: skip
         with torch.no_grad():
             if tables is None:
-                strength = block_view(conv.weight.float(), layer.block).pow(2).sum((1, 2, 3)).reshape(layer._rows, -1)  # [OB, IB*TB]
+                inside = inside_groups(conv.weight, conv.in_channels, groups)  # [K, C/G, KH, KW]
+                strength = block_view(inside.float(), layer.block).pow(2).sum((1, 2, 3)).reshape(layer._rows, -1)  # [OB, positions]
                 keep = torch.zeros_like(strength, dtype=torch.bool)
                 if "fan_in" in layer._drawn:
                     keep.scatter_(1, strength.topk(layer._drawn["fan_in"], dim=1).indices, True)
                 else:
                     keep.view(-1)[strength.flatten().topk(len(layer.index)).indices] = True
-                tables = mask_tables(keep.cpu())
+                indptr, index = mask_tables(keep)
+                tables = indptr, layer._in_groups(indptr, index)
             indptr, index = (t.to(conv.weight.device) for t in tables)
-            layer.set_topology(indptr, index, kept_weight(conv.weight, indptr, index, layer.block))
+            layer.set_topology(indptr, index, kept_weight(spread_groups(conv.weight, conv.groups), indptr, index, layer.block))
             if conv.bias is not None:
                 layer.bias.copy_(conv.bias)
         return layer
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
         weight, index = state_dict.get(prefix + "weight"), state_dict.get(prefix + "index")
-        dense_shape = (self.out_channels, self.in_channels, *self.kernel_size)
-        if weight is not None and index is None and tuple(weight.shape) == dense_shape:
-            # a dense checkpoint: its weights at this layer's kept positions
-            kept = kept_weight(weight, self.indptr, self.index, self.block)
+        if weight is not None and index is None and self._is_dense(tuple(weight.shape)):
+            # a dense or grouped checkpoint: its weights at this layer's kept positions
+            dense = spread_groups(weight, self.in_channels // weight.shape[1])
+            kept = kept_weight(dense, self.indptr, self.index, self.block)
             tables = {prefix + "indptr": self.indptr, prefix + "index": self.index}
             state_dict = {**state_dict, prefix + "weight": kept, **tables}
         elif weight is not None and index is not None and index.shape != self.index.shape and weight.shape[1:] == self.weight.shape[1:]:
             self._make_room(prefix, weight, index)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    def _is_dense(self, shape: tuple[int, ...]) -> bool:
+        """Whether this is the weight's shape of an ``nn.Conv2d`` with this layer's groups, or fewer that its groups divide."""
+        if len(shape) != 4 or (shape[0], *shape[2:]) != (self.out_channels, *self.kernel_size):
+            return False
+        return shape[1] > 0 and self.in_channels % shape[1] == 0 and shape[1] % (self.in_channels // self.groups) == 0
 
     # ---- what it is, and what runs
 
@@ -279,6 +286,8 @@ class StochasticConv2d(PlannedModule):
             text += f", padding={padding}"
         if self.dilation != (1, 1):
             text += f", dilation={self.dilation}"
+        if self.groups > 1:
+            text += f", groups={self.groups}"
         if self.bias is None:
             text += ", bias=False"
         if self.padding_mode != "zeros":
@@ -298,8 +307,9 @@ class StochasticConv2d(PlannedModule):
         who = backends.serves("sparse_conv2d", self.weight.device)
         kernel = "x".join(str(k) for k in self.kernel_size)
         dtype = str(self.weight.dtype).removeprefix("torch.")
+        groups = f" in {self.groups} groups" if self.groups > 1 else ""
         lines = [
-            f"StochasticConv2d {self.in_channels} -> {self.out_channels}, {kernel}, {100 * self.density:.1f} % kept "
+            f"StochasticConv2d {self.in_channels} -> {self.out_channels}, {kernel}{groups}, {100 * self.density:.1f} % kept "
             f"({self.granularity}), {list(shape)}, {dtype}, served by {who}"
         ]
         if who != "reference":

@@ -18,7 +18,7 @@ def mask_tables(keep: Tensor) -> tuple[Tensor, Tensor]:
         >>> mask_tables(torch.tensor([[True, False, True], [False, False, False]]))
         (tensor([0, 2, 2], dtype=torch.int32), tensor([0, 2], dtype=torch.int32))
     """
-    indptr = torch.zeros(len(keep) + 1, dtype=torch.int32)
+    indptr = torch.zeros(len(keep) + 1, dtype=torch.int32, device=keep.device)
     indptr[1:] = keep.sum(1).cumsum(0)
     return indptr, keep.nonzero()[:, 1].int()
 
@@ -62,12 +62,12 @@ def conv_mask(
     """
     if fan_in is not None:
         table = fan_in_table(positions, rows, fan_in, seed=seed)
-        return torch.arange(rows + 1, dtype=torch.int32) * fan_in, table.flatten()
+        return torch.arange(rows + 1, dtype=torch.int32, device="cpu") * fan_in, table.flatten()
     if not 0 < density <= 1:
         raise ValueError(f"conv_mask: density must be in (0, 1]; got {density}")
     if count not in COUNTS:
         raise ValueError(f"conv_mask: count must be one of {COUNTS}; got {count!r}")
-    keys = torch.rand(rows * positions, generator=generator(seed), dtype=torch.float64)
+    keys = torch.rand(rows * positions, generator=generator(seed), dtype=torch.float64, device="cpu")
     keep = keys < density
     if count == "exact":
         kept = max(1, round(density * rows * positions))

@@ -38,10 +38,10 @@ def fan_in_table(in_blocks: int, out_blocks: int, fan_in: int, *, seed: int | No
     if not 1 <= fan_in <= in_blocks:
         raise ValueError(f"fan_in_table: fan_in must be in [1, {in_blocks}]; got {fan_in}")
     draw = generator(seed)
-    table = torch.empty(out_blocks, fan_in, dtype=torch.int32)
+    table = torch.empty(out_blocks, fan_in, dtype=torch.int32, device="cpu")
     step = max(1, _CHUNK // in_blocks)
     for first in range(0, out_blocks, step):
         rows = table[first : first + step]
-        keys = torch.rand(len(rows), in_blocks, generator=draw, dtype=torch.float64)
+        keys = torch.rand(len(rows), in_blocks, generator=draw, dtype=torch.float64, device="cpu")
         rows.copy_(keys.topk(fan_in, dim=1, sorted=False).indices.sort(dim=1).values)
     return table

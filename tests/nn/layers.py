@@ -31,5 +31,11 @@ LAYERS = [
         lambda **k: sknn.StochasticConv2d(6, 12, 3, padding=1, density=0.4, granularity="synapse", **k),
         (2, 6, 6, 6),
     ),
+    Layer(
+        "StochasticConv2d_groups",
+        lambda **k: sknn.StochasticConv2d(8, 12, 3, padding=1, density=0.4, groups=4, **k),
+        (2, 8, 6, 6),
+    ),
+    Layer("SparseLinear_regular", lambda **k: sknn.SparseLinear(24, 12, fan_out=3, **k), (4, 24)),
     Layer("SparseLinear_block", lambda **k: sknn.SparseLinear(32, 16, density=0.5, block_size=8, **k), (4, 32)),
 ]

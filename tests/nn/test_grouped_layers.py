@@ -53,7 +53,7 @@ def test_is_conv2d(options, layout):
 
 def test_signature_repr_and_initial_weights():
     ours, theirs = inspect.signature(GroupedConv2d), inspect.signature(nn.Conv2d)
-    assert list(ours.parameters)[:-1] == list(theirs.parameters) and list(ours.parameters)[-1] == "activation"
+    assert list(ours.parameters) == [*theirs.parameters, "activation", "group_sizes"]
     for name, parameter in theirs.parameters.items():
         assert ours.parameters[name].default == parameter.default and ours.parameters[name].kind == parameter.kind
     for options in (*VARIANTS, dict(kernel_size=3, groups=6)):

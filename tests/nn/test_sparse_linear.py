@@ -19,8 +19,9 @@ def bad(sentence, *args, **kwargs):
 
 
 def test_bad_arguments():
-    bad("fan_in and density must be given one without the other; got both", 8, 4, fan_in=2, density=0.5)
-    bad("fan_in and density must be given one without the other; got neither", 8, 4)
+    bad("fan_in, density and fan_out must be given one without the others; got fan_in and density", 8, 4, fan_in=2, density=0.5)
+    bad("fan_in, density and fan_out must be given one without the others; got density and fan_out", 8, 4, density=0.5, fan_out=2)
+    bad("fan_in, density and fan_out must be given one without the others; got none", 8, 4)
     bad("fan_in must be a multiple of 1 in [1, 8]; got 9", 8, 4, fan_in=9)
     bad("fan_in must be a multiple of 1 in [1, 8]; got 0", 8, 4, fan_in=0)
     bad("fan_in must be a multiple of 4 in [4, 8]; got 6", 8, 4, fan_in=6, block_size=4)
@@ -29,7 +30,15 @@ def test_bad_arguments():
     bad("in_features must be a positive multiple of 3; got 8", 8, 3, density=0.5, block_size=3)
     bad("out_features must be a positive multiple of 4; got 6", 8, 6, density=0.5, block_size=4)
     bad("block_size must be at least 1; got 0", 8, 4, density=0.5, block_size=0)
-    bad("topology must be one of ['random']; got 'spiral'", 8, 4, density=0.5, topology="spiral")
+    bad("topology must be one of ['random', 'regular']; got 'spiral'", 8, 4, density=0.5, topology="spiral")
+    bad("topology must be 'regular' with fan_out; got 'random'", 8, 4, fan_out=2, topology="random")
+    bad("fan_out must be a whole number in [1, 4]; got 0", 8, 4, fan_out=0)
+    bad("fan_out must be a whole number in [1, 4]; got 5", 8, 4, fan_out=5)
+    bad("fan_out must be a whole number in [1, 4]; got 1.25", 8, 4, fan_out=1.25)
+    bad("fan_out must be at least 16, or some of the 1024 outputs are unconnected; got 15", 64, 1024, fan_out=15)
+    bad("fan_out must be a multiple of 5, or fan_in = 64 * fan_out / 10 is not whole; got 3", 64, 10, fan_out=3)
+    bad("fan_out must be a multiple of 4, or fan_in = 8 * fan_out / 8 is not whole in blocks; got 2", 8, 8, fan_out=2, block_size=4)
+    bad("fan_in must be a multiple of 4 in [4, 8] for a whole fan_out to 6 outputs; got 3", 8, 6, fan_in=3, topology="regular")
 
 
 @pytest.mark.parametrize("block_size,shape", [(1, (12, 6)), ((4, 1), (3, 6, 4, 1)), (4, (3, 2, 4, 4)), ((2, 4), (6, 2, 2, 4))])
@@ -57,6 +66,58 @@ def test_seed_is_reproducible_and_leaves_torch_alone():
     assert torch.equal(SparseLinear(64, 32, density=0.25).index, first)
     # pinned: the same table on every machine and version
     assert SparseLinear(16, 2, fan_in=4, seed=0).index.tolist() == [[0, 1, 3, 5], [3, 11, 12, 14]]
+
+
+@pytest.mark.parametrize("block_size", [1, 2, (4, 1), (1, 2)])
+@pytest.mark.parametrize("sizes,fan_out", [((24, 16), 4), ((16, 24), 12), ((16, 16), 16)])
+def test_regular(sizes, fan_out, block_size):
+    layer = SparseLinear(*sizes, fan_out=fan_out, block_size=block_size, seed=1)
+    kept = layer.weight_dense() != 0
+    assert layer.topology == "regular" and layer.fan_out == fan_out and layer.fan_in == sizes[0] * fan_out // sizes[1]
+    assert kept.sum(0).unique().tolist() == [fan_out] and kept.sum(1).unique().tolist() == [layer.fan_in]
+    same = SparseLinear(*sizes, fan_in=layer.fan_in, block_size=block_size, topology="regular", seed=1)
+    assert torch.equal(same.index, layer.index) and f"fan_in={layer.fan_in}, fan_out={fan_out}, density=" in repr(same)
+    x = torch.randn(3, sizes[0])
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+    meta = SparseLinear(*sizes, fan_out=fan_out, block_size=block_size, device="meta")
+    assert meta.fan_out == fan_out and repr(meta) == repr(layer) and meta.weight.shape == layer.weight.shape
+
+
+def test_regular_density_is_the_nearest_that_can_be():
+    assert SparseLinear(64, 10, density=0.3, topology="regular").fan_in == 32  # the multiples of 32 give a whole fan-out
+    assert SparseLinear(64, 10, density=0.9, topology="regular").fan_in == 64
+    assert SparseLinear(64, 1024, density=0.3, topology="regular").fan_in == 19
+
+
+def test_fan_out_is_what_the_table_says():
+    layer = SparseLinear(8, 4, fan_out=1)
+    assert layer.fan_out == 1
+    layer.set_topology(torch.tensor([[0, 1]] * 4, dtype=torch.int32))
+    assert layer.fan_out is None and "fan_out=None" in repr(layer)
+    layer.reset_parameters()
+    assert layer.fan_out == 1
+    random = SparseLinear(24, 12, fan_in=5, seed=0)
+    assert random.fan_out is None and "fan_out" not in repr(random) and SparseLinear(24, 12, fan_in=24).fan_out == 12
+    assert SparseLinear(8, 4, fan_out=1, device="meta").to_empty(device="cpu").fan_out == 1  # nothing read from memory without values
+
+
+def test_from_dense_regular_keeps_the_drawn_connections():
+    dense = nn.Linear(24, 16)
+    layer = SparseLinear.from_dense(dense, fan_out=4, seed=3)
+    assert layer.fan_out == 4 and torch.equal(layer.index, SparseLinear(24, 16, fan_out=4, seed=3).index)
+    assert torch.equal(layer.weight_dense(), dense.weight * (layer.weight_dense() != 0))
+
+
+def test_under_a_default_device():
+    with torch.device("meta"):
+        meta = [SparseLinear(24, 12, fan_in=5), SparseLinear(24, 12, fan_out=2, seed=0), SparseLinear(24, 12, density=0.5, block_size=4)]
+        real = [SparseLinear(24, 12, **options, device="cpu") for options in (dict(fan_in=5, seed=0), dict(fan_out=2, seed=0))]
+        x = torch.empty(3, 24)
+    for layer in meta:
+        assert layer.index.is_meta and layer(x).shape == (3, 12) and layer(x).is_meta
+    for layer in real:
+        options = dict(fan_out=2) if layer.topology == "regular" else dict(fan_in=5)
+        assert torch.equal(layer.index, SparseLinear(24, 12, seed=0, **options).index)
 
 
 def test_state_dict_into_a_fresh_module():

@@ -33,10 +33,17 @@ def test_bad_arguments():
     bad("density must be in (0, 1]; got 1.5", 8, 4, 3, density=1.5)
     bad("fan_in must be a multiple of 8 in [8, 72]; got 12", 8, 4, 3, fan_in=12)
     bad("fan_in must be a multiple of 1 in [1, 72]; got 73", 8, 4, 3, fan_in=73, granularity="synapse")
-    bad("groups must be 1; got 2", 8, 4, 3, groups=2, density=0.5)
+    bad("groups must be at least 1; got 0", 8, 4, 3, groups=0, density=0.5)
+    bad("in_channels must be a positive multiple of 3 for blocks of 1 in 3 groups; got 8", 8, 6, 3, groups=3, density=0.5)
+    bad("out_channels must be a positive multiple of 6 for blocks of 2 in 3 groups; got 9", 9, 9, 3, groups=3, density=0.5, share=2)
+    bad(
+        "in_channels must be a positive multiple of 64 for blocks of 16 in 4 groups; got 96",
+        96, 64, 3, groups=4, density=0.5, granularity="block",
+    )  # fmt: skip
+    bad("fan_in must be a multiple of 4 in [4, 36]; got 40", 8, 4, 3, groups=2, fan_in=40)
     bad("share must be at least 1; got 0", 8, 4, 3, density=0.5, share=0)
     bad("out_channels must be a positive multiple of 3; got 4", 8, 4, 3, density=0.5, share=3)
-    bad("in_channels must be a multiple of 16; got 8", 8, 16, 3, density=0.5, granularity="block")
+    bad("in_channels must be a positive multiple of 16; got 8", 8, 16, 3, density=0.5, granularity="block")
     bad("count must be one of ('exact', 'bernoulli'); got 'most'", 8, 4, 3, density=0.5, count="most")
     bad("stride must be 1 with padding='same'; got (2, 2)", 8, 4, 3, 2, "same", density=0.5)
     bad("padding must be 'same', 'valid' or numbers; got 'full'", 8, 4, 3, 1, "full", density=0.5)

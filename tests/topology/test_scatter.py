@@ -1,0 +1,113 @@
+"""Scatter, against what Dey et al. say of it: their example, dense networks, and the expectation of random ones."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import comb
+
+import pytest
+import torch
+
+from sparsekern.topology import adjacency, fan_in_table, regular_table, scatter, window_adjacency
+from sparsekern.topology.scatter import junction_scatter
+
+# the (8, 4, 4) network of figures 4 and 6
+FIRST = torch.tensor([[0, 1], [4, 5], [2, 6], [3, 7]])
+SECOND = torch.tensor([[0, 2], [1, 3], [0, 3], [1, 2]])
+
+
+def morse(seed, draw=regular_table):
+    """Tables of the Morse network 64-1024-64 with fan-out (128, 8): fan-in 8 and 128."""
+    return [draw(64, 1024, 8, seed=seed), draw(1024, 64, 128, seed=seed + 1000)]
+
+
+def test_the_paper_s_example():
+    got = scatter([FIRST, SECOND], sizes=[8, 4])
+    assert got.vector == (0.75, 1, 1, 1, 0.75, 1) and got.value == 0.75
+    windows = window_adjacency(adjacency(FIRST, 8), 2, side="left")
+    assert windows.tolist() == [[2, 0], [0, 2], [1, 1], [1, 1]]  # 6 of 8 are reached
+    assert window_adjacency(adjacency(FIRST, 8), 1, side="right").tolist() == [[1] * 8]
+    as_matrices = [adjacency(FIRST, 8).bool(), adjacency(SECOND, 4).bool()]
+    assert scatter(as_matrices) == got and scatter([FIRST.int(), as_matrices[1]], [(8,), 4]) == got
+    assert scatter([FIRST], [8]).vector == (0.75, 1)
+    # ideal numbers of 1 everywhere but in the equivalent junction's matrix, where none of the entries is in between
+    assert scatter([FIRST, SECOND], sizes=[8, 4], measure="fair_share").vector[:4] == got.vector[:4]
+
+
+def test_equivalent_junction_counts_paths():
+    """fan-in 2*2 = 4, fan-out 1*2 = 2: 4 windows of 2 inputs, 2 windows of 2 outputs, on the product of the matrices."""
+    paths = adjacency(SECOND, 4) @ adjacency(FIRST, 8)
+    assert junction_scatter(paths, 4, 2) == (0.75, 1.0)
+    left = [[sum(paths[j, 2 * w : 2 * w + 2]) for w in range(4)] for j in range(4)]
+    assert torch.equal(window_adjacency(paths, 4, side="left"), torch.tensor(left, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("measure", ["present", "fair_share"])
+@pytest.mark.parametrize("layers", [(8, 4, 4), (64, 1024, 64), (6, 10, 4), (5, 7)])
+def test_fully_connected_is_all_ones(layers, measure):
+    full = [torch.ones(right, left, dtype=torch.bool) for left, right in pairwise(layers)]
+    got = scatter(full, measure=measure)
+    assert set(got.vector) == {1.0} and got.value == 1 and len(got.vector) == (2 if len(layers) == 2 else 2 * len(layers))
+
+
+def reached(size, fan):
+    """The chance that ``fan`` of ``size`` neurons, drawn without replacement, meet a window of ``size/fan`` of them."""
+    return 1 - comb(size - size // fan, fan) / comb(size, fan)
+
+
+def test_random_morse_expectation():
+    """Fan-out (128, 8): 0.6791 for 8 of 64 and 0.6577 for 128 of 1024."""
+    assert round(reached(64, 8), 4) == 0.6791 and round(reached(1024, 128), 4) == 0.6577
+    got = torch.tensor([scatter(morse(seed), [64, 1024]).vector for seed in range(20)]).mean(0)
+    want = torch.tensor([reached(64, 8), reached(1024, 128), reached(1024, 128), reached(64, 8), 1, 1])
+    # 8192 entries in each matrix of a junction, 20 draws: 5 standard errors of independent entries
+    assert ((got - want).abs()[:4] < 5 * (0.25 / (8192 * 20)) ** 0.5).all()
+    # the forward values of a fixed fan-in alone are the same; its fan-out is fixed only on average
+    forward = torch.tensor([scatter(morse(seed, fan_in_table), [64, 1024]).vector for seed in range(20)]).mean(0)[[0, 2]]
+    assert ((forward - want[[0, 2]]).abs() < 5 * (0.25 / (8192 * 20)) ** 0.5).all()
+
+
+def test_equivalent_junction_of_morse():
+    """Fan-in 8*128 = 1024 of 64 inputs: 64 windows of one neuron, ideally 16 paths from each (section 5.2 of the paper)."""
+    tables = morse(0)
+    paths = adjacency(tables[1], 1024) @ adjacency(tables[0], 64)
+    assert paths.shape == (64, 64) and paths.mean() == 16
+    present, share = (scatter(tables, [64, 1024], measure=m).vector[4] for m in ("present", "fair_share"))
+    assert present == (paths >= 1).double().mean() and share == (paths / 16).clamp_max(1).double().mean()
+    assert present == 1.0 and 0.89 < share < 0.93  # conventions: 1.0 against 0.914
+
+
+def test_windows_where_the_fan_does_not_divide():
+    table = regular_table(6, 6, 4, seed=0)  # gcd(6, 4) = 2 windows of 3, ideally 2 connections from each
+    forward, backward = scatter([table], [6]).vector
+    windows = window_adjacency(adjacency(table, 6), 2, side="left")
+    assert windows.shape == (6, 2) and forward == 1.0 and backward == 1.0  # 4 of 6 always meet both halves
+    assert scatter([table], [6], measure="fair_share").vector[0] == (windows / 2).clamp_max(1).mean()
+
+
+def test_bad_patterns_score_low():
+    identity = torch.arange(16).reshape(8, 2)  # each right neuron reads two neighbours: one window each
+    assert scatter([identity], [16]).vector[0] == 0.5
+    blocks = (torch.arange(4)[None] + 4 * (torch.arange(16) // 4)[:, None]).int()  # four groups, never mixed
+    assert scatter([blocks, blocks], [16, 16]).value == 0.25
+
+
+def test_bad_arguments():
+    for sentence, junctions, sizes, options in [
+        ("sizes must be given for index tables; got None", [FIRST], None, {}),
+        ("sizes must be one per junction, 2; got 1", [FIRST, SECOND], [8], {}),
+        ("sizes must be numbers of neurons, or shapes of one dimension; got (2, 4)", [FIRST], [(2, 4)], {}),
+        ("junctions must be at least one; got none", [], None, {}),
+        ("junctions[1] must be of 4 left neurons, the right ones of the junction before it; got 8", [FIRST, FIRST], [8, 8], {}),
+        ("junctions[0] must be in [0, 7); got 7", [FIRST], [7], {}),
+        ("junctions[0] must be without a connection twice; got duplicates", [torch.tensor([[1, 1]])], [2], {}),
+        ("junctions[0] must be of a whole mean fan-out of at least 1; got 2.5", [fan_in_table(24, 12, 5, seed=0)], [24], {}),
+        (
+            "junctions[0] must be [N_right, fan_in] integers or [N_right, N_left] bools; got [2, 2] torch.float32",
+            [torch.ones(2, 2)], None, {},
+        ),
+        ("measure must be one of ('present', 'fair_share'); got 'mean'", [FIRST], [8], dict(measure="mean")),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError) as raised:
+            scatter(junctions, sizes, **options)
+        assert str(raised.value) == f"scatter: {sentence}"
