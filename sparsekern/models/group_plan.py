@@ -10,34 +10,60 @@ Source: Deep Roots (arXiv 1605.06489), section 4.2 and Tables 1, 3 and 7. The de
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 TOPOLOGIES = ("root", "tree", "column")
 
 
-def group_plan(topology: str, degree: int, levels: int) -> tuple[int, ...]:
+def group_plan(
+    topology: str,
+    degree: int,
+    levels: int | None = None,
+    *,
+    channels: Sequence[tuple[int, int]] | None = None,
+) -> tuple[int, ...]:
     """Return the groups of each grouped level, first level first.
 
     Args:
         topology: ``"root"``, ``"tree"`` or ``"column"``.
         degree: groups of the first level, a power of two.
-        levels: how many levels of the network are grouped (NiN 2, ResNet-50 4).
+        levels: how many levels of the network are grouped (NiN 2, ResNet-50 4); default the length of ``channels``.
+        channels: the (in, out) channels of each level's convolution, checked to divide into its groups. A plan for a network of
+            one's own is then known to fit before any layer is built.
 
     Raises:
-        ValueError: ``group_plan: degree must be a power of two; got 6``
+        ValueError: ``group_plan: degree must be a power of two; got 6``;
+            ``group_plan: channels must divide into the groups of their level (level 1 has 16); got (24, 48)``
 
     Example:
         >>> group_plan("root", 8, levels=4)
         (8, 4, 2, 1)
-        >>> group_plan("tree", 8, levels=2)
+        >>> group_plan("tree", 8, channels=[(64, 128), (128, 256)])
         (8, 16)
     """
     if topology not in TOPOLOGIES:
         raise ValueError(f"group_plan: topology must be one of {', '.join(TOPOLOGIES)}; got {topology!r}")
     if degree < 1 or degree & (degree - 1):
         raise ValueError(f"group_plan: degree must be a power of two; got {degree}")
+    if levels is None:
+        levels = len(channels) if channels is not None else 0
     if levels < 1:
         raise ValueError(f"group_plan: levels must be at least 1; got {levels}")
     if topology == "root":
-        return tuple(max(1, degree >> level) for level in range(levels))
-    if topology == "tree":
-        return tuple(degree << level for level in range(levels))
-    return (degree,) * levels
+        plan = tuple(max(1, degree >> level) for level in range(levels))
+    elif topology == "tree":
+        plan = tuple(degree << level for level in range(levels))
+    else:
+        plan = (degree,) * levels
+    if channels is not None:
+        _check_channels(plan, channels)
+    return plan
+
+
+def _check_channels(plan: tuple[int, ...], channels: Sequence[tuple[int, int]]) -> None:
+    if len(channels) != len(plan):
+        raise ValueError(f"group_plan: channels must be one (in, out) for each of the {len(plan)} levels; got {len(channels)} of them")
+    for level, (groups, pair) in enumerate(zip(plan, channels, strict=True)):
+        if any(size % groups for size in pair):
+            rule = f"divide into the groups of their level (level {level} has {groups})"
+            raise ValueError(f"group_plan: channels must {rule}; got {tuple(pair)}")

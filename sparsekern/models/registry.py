@@ -1,30 +1,59 @@
-"""The model registry: names to builders, one file per paper family."""
+"""The model registry: names to cards, one file per model family."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import nn
 
 Builder = Callable[..., nn.Module]
 
-_BUILDERS: dict[str, Builder] = {}
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What is known of a registered model before it is built."""
+
+    name: str
+    build: Builder
+    paper: str  # short title, as in the README's list of papers
+    input_shape: tuple[int, ...]  # of one image: [C, H, W], or [features]
+    reduced_shape: tuple[int, ...]  # the smallest handy input on which every layer still has work: tests use it
+    dense: str | None  # the registered dense twin of the same shape; None for a dense model
 
 
-def register_model(builder: Builder, *, name: str | None = None) -> Builder:
+_CARDS: dict[str, ModelCard] = {}
+
+
+def register_model(
+    builder: Builder,
+    *,
+    name: str | None = None,
+    paper: str,
+    input_shape: tuple[int, ...],
+    reduced_shape: tuple[int, ...] | None = None,
+    dense: str | None = None,
+) -> Builder:
     """Make ``builder`` known to :func:`create_model` as ``name`` (default: the function's own name).
 
-    A decorator where a family has one builder per name; called directly where names are generated from a plan.
+    Args:
+        builder: takes options by keyword, each with a default; ``input_shape=`` among them where layers depend on it.
+        name: lower case, words joined by ``_``.
+        paper: short title of the source.
+        input_shape: the paper's input, one image without the batch.
+        reduced_shape: a smaller input for tests, default ``input_shape``.
+        dense: name of the dense twin.
 
     Raises:
         ValueError: ``register_model: name must be new; got 'nin'``
     """
     name = builder.__name__ if name is None else name
-    if name in _BUILDERS:
+    if name in _CARDS:
         raise ValueError(f"register_model: name must be new; got {name!r}")
-    _BUILDERS[name] = builder
+    _CARDS[name] = ModelCard(name, builder, paper, input_shape, reduced_shape or input_shape, dense)
     return builder
 
 
@@ -32,10 +61,27 @@ def list_models(pattern: str = "*") -> list[str]:
     """Return the registered names that match a shell pattern, in natural order.
 
     Example:
-        >>> list_models("nin_root_*")
-        ['nin_root_2', 'nin_root_4', 'nin_root_8', 'nin_root_16']
+        >>> list_models("nin_root_?")
+        ['nin_root_2', 'nin_root_4', 'nin_root_8']
     """
-    return sorted(fnmatch.filter(_BUILDERS, pattern), key=_natural)
+    return sorted(fnmatch.filter(_CARDS, pattern), key=_natural)
+
+
+def model_card(name: str) -> ModelCard:
+    """Return the card of a registered model.
+
+    Raises:
+        ValueError: ``create_model: name must be a registered model; got 'nin_root_3' (nearest: nin_root_2, ...)``
+
+    Example:
+        >>> model_card("nin_root_8").dense
+        'nin'
+    """
+    if name not in _CARDS:
+        near = difflib.get_close_matches(str(name), _CARDS, n=4, cutoff=0.5)
+        hint = f"nearest: {', '.join(near)}" if near else f"registered: {', '.join(list_models())}"
+        raise ValueError(f"create_model: name must be a registered model; got {name!r} ({hint})")
+    return _CARDS[name]
 
 
 def create_model(name: str, **options) -> nn.Module:
@@ -46,18 +92,21 @@ def create_model(name: str, **options) -> nn.Module:
         **options: passed to the builder, for example ``conv=torch.nn.Conv2d`` or ``batch_norm=True``.
 
     Raises:
-        ValueError: ``create_model: name must be a registered model; got 'nin_root_3' (nearest: nin_root_2, ...)``
+        ValueError: ``create_model: name must be a registered model; got 'nin_root_3' (nearest: nin_root_2, ...)``;
+            ``create_model: options of nin must be among batch_norm, conv, ...; got depth``
 
     Example:
         >>> from torch import nn
         >>> create_model("nin_root_4", conv=nn.Conv2d).conv2a.groups
         4
     """
-    if name not in _BUILDERS:
-        near = difflib.get_close_matches(str(name), _BUILDERS, n=4, cutoff=0.5)
-        hint = f"nearest: {', '.join(near)}" if near else f"registered: {', '.join(list_models())}"
-        raise ValueError(f"create_model: name must be a registered model; got {name!r} ({hint})")
-    return _BUILDERS[name](**options)
+    build = model_card(name).build
+    parameters = inspect.signature(build).parameters.values()
+    known = sorted(p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD))
+    unknown = [option for option in options if option not in known]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        raise ValueError(f"create_model: options of {name} must be among {', '.join(known)}; got {', '.join(unknown)}")
+    return build(**options)
 
 
 def _natural(name: str) -> tuple:

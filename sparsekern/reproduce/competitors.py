@@ -1,155 +1,131 @@
-"""Who runs a convolutional model in a comparison: which convolution, in which layout, with which pooling.
+"""Who runs a model in a comparison: which convolution and which linear layer, in which layout.
 
-Every competitor is built from the same model definition and gets the same weights, the same layout freedom, a fused
-ReLU where it has one, and the fastest pooling there is for its layout.
+Every competitor is made from the same model with the same weights, has the same layout freedom, a fused ReLU where it
+has one, and the same helpers for what is not compared (:mod:`sparsekern.reproduce.helpers`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from sparsekern.measure.protocol import interleave
-from sparsekern.models.parts import ConvFactory, default_conv
-from sparsekern.models.registry import create_model
-from sparsekern.reproduce.gate import LayerTruth
+from sparsekern.models.parts import ConvFactory
+from sparsekern.reproduce.rivals import CsrLinear, PrepackedConv2d, is_conv, is_linear, torch_conv, torch_linear
 
 NCHW, CHANNELS_LAST = "NCHW", "channels_last"
 FORMATS = {NCHW: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 
 
-class PrepackedConv2d(nn.Conv2d):
-    """The strongest dense rival on CPU: oneDNN with weights reordered beforehand and the ReLU fused.
-
-    Takes the arguments of ``nn.Conv2d`` and ``activation``. The weight is packed at the first forward and never again,
-    so this is for measuring frozen weights only.
-    """
-
-    def __init__(self, *args, activation: str = "none", **options):
-        super().__init__(*args, **options)
-        self.activation = activation
-        self._packed: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        shape = (self.padding, self.stride, self.dilation, self.groups)
-        if self._packed is None:
-            weight = self.weight.detach().contiguous(memory_format=torch.channels_last)
-            self._packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, list(x.shape))
-        return torch.ops.mkldnn._convolution_pointwise(x, self._packed, self.bias, *shape, self.activation, [], "")
-
-
 @dataclass(frozen=True)
 class Competitor:
-    """A convolution in a layout; ``name`` is what tables and files call it."""
+    """A layout, and what takes the place of the model's convolutions and sparse linear layers; ``name`` is for tables.
+
+    ``conv`` is called as ``nn.Conv2d`` is, ``linear`` as ``nn.Linear``; None leaves the model's own layers (ours).
+    """
 
     name: str
     layout: str
-    conv: ConvFactory
+    conv: ConvFactory | None = None
+    linear: Callable[..., nn.Linear] | None = None
 
-    def build(self, model_name: str, weights: Mapping[str, Tensor], pools: Mapping[str, nn.Module]) -> nn.Module:
-        """The registered model with these weights and poolings, in this competitor's layout, ready for inference."""
-        model = create_model(model_name, conv=self.conv)
-        model.load_state_dict(weights)
-        for name, pool in pools.items():
-            model.add_module(name, pool)
-        return model.eval().to(memory_format=FORMATS[self.layout])
+    def build(self, model: nn.Module, helpers: Mapping[str, nn.Module], weights: dict[tuple, nn.Parameter] | None = None) -> nn.Module:
+        """``model`` as this competitor runs it, ready for inference; ``model`` stays as it is and shares its parameters.
 
-    def served(self, model: nn.Module, truths: Mapping[str, LayerTruth]) -> dict[str, str]:
-        """Who serves each layer's forward and why, in the words of its ``explain``; empty for layers without."""
-        found = {}
-        for name, truth in truths.items():
-            layer = getattr(model, name)
-            if hasattr(layer, "explain"):
-                lines = layer.explain(tuple(truth.x.shape), channels_last=self.layout == CHANNELS_LAST).splitlines()
-                forward = (" ".join(line.split()[1:]) for line in lines if line.split()[0] == "forward")
-                found[name] = next(forward, lines[0].rpartition(", ")[2])
-        return found
+        Args:
+            helpers: module path -> what takes its place in every competitor alike (poolings, dense linear layers).
+            weights: keeps the parameters that were brought into another layout, for the next competitor in that layout.
+        """
+        shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        built = copy.deepcopy(model, shared).eval()
+        replaced: list[str] = []
+        for path, layer in list(built.named_modules()):
+            if any(path.startswith(f"{outer}.") for outer in replaced):
+                continue  # part of a layer that is gone
+            taken = helpers[path] if path in helpers else self._in_place_of(layer)
+            if taken is not None:
+                put(built, path, taken)
+                replaced.append(path)
+        if self.layout == CHANNELS_LAST:
+            _to_channels_last(built, {} if weights is None else weights)
+        return built
+
+    def _in_place_of(self, layer: nn.Module) -> nn.Module | None:
+        if self.conv is not None and is_conv(layer):
+            return torch_conv(layer, self.conv)
+        if self.linear is not None and is_linear(layer) and hasattr(layer, "weight_dense"):
+            return torch_linear(layer, self.linear)
+        return None
 
     def prepare(self, x: Tensor) -> Tensor:
-        """``x [N, C, H, W]`` in this competitor's layout."""
-        return x.contiguous(memory_format=FORMATS[self.layout])
+        """``x [N, C, H, W]`` in this competitor's layout; ``x [N, features]`` as it is."""
+        return x.contiguous(memory_format=FORMATS[self.layout]) if x.dim() == 4 else x
+
+    def served(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, str]:
+        """Who serves each layer's forward and why, in the words of its ``explain``; empty for layers without."""
+        found = {}
+        for path, x in inputs.items():
+            layer = model.get_submodule(path)
+            if hasattr(layer, "explain"):
+                found[path] = _served(layer, x, self.layout == CHANNELS_LAST)
+        return found
 
 
-def torch_competitors() -> list[Competitor]:
-    """torch's own: the default first, then channels_last, then prepacked where this torch has oneDNN."""
+def put(model: nn.Module, path: str, layer: nn.Module) -> None:
+    """Make ``layer`` the submodule of ``model`` at ``path``."""
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, layer)
+
+
+def _to_channels_last(model: nn.Module, weights: dict[tuple, nn.Parameter]) -> None:
+    """As ``model.to(memory_format=torch.channels_last)``, without touching the models that share the parameters."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.dim() == 4:
+                key = (parameter.data_ptr(), parameter.shape)
+                if key not in weights:
+                    moved = parameter.detach().contiguous(memory_format=torch.channels_last)
+                    weights[key] = nn.Parameter(moved, requires_grad=False)
+                module._parameters[name] = weights[key]
+
+
+def _served(layer: nn.Module, x: Tensor, channels_last: bool) -> str:
+    """``sparsekern own kernel``, ``torch dense 1x1 ...``, ``sparsekern tile``: the server first."""
+    if not is_conv(layer):
+        lines = layer.explain(rows=x.numel() // x.shape[-1]).splitlines()
+    elif "channels_last" in inspect.signature(layer.explain).parameters:
+        lines = layer.explain(tuple(x.shape), channels_last=channels_last).splitlines()
+    else:
+        lines = layer.explain(tuple(x.shape)).splitlines()
+    words = next((line.split()[1:] for line in lines if line.split()[0] == "forward"), None)
+    if words is None:
+        return lines[0].rpartition(", ")[2]
+    if words[0] in ("sparsekern", "torch"):
+        return " ".join(words)
+    return "torch dense weight made of the kept ones" if words[0] == "dense" else f"sparsekern {words[0]} kernel"
+
+
+def torch_competitors(sparse_linear: bool = False) -> list[Competitor]:
+    """torch's own: the default first, then channels_last, then prepacked where this torch has oneDNN.
+
+    Args:
+        sparse_linear: the model has sparse linear layers: compressed sparse rows are one more way.
+    """
     found = [
-        Competitor("nn.Conv2d NCHW", NCHW, nn.Conv2d),
-        Competitor("nn.Conv2d channels_last", CHANNELS_LAST, nn.Conv2d),
+        Competitor("nn.Conv2d NCHW", NCHW, nn.Conv2d, nn.Linear),
+        Competitor("nn.Conv2d channels_last", CHANNELS_LAST, nn.Conv2d, nn.Linear),
     ]
     if torch.backends.mkldnn.is_available():
-        found.append(Competitor("oneDNN prepacked channels_last", CHANNELS_LAST, PrepackedConv2d))
+        found.append(Competitor("oneDNN prepacked channels_last", CHANNELS_LAST, PrepackedConv2d, nn.Linear))
+        if sparse_linear:
+            found.append(Competitor("oneDNN prepacked channels_last, CSR", CHANNELS_LAST, PrepackedConv2d, CsrLinear))
     return found
 
 
 def our_competitors() -> list[Competitor]:
-    """:class:`sparsekern.nn.GroupedConv2d` with natural (unpacked) weights in both layouts."""
-    conv = default_conv()
-    return [Competitor(f"GroupedConv2d {layout}", layout, conv) for layout in FORMATS]
-
-
-# ---- pooling
-
-
-class _ViaChannelsLast(nn.Module):
-    """Pool an NCHW tensor in channels_last and bring it back: two copies, but torch's NCHW max-pool is scalar."""
-
-    def __init__(self, pool: nn.Module):
-        super().__init__()
-        self.pool = pool
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pool(x.contiguous(memory_format=torch.channels_last)).contiguous()
-
-
-class _MaxPoolViaOneDNN(nn.Module):
-    """Pool an NCHW tensor as oneDNN's opaque tensor."""
-
-    def __init__(self, pool: nn.MaxPool2d):
-        super().__init__()
-        window = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
-        self.window = [[v, v] if isinstance(v, int) else list(v) for v in window]
-        self.ceil_mode = pool.ceil_mode
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.mkldnn_max_pool2d(x.to_mkldnn(), *self.window, self.ceil_mode).to_dense()
-
-
-class _Mean(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3), keepdim=True)
-
-
-def fastest_pools(model: nn.Module, layout: str, pool_inputs: Mapping[str, Tensor]) -> dict[str, nn.Module]:
-    """For each pooling of ``model``, the fastest module that gives the same result in ``layout``.
-
-    Args:
-        pool_inputs: the tensor that meets each pooling, by the pooling's name.
-    """
-    chosen = {}
-    for name, x in pool_inputs.items():
-        x = x.contiguous(memory_format=FORMATS[layout])
-        expected = getattr(model, name)(x)
-        callables = {}
-        candidates = _pool_candidates(getattr(model, name), layout)
-        for i, candidate in enumerate(candidates):
-            assert torch.allclose(candidate(x), expected, rtol=1e-6, atol=1e-6), f"{name} candidate {i} pools differently"
-            callables[str(i)] = partial(candidate, x)
-        times = interleave(callables, rounds=5, min_time_ms=1.0) if len(candidates) > 1 else {}
-        chosen[name] = candidates[int(min(times, key=lambda i: times[i].median_us, default=0))]
-    return chosen
-
-
-def _pool_candidates(pool: nn.Module, layout: str) -> list[nn.Module]:
-    if isinstance(pool, nn.AdaptiveAvgPool2d):
-        return [pool, _Mean()]
-    if layout == CHANNELS_LAST:
-        return [pool]
-    candidates = [pool, _ViaChannelsLast(pool)]
-    # oneDNN's average divides a window that hangs over the edge by another count than torch: only the maximum is equal.
-    if isinstance(pool, nn.MaxPool2d) and torch.backends.mkldnn.is_available():
-        candidates.append(_MaxPoolViaOneDNN(pool))
-    return candidates
+    """Our layers with natural (unpacked) weights, in both layouts."""
+    return [Competitor(f"sparsekern {layout}", layout) for layout in FORMATS]

@@ -1,150 +1,126 @@
-"""The Network in Network tables of Deep Roots for people: what is printed, what is counted, what is measured."""
+"""A timed table for people: milliseconds, speedups beside FLOP reduction, and the layers of one variant."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sparsekern.measure.protocol import Timing, verdict
-from sparsekern.reproduce.deep_roots import PARTS, QUIET, NinResult, NinRow
+from sparsekern.measure.protocol import verdict
+from sparsekern.reproduce.bench import PARTS
+from sparsekern.reproduce.caption import caption, notes, plural
+from sparsekern.reproduce.runner import Result, Row
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-WIDE = 160  # columns that the two parts need side by side
-PART_NAMES = {"stack": "convolutions", "model": "whole model"}
-WINNER_TITLES = (("Best dense", "dense"), ("Best torch grouped", "grouped"), ("Ours, weights not packed", "ours"))
 
-
-def nin_tables(result: NinResult, width: int = 120) -> list[RenderableType]:
+def measured_tables(result: Result, width: int = 120, layers: bool = False) -> list[RenderableType]:
     """The rich tables and the caption that goes with their numbers.
 
-    From 160 columns on convolutions and whole model stand side by side; below, one table each, which fits 100 columns.
+    Stack and whole model stand side by side where ``width`` columns have room for both, else one below the other.
+
+    Args:
+        layers: also the layers of the sparsest variant.
     """
     from rich.padding import Padding
     from rich.text import Text
 
-    return [
-        counted_table(result),
-        "",
-        *(measured_table(result, parts) for parts in ([PARTS] if width >= WIDE else [[part] for part in PARTS])),
-        Padding(Text("\n".join(notes() + caption(result)), style="dim"), (1, 0, 0, 0)),
-    ]
+    side_by_side = measured_table(result, PARTS)
+    fits = natural_width(side_by_side) <= width
+    tables: list[RenderableType] = [side_by_side] if fits else [measured_table(result, [part]) for part in PARTS]
+    if layers:
+        tables += ["", layer_table(result)]
+    return [*tables, Padding(Text("\n".join(notes(result) + caption(result)), style="dim"), (1, 0, 0, 0))]
 
 
-def counted_table(result: NinResult) -> Table:
-    """The paper's cells beside the exact integers counted here."""
-    table = _table("Deep Roots, tables 2 and 8, Network in Network on CIFAR-10: printed cells and our exact counts")
-    table.add_column("model", no_wrap=True)
-    for head in (
-        "groups\n2a,3a",
-        "FLOPS\nx10^8",
-        "counted\nFLOPS",
-        "",
-        "Param.\nx10^5",
-        "counted\nparameters",
-        "",
-        "accuracy\n(paper)",
-        "CPU ms\n(paper)",
-        "GPU ms\n(paper)",
-    ):
-        table.add_column(head, justify="left" if not head else "right", no_wrap=True)
-    for row in result.rows:
-        printed = row.paper["printed"]
-        table.add_row(
-            row.paper["row"],
-            ",".join(map(str, row.paper["groups"])),
-            printed["flops_1e8"],
-            f"{row.flops:,}",
-            _agreement(row.flops, row.paper["flops"], printed["flops_1e8"], 1e8),
-            printed["params_1e5"],
-            f"{row.params:,}",
-            _agreement(row.params, row.paper["params"], printed["params_1e5"], 1e5),
-            printed["accuracy"],
-            printed["cpu_ms"],
-            printed["gpu_ms"],
-            end_section=_ends_family(row),
-        )
-    return table
+def natural_width(table: Table) -> int:
+    """How many columns of characters ``table`` needs so that no cell is cut."""
+    from rich.console import Console
+
+    return Console(width=1000).measure(table).maximum
 
 
-def _agreement(counted: int, expected: int, printed: str, unit: float) -> str:
-    decimals = len(printed.partition(".")[2])
-    rounds = f"{counted / unit:.{decimals}f}" == printed
-    return "[green]equal[/]" if counted == expected and rounds else "[red]differs[/]"
-
-
-def measured_table(result: NinResult, parts: Sequence[str] = PARTS) -> Table:
+def measured_table(result: Result, parts: Sequence[str] = PARTS) -> Table:
     """Milliseconds per image and realised speedups beside the FLOP reduction, both parts side by side or one alone."""
-    names = " and ".join(PART_NAMES[part] for part in parts)
+    titles, role = part_titles(result), result.table.sparse_role
+    has_variants = any(not row.of.is_dense for row in result.rows)
     table = _table(
-        f"Measured, {names}: {result.clock} ms per image ({_plural(result.batch, 'image')} per call, "
-        f"{_plural(result.threads, 'thread')}, float32, median of interleaved rounds)"
+        f"Measured, {' and '.join(titles[part] for part in parts)}: {result.clock} ms per image "
+        f"({plural(result.batch, 'image')} per call, {plural(result.threads, 'thread')}, float32, median of interleaved rounds)"
     )
     table.add_column("model", no_wrap=True)
     table.add_column("FLOPs\n÷", justify="right", no_wrap=True)
+    if result.table.plotted == "stack":
+        table.add_column("its\nlayers'\n÷", justify="right", no_wrap=True)
+    roles = {"dense": "dense\nbest", **({role: f"torch\n{role}"} if has_variants else {}), "ours": "ours"}
     for part in parts:
-        for head in ("dense\ndefault", "dense\nbest", "torch\ngrouped", "ours", "ours\nspeedup", "p20..p80"):
-            over = PART_NAMES[part] if head == "dense\ndefault" and len(parts) > 1 else ""
+        for head in ("dense\ndefault", *roles.values(), "ours\nspeedup", "p20..p80"):
+            over = titles[part] if head == "dense\ndefault" and len(parts) > 1 else ""
             table.add_column(f"{over}\n{head}", justify="right", no_wrap=True)
-    for head in ("torch\ngrouped\nspeedup", "like\nfor\nlike", "paper\nCPU\nspeedup"):
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in result.rows:
-        cells = [row.paper["row"], f"{row.flop_reduction:.2f}"]
+    whole = has_variants and "model" in parts
+    if has_variants:
+        for head in (f"torch\n{role}\nspeedup", "like\nfor\nlike", "paper\nCPU\nspeedup"):
+            table.add_column(head, justify="right", no_wrap=True)
+    if whole:
+        table.add_column(f"{role}\nlayers'\nshare", justify="right", no_wrap=True)
+    for i, row in enumerate(result.rows):
+        cells = [row.of.label, f"{row.flop_reduction:.2f}"]
+        if result.table.plotted == "stack":
+            cells.append(f"{row.stack_reduction:.2f}" if row.stack_reduction < 99.5 else f"{row.stack_reduction:.0f}")
         for part in parts:
-            times = (row.default(part), *(row.best(part, role) for role in ("dense", "grouped", "ours")))
-            cells += [_ms(timing, result.batch) for timing in times]
+            times = (row.torch_default(part), *(row.best(part, by) for by in roles))
+            cells += [_ms(timing.median_us / 1e3 / result.batch if timing else None) for timing in times]
             cells += [_speedup(row, part, "ours", emphasis=True), _spread(row, part)]
-        cells += [_speedup(row, parts[-1], "grouped"), _speedup(row, parts[-1], "ours", "ours_dense")]
-        paper = paper_cpu_speedup(row, result)
-        table.add_row(*cells, f"{paper:.2f}" if paper else "–", end_section=_ends_family(row))
+        paper, share = paper_cpu_speedup(row, result), row.share("ours", result.clock)
+        if has_variants:
+            cells += [_speedup(row, parts[-1], role), _speedup(row, parts[-1], "ours", "ours_dense"), f"{paper:.2f}" if paper else "–"]
+        if whole:
+            cells.append("–" if share is None else f"{share:.0%}")
+        table.add_row(*cells, end_section=_ends_family(result.rows, i))
     return table
 
 
-def notes() -> list[str]:
-    """How to read the columns."""
-    return [
-        "speedup: times faster than the best dense, network against network; in (brackets) where the p20..p80 "
-        "intervals overlap: no winner.",
-        "torch grouped speedup: also against the best dense. like for like: ours against the dense twin with our "
-        "kernels. (Side by side: of the whole model.)",
-    ]
+def layer_table(result: Result) -> Table:
+    """Milliseconds of each layer in the running model, of the variant that saves most by sparse layers."""
+    row = max(result.rows, key=lambda row: (any(layer.sparse for layer in row.layers), row.flop_reduction))
+    roles = [role for role in ("dense", result.table.sparse_role, "ours") if role in row.layer_times]
+    table = _table(f"Layers of {row.of.label} in the running model, {result.clock} ms per image (dense best: the twin's layer)")
+    table.add_column("layer", no_wrap=True)
+    table.add_column("weight", no_wrap=True)
+    for role in roles:
+        table.add_column({"dense": "dense\nbest", "ours": "\nours"}.get(role, f"torch\n{role}"), justify="right", no_wrap=True)
+    table.add_column("served by", no_wrap=True)
+    served = row.served.get(row.profiled.get("ours", ""), {})
+    for layer in row.layers:
+        times = [row.layer_times[role].layers[result.clock].get(layer.path) for role in roles]
+        cells = [_ms(None if ms is None else ms / result.batch) for ms in times]
+        table.add_row(layer.path, layer.weight, *cells, served.get(layer.path, "torch"), style="bold" if layer.sparse else "")
+    wholes = [row.layer_times[role].model[result.clock] for role in roles]
+    rest = [ms - sum(row.layer_times[role].layers[result.clock].values()) for ms, role in zip(wholes, roles, strict=True)]
+    table.add_section()
+    table.add_row("all else", "", *(_ms(ms / result.batch) for ms in rest), "")
+    table.add_row("whole model", "", *(_ms(ms / result.batch) for ms in wholes), "")
+    return table
 
 
-def caption(result: NinResult) -> list[str]:
-    """What the numbers mean and depend on: the same words under the table, under the plot and in the JSON file."""
-    card = result.machine
-    rounds = sorted({row.rounds for row in result.rows})
-    winners = [f"{title}: {_winners(result, role)}" for title, role in WINNER_TITLES if _winners(result, role)]
-    return [
-        "A variant and its dense twin (groups = 1) are different functions of equal shape: the accuracy is the paper's "
-        "column. Weights are untrained (He).",
-        f"{'. '.join(winners)}. {_served(result)}Pooling: the fastest for the layout, for all alike.",
-        f"Before timing, every layer and output was within its float32 bound of the float64 result. Input: {result.images}.",
-        f"{card.get('cpu')}, {_plural(result.threads, 'thread')}, kernels {card.get('isa') or 'n/a'}, "
-        f"malloc {card.get('allocator')}, float32, batch {result.batch}, median of "
-        f"{'..'.join(str(n) for n in dict.fromkeys((rounds[0], rounds[-1])))} interleaved rounds, "
-        f"torch {card.get('torch')}, sparsekern {card.get('sparsekern') or 'source tree'}.",
-        *_busy(result),
-    ]
+def part_titles(result: Result) -> dict[str, str]:
+    """What a part is called in this table."""
+    return {"stack": result.table.stack_of, "model": "whole model"}
 
 
-def _busy(result: NinResult) -> list[str]:
-    if result.share >= QUIET or result.threads > 1:
-        return []
-    return [
-        f"The machine was busy: the measuring thread ran {result.share:.0%} of the time. Times are its CPU time, not "
-        "the wall's, and less sure than on a quiet machine."
-    ]
+def paper_cpu_speedup(row: Row, result: Result) -> float | None:
+    """The paper's CPU milliseconds of the dense twin over those of this row, where it printed both."""
+    dense = next((r.of for r in result.rows if r.of.variant == row.of.variant.dense), None)
+    found = [_printed_ms(of.paper) for of in (dense, row.of) if of is not None]
+    return None if dense is None or dense is row.of or None in found else found[0] / found[1]
 
 
-def paper_cpu_speedup(row: NinRow, result: NinResult) -> float | None:
-    """The paper's CPU milliseconds of the dense net over those of this row."""
-    dense = next((r.paper for r in result.rows if r.paper["model"] == "nin"), None)
-    if dense is None or row.paper is dense:
+def _printed_ms(paper: dict) -> float | None:
+    try:
+        return float(paper["printed"]["cpu_ms"])
+    except (KeyError, TypeError, ValueError):
         return None
-    return float(dense["printed"]["cpu_ms"]) / float(row.paper["printed"]["cpu_ms"])
 
 
 def _table(title: str) -> Table:
@@ -154,15 +130,11 @@ def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
 
 
-def _plural(n: int, word: str) -> str:
-    return f"{n} {word}{'s' * (n != 1)}"
+def _ms(ms: float | None) -> str:
+    return "–" if ms is None else f"{ms:.4f}" if ms < 0.0995 else f"{ms:.3f}"
 
 
-def _ms(timing: Timing | None, batch: int) -> str:
-    return f"{timing.median_us / 1e3 / batch:.3f}" if timing else "–"
-
-
-def _speedup(row: NinRow, part: str, role: str, rival: str = "dense", emphasis: bool = False) -> str:
+def _speedup(row: Row, part: str, role: str, rival: str = "dense", emphasis: bool = False) -> str:
     found = row.speedup(part, role, rival)
     if found is None:
         return "–"
@@ -172,31 +144,15 @@ def _speedup(row: NinRow, part: str, role: str, rival: str = "dense", emphasis: 
     return f"[bold]{text}[/]" if emphasis else text
 
 
-def _spread(row: NinRow, part: str) -> str:
+def _spread(row: Row, part: str) -> str:
     found = row.speedup(part, "ours")
     return f"{found[0]:.2f}..{found[2]:.2f}" if found else "–"
 
 
-def _ends_family(row: NinRow) -> bool:
-    return row.paper["row"] in ("Orig.", "root-16", "tree-16")
+def _ends_family(rows: Sequence[Row], i: int) -> bool:
+    """Whether the next row is of another kind: dense, root, tree, column or other."""
+    return i + 1 < len(rows) and _kind(rows[i]) != _kind(rows[i + 1])
 
 
-def _served(result: NinResult) -> str:
-    """Which layers of our fastest nets run torch's convolution inside GroupedConv2d, or no compiled kernel at all."""
-    by_others: dict[str, set[str]] = {}
-    for row in result.rows:
-        best = row.best("model", "ours")
-        for layer, who in row.served.get(_competitor(best), {}).items() if best else ():
-            if not who.startswith("sparsekern"):
-                by_others.setdefault("torch's" if who.startswith("torch") else "the reference", set()).add(layer)
-    return "".join(f"GroupedConv2d left {', '.join(sorted(ls))} to {who} convolution. " for who, ls in by_others.items())
-
-
-def _competitor(timing: Timing) -> str:
-    return timing.name.rpartition(" | ")[2]
-
-
-def _winners(result: NinResult, role: str) -> str:
-    """Which competitor was fastest for whole models, and in how many rows: ``GroupedConv2d NCHW (13 of 13)``."""
-    names = [_competitor(best) for row in result.rows if (best := row.best("model", role))]
-    return ", ".join(f"{name} ({names.count(name)} of {len(names)})" for name in dict.fromkeys(sorted(names)))
+def _kind(row: Row) -> tuple[str, bool]:
+    return row.of.family, row.of.is_dense

@@ -26,3 +26,17 @@ def test_bad_arguments():
             group_plan("root", degree, 2)
     with pytest.raises(ValueError, match="group_plan: levels must be at least 1; got 0"):
         group_plan("root", 2, 0)
+
+
+def test_channels_are_checked_level_by_level():
+    nin = [(96, 192), (192, 192)]
+    assert group_plan("root", 16, channels=nin) == group_plan("root", 16, 2) == (16, 8)
+    assert group_plan("tree", 16, 2, channels=nin) == (16, 32)
+    with pytest.raises(ValueError, match=r"channels must divide into the groups of their level \(level 0 has 64\); got \(96, 192\)"):
+        group_plan("root", 64, channels=nin)  # the outputs divide, the inputs do not
+    with pytest.raises(ValueError, match=r"\(level 1 has 128\); got \(192, 192\)"):
+        group_plan("tree", 64, channels=[(64, 64), (192, 192)])
+    with pytest.raises(ValueError, match=r"channels must be one \(in, out\) for each of the 3 levels; got 2 of them"):
+        group_plan("root", 16, 3, channels=nin)
+    with pytest.raises(ValueError, match="group_plan: levels must be at least 1; got 0"):
+        group_plan("root", 16)

@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from sparsekern.models import create_model, list_models
+from sparsekern.models import NiN, create_model, list_models
 from sparsekern.profile.count import count
 from sparsekern.reproduce.paper import paper_rows
 
-ROWS = {row["model"]: row for row in paper_rows("deep_roots_nin")}
+ROWS = {row["model"]: (row["flops"], row["params"]) for row in paper_rows("deep_roots_nin")}
+ROWS["nin_root_32"] = (88_302_986, 209_546)  # Figure 10 prints no counts; conv2a keeps 192*3*25 weights, conv3a 192*12*9
 
 
 @pytest.mark.parametrize("name", list_models("nin*"))
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_counts_are_the_papers_to_the_last_unit(name, batch_norm):
     counted = count(create_model(name, conv=nn.Conv2d, batch_norm=batch_norm), (3, 32, 32), convention="deep_roots")
-    assert (counted.flops, counted.params) == (ROWS[name]["flops"], ROWS[name]["params"])
+    assert (counted.flops, counted.params) == ROWS[name]
 
 
 def test_feature_maps_are_those_of_the_paper():
@@ -91,7 +92,7 @@ def test_the_default_convolution_is_ours_with_the_same_counts():
     ours, plain = (count(m, (3, 32, 32)) for m in (model, create_model("nin_col_8", conv=nn.Conv2d)))
     assert (ours.flops, ours.params) == (plain.flops, plain.params)
     by_rule = count(model, (3, 32, 32), convention="deep_roots")
-    assert (by_rule.flops, by_rule.params) == (ROWS["nin_col_8"]["flops"], ROWS["nin_col_8"]["params"])
+    assert (by_rule.flops, by_rule.params) == ROWS["nin_col_8"]
     model(torch.randn(2, 3, 32, 32)).square().sum().backward()  # with a gradient needed nothing is fused
     for name, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
@@ -104,3 +105,32 @@ def test_blocks_and_poolings_make_the_model():
     for block, pool in zip(model.blocks(), (model.pool1, model.pool2, model.pool3), strict=True):
         x = pool(block(x))
     assert torch.equal(x.flatten(1), expected)
+
+
+def test_other_widths_without_biases_give_the_weights_of_stochasticnet_in_stochasticnet():
+    # StochasticNet in StochasticNet, Tables 1 and 2: its perceptron layers (1x1) at full, half and a quarter of their width
+    for widths, conv_weights, mlp_weights in (
+        (((192, 160, 96), (192, 192, 192), (192, 160)), 806_976, 152_128),
+        (((192, 80, 48), (192, 96, 96), (192, 80)), 410_688, 63_008),
+        (((192, 40, 24), (192, 48, 48), (192, 40)), 212_544, 28_240),
+    ):
+        model = create_model("nin", widths=widths, bias=False, conv=nn.Conv2d)
+        assert not any(name.endswith("bias") for name in model.state_dict())
+        by_kernel = {True: 0, False: 0}
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                by_kernel[module.kernel_size[0] > 1] += module.weight.numel()
+        assert by_kernel == {True: conv_weights, False: mlp_weights}
+    with pytest.raises(ValueError, match=r"NiN: widths must be 3, 3 and 2 positive numbers of filters; got \(\(192,\),\)"):
+        create_model("nin", widths=((192,),))
+
+
+def test_unequal_groups_reach_the_convolution_as_their_sizes():
+    asked = {}
+
+    def conv(*args, group_sizes=None, **options):
+        asked[args] = group_sizes
+        return nn.Conv2d(*args, **options)
+
+    NiN(groups=([(32, 128), (64, 64)], 8), conv=conv)
+    assert asked[96, 192, 5] == [(32, 128), (64, 64)] and asked[192, 192, 3] is None

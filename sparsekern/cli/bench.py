@@ -1,0 +1,144 @@
+"""``sparsekern bench``: cases against every rival, and rows against floors."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sparsekern.cli.terms import UsageError, make_console, make_progress, make_table, parse_numbers, parse_words
+
+
+def add_command(commands: Any) -> None:
+    bench = commands.add_parser("bench", help="time cases against every rival, or check rows against floors")
+    bench.add_argument("kind", choices=("linear", "conv", "gemm", "check"))
+    bench.add_argument("path", nargs="?", metavar="FILE", help="check: committed rows, a file or a folder of them")
+    bench.add_argument("--case", default="", metavar="WORDS", help="words that the case's id contains")
+    bench.add_argument("--batch", default="", metavar="N,N")
+    bench.add_argument("--density", default="", metavar="D,D")
+    bench.add_argument("--dtype", default="", metavar="NAME,NAME", help="float32 (default), bfloat16, ...")
+    bench.add_argument("--layout", default="", metavar="NAME", help="rows, features, nchw, channels_last")
+    bench.add_argument("--mode", default="fwd", metavar="NAME,NAME", help="fwd (default), fwd_bwd")
+    bench.add_argument("--quick", action="store_true", help="only the cases that bench check asserts")
+    bench.add_argument("--cold", action="store_true", help="weights out of the private caches before every call")
+    bench.add_argument("--both", action="store_true", help="hot and cold")
+    bench.add_argument("--list", action="store_true", help="print the ids of the chosen cases and stop")
+    bench.add_argument("--rounds", type=int, default=9)
+    bench.add_argument("--min-time-ms", type=float, default=3.0)
+    bench.add_argument("--threads", type=int, default=1)
+    bench.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="cpu: for one thread on a core that others use too")
+    bench.add_argument("--core", type=int, help="pin to this core (one thread only)")
+    bench.add_argument("--recorded", action="store_true", help="check: the rows of FILE, without measuring")
+    bench.add_argument("--json", metavar="FILE", help="write rows as JSON lines")
+    bench.add_argument("--plot", metavar="FILE", help="draw the speedups (.png, .svg, .pdf)")
+    bench.set_defaults(run=run_bench)
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    """Time cases against every rival and print a table per case."""
+    from sparsekern.measure import cases
+
+    if options.kind == "check":
+        return run_check(options)
+    chosen = cases.select(
+        options.kind,
+        match=options.case,
+        batches=parse_numbers("--batch", options.batch, int),
+        densities=parse_numbers("--density", options.density, float),
+        dtypes=parse_words(options.dtype),
+        layouts=parse_words(options.layout),
+        quick=options.quick,
+    )
+    if options.list:
+        print("\n".join(case.id for case in chosen))
+        return 0
+    if not chosen:
+        raise UsageError(f"bench: --case must match a case of {options.kind}; got {options.case!r} (see --list)")
+    for path in filter(None, (options.json, options.plot)):
+        if not Path(path).resolve().parent.is_dir():
+            raise UsageError(f"bench: the folder of {path} must exist")
+    rows = _measure(chosen, options)
+    from sparsekern.measure import rows as rows_file
+    from sparsekern.measure import show
+
+    for line in [*show.summary(rows), show.busy(rows)]:
+        if line:
+            print(line)
+    if options.json:
+        rows_file.write_rows(options.json, rows)
+    if options.plot:
+        show.plot(rows, options.plot)
+    return 0
+
+
+def _measure(chosen: list, options: argparse.Namespace) -> list:
+    """Measure the cases, show each as it is done; an interrupt keeps what was measured."""
+    import torch
+
+    from sparsekern.measure import protocol, rows, show
+
+    console, measured = make_console(), []
+    pin_to = options.core if options.threads == 1 else None
+    with protocol.threads(options.threads), protocol.pin(pin_to), make_progress(len(chosen)) as advance:
+        for case in chosen:
+            for mode in parse_words(options.mode):
+                for cold in (False, True) if options.both else (options.cold,):
+                    with torch.set_grad_enabled(mode == "fwd_bwd"):
+                        found = rows.measure(
+                            case,
+                            mode=mode,
+                            cold=cold,
+                            rounds=options.rounds,
+                            min_time_ms=options.min_time_ms,
+                            clock=options.clock,
+                        )
+                    console.print(show.table(found))
+                    measured += found
+            advance(case.id)
+    return measured
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """Measure the quick cases now (or take recorded rows) and hold them against the floors."""
+    from sparsekern.measure import cases, compare
+    from sparsekern.measure.machine import machine_card, machine_kind
+    from sparsekern.measure.rows import read_rows, write_rows
+
+    path = Path(options.path or "bench/results")
+    if not path.exists():
+        raise UsageError(f"bench check: FILE must be a file of rows or a folder of them; got {path}")
+    kind = machine_kind(machine_card())
+    file = path / f"{kind}.jsonl" if path.is_dir() else path
+    committed = read_rows(file) if file.is_file() else []
+    if not committed:
+        print(f"bench check: no committed rows for this kind of machine ({file.name})")
+    if options.recorded:
+        if not committed:
+            raise UsageError("bench check: --recorded needs a file of rows")
+        measured = committed
+    else:
+        options.mode, options.both = "fwd", False
+        measured = _measure([c for k in cases.BUILDERS for c in cases.select(k, match=options.case, quick=True)], options)
+        if options.json:
+            write_rows(options.json, measured)
+    checks = compare.check(measured, committed)
+    if not checks:
+        raise UsageError("bench check: nothing to check: no row of ours has a rival with a floor")
+    table = make_table("ratios against floors", "case", "ours", "rival", "ratio", "floor", "committed", "")
+    for check in checks:
+        table.add_row(
+            " ".join(check.key[:3]),
+            check.key[3],
+            check.rival,
+            f"{check.ratio[1]:.2f}x",
+            f"{check.floor:.2f}",
+            f"{check.committed:.2f}x" if check.committed else "-",
+            "ok" if check.kept else "[red]BROKEN[/]",
+        )
+    make_console().print(table)
+    broken = [check for check in checks if not check.kept]
+    missing = {row.reason for row in measured if row.ours and row.reason}
+    for reason in sorted(missing):
+        print(f"not measured: {reason}")
+    print(f"{len(checks) - len(broken)} of {len(checks)} ratios kept" + (f", {len(broken)} BROKEN" if broken else ""))
+    return 1 if broken else 0

@@ -1,0 +1,43 @@
+"""Every command is a function that takes the parsed arguments and returns the exit code: 0 done, 1 a promise is broken
+(a probe fails, a ratio is below its floor, a paper's cell is not what it should be), 2 the user asked for something that cannot be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from sparsekern.cli import bench, compare, env, models, probe, profile, reproduce
+from sparsekern.cli.terms import UsageError
+
+COMMANDS = (env, models, profile, bench, compare, probe, reproduce)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except (UsageError, ValueError, FileNotFoundError) as error:
+        if os.environ.get("SPARSEKERN_TRACEBACK"):
+            raise
+        print(f"sparsekern: {error}", file=sys.stderr)
+        return 2
+    except ArithmeticError as error:  # a provider is wrong: no speed is printed
+        print(f"sparsekern: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("sparsekern: stopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sparsekern", description="Structured sparsity, measured.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_command(commands)
+    return parser

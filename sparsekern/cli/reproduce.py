@@ -1,0 +1,51 @@
+"""``sparsekern reproduce``: the papers' tables, recounted and measured."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sparsekern.cli.terms import UsageError, make_console, parse_numbers
+
+
+def add_command(commands: Any) -> None:
+    reproduce = commands.add_parser("reproduce", help="reproduce a table of a paper; without TABLE, list them")
+    reproduce.add_argument("table", nargs="?", metavar="TABLE")
+    reproduce.add_argument("--images", type=Path, metavar="PATH", help="CIFAR-10: folder, archive or batch file")
+    reproduce.add_argument("--counts-only", action="store_true", help="printed cells and exact recounts, nothing timed")
+    reproduce.add_argument("--batch", default="", metavar="N,N", help="images per call; default: 1 and the paper's")
+    reproduce.add_argument("--threads", type=int, default=1)
+    reproduce.add_argument("--layers", action="store_true", help="print the times of every layer of the largest variant")
+    reproduce.add_argument("--quick", action="store_true", help="few rounds: shows the way, measures roughly")
+    reproduce.add_argument("--out", type=Path, default=Path("reproduced"), metavar="FOLDER", help="for plot and numbers")
+    reproduce.add_argument("--json", type=Path, metavar="FILE", help="where the numbers go, if not into FOLDER")
+    reproduce.set_defaults(run=run_reproduce)
+
+
+def run_reproduce(options: argparse.Namespace) -> int:
+    """Reproduce a table of a paper: its printed cells, exact recounts, and measurements beside them."""
+    from sparsekern.reproduce import TABLES, Arguments
+    from sparsekern.reproduce.gate import WrongResult
+
+    if not options.table:
+        for name, table in TABLES.items():
+            print(f"{name:24} {(table.__doc__ or '').strip().partition(chr(10))[0]}".rstrip())
+        return 0
+    if options.table not in TABLES:
+        raise UsageError(f"reproduce: TABLE must be one of {', '.join(TABLES)}; got {options.table}")
+    make_console()
+    arguments = Arguments(
+        images=options.images,
+        batches=parse_numbers("--batch", options.batch, int) or None,
+        counts_only=options.counts_only,
+        layers=options.layers,
+        threads=options.threads,
+        out=options.out,
+        quick=options.quick,
+        json=options.json,
+    )
+    try:
+        return TABLES[options.table](arguments)
+    except WrongResult as error:
+        raise ArithmeticError(str(error)) from error

@@ -1,0 +1,81 @@
+"""What the commands share: their words for sizes and lists, tables, progress, and a mistake of the user."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class UsageError(Exception):
+    """Something the user can put right; printed as one line, without a traceback."""
+
+
+def parse_numbers(option: str, text: str, kind: type) -> tuple:
+    """``"1,10"`` as numbers of a kind."""
+    try:
+        return tuple(kind(word) for word in text.split(",") if word)
+    except ValueError:
+        raise UsageError(f"{option} must be numbers separated by commas; got {text!r}") from None
+
+
+def parse_words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.split(",") if word)
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in text.split("x"))
+    except ValueError:
+        raise UsageError(f"--input must be sizes joined by x, for example 1x3x32x32; got {text!r}") from None
+
+
+def make_console() -> Console:
+    try:
+        from rich.console import Console
+    except ImportError:
+        raise UsageError("this command prints tables with rich: pip install 'sparsekern[cli]'") from None
+    # tables are wide; a pipe or a narrow terminal should fold nothing away
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+def make_table(title: str, *columns: str) -> Any:
+    make_console()
+    from rich.table import Table
+
+    return Table(*columns, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+
+
+def make_progress(total: int) -> Any:
+    """A context that yields ``advance(text)``; draws on a terminal only."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    @contextlib.contextmanager
+    def run() -> Any:
+        console = Console(stderr=True)
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+            task = bar.add_task("", total=total)
+            yield lambda text: bar.update(task, advance=1, description=text)
+
+    return run()
+
+
+def plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return "-" if value is None else str(value)
+
+
+def write_json(value: Any, path: str) -> None:
+    text = json.dumps(value, indent=1) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+    else:
+        Path(path).write_text(text)

@@ -1,0 +1,248 @@
+"""Load the trained weights of a dense network into one of ours, as far as the structure allows.
+
+Deep Roots' networks have the layers of their dense twins with fewer weights in the grouped ones. A checkpoint of torchvision's
+or timm's ResNet-50, GoogLeNet or AlexNet, or of any dense model of this package, is a start for fine-tuning the grouped one:
+
+    same shape      kept
+    grouped here    sliced: the weights inside the groups stay, those between groups are dropped
+    batch-norm      kept; folded into the convolution before it where the model has none (``batch_norm=False``):
+                    weight * gamma/sqrt(var + eps), bias = beta + (bias - mean) * gamma/sqrt(var + eps)
+    anything else   left, with the reason
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from sparsekern.nn.group_weights import has_fewer_groups, inside_groups
+
+Layers = dict[str, dict[str, Tensor]]  # {"layer1.0.bn1": {"weight": ..., "running_mean": ...}}
+
+
+@dataclass
+class LoadReport:
+    """What :func:`load_dense` did. Every name is an entry of a ``state_dict``; ``str(report)`` is for reading.
+
+    Attributes:
+        model: type of the model that was loaded into.
+        kept: entries of the model that now hold the checkpoint's at full size.
+        sliced: entries of the model that hold a part, and which.
+        folded: batch-norms of the checkpoint, and the convolution each went into.
+        left: entries of the checkpoint, under its own names, without a place, and why.
+        missing: entries of the model without a source, and what they hold now.
+    """
+
+    model: str
+    kept: list[str] = field(default_factory=list)
+    sliced: dict[str, str] = field(default_factory=dict)
+    folded: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.model}: {len(self.kept)} kept, {len(self.sliced)} sliced, {len(self.missing)} missing; "
+            f"of the checkpoint {len(self.folded)} batch-norms folded, {len(self.left)} entries left"
+        ]
+        for title in ("sliced", "left", "missing"):
+            entries: dict[tuple[str, str], list[str]] = {}
+            for name, note in getattr(self, title).items():
+                layer, _, entry = name.rpartition(".")
+                entries.setdefault((layer, note), []).append(entry)
+            layers: dict[tuple[str, str], list[str]] = {}
+            for (layer, note), names in entries.items():
+                layers.setdefault((", ".join(names), note), []).append(layer)
+            for (names, note), same in layers.items():
+                more = f" and {len(same) - 3} more" if len(same) > 3 else ""
+                lines.append(f"  {title:7s} {names} of {', '.join(same[:3])}{more}: {note}")
+        return "\n".join(lines)
+
+
+def load_dense(model: nn.Module, state_dict: Mapping, *, eps: float | None = None) -> LoadReport:
+    """Fill ``model`` from the ``state_dict`` of its dense twin and say what was kept, sliced, folded, left and missing.
+
+    Args:
+        model: any model with torchvision's names or, in a ``checkpoint_names`` attribute, the names that theirs map to.
+            Changed in place, and only if at least one entry fits.
+        state_dict: names to tensors, also under ``"state_dict"`` or ``"model"``, also with ``module.`` before each name.
+        eps: of the checkpoint's batch-norms, needed to fold them; default the model's ``bn_eps``, else 1e-5.
+
+    A layer whose weight does not fit is left with its bias and its batch-norm. A bias of ours that the checkpoint lacks is set to
+    zero if the layer's weight was loaded; all else that is missing keeps its value.
+
+    Raises:
+        ValueError: ``load_dense: state_dict must be a mapping of names to tensors; got list``;
+            ``load_dense: state_dict must hold layers of ResNet; got 2 entries of which none fits (first 'encoder.weight')``
+
+    Cost:
+        One copy of the weights; with folding, one float64 pass over the convolutions.
+
+    Example:
+        >>> from sparsekern.models import create_model
+        >>> dense, root = (create_model(name, conv=nn.Conv2d) for name in ("nin", "nin_root_16"))
+        >>> print(load_dense(root, dense.state_dict()))
+        NiN: 16 kept, 2 sliced, 0 missing; of the checkpoint 0 batch-norms folded, 0 entries left
+          sliced  weight of conv2a: [192, 96, 5, 5] inside 16 groups, [192, 6, 5, 5]
+          sliced  weight of conv3a: [192, 192, 3, 3] inside 8 groups, [192, 24, 3, 3]
+    """
+    report = LoadReport(type(model).__name__)
+    ours = model.state_dict()
+    layers, theirs = _layers_of(state_dict, getattr(model, "checkpoint_names", {}), report)
+    eps = getattr(model, "bn_eps", 1e-5) if eps is None else eps
+    norms = {name: _convolution_before(name, layers, model) for name, entries in layers.items() if "running_mean" in entries}
+    to_fold = {conv: name for name, conv in norms.items() if conv and f"{name}.running_mean" not in ours and _has_bias(model, conv)}
+    filled: dict[str, Tensor] = {}
+    placed = set()  # layers of the checkpoint that found a place
+    for name in [name for name in layers if name not in norms] + list(norms):  # a batch-norm goes where its convolution goes
+        entries = layers[name]
+        if name in to_fold.values():
+            continue
+        if norms.get(name) and norms[name] not in placed:
+            _leave(report, name, entries, "its convolution was left")
+            continue
+        norm = to_fold.get(name)
+        if norm is not None:
+            entries = entries | _folded(entries, layers[norm], eps)
+        fitting, reason = _fit(model, ours, name, entries, report)
+        if reason:
+            _leave(report, name, layers[name], reason)
+            if norm is not None:
+                _leave(report, norm, layers[norm], "its convolution was left")
+            continue
+        if norm is not None:
+            report.folded[norm] = name
+        filled |= fitting
+        placed.add(name)
+    if not filled:
+        entries = [f"{theirs[name]}.{entry}" for name, layer in layers.items() for entry in layer]
+        first = f" (first {entries[0]!r})" if entries else ""
+        raise ValueError(f"load_dense: state_dict must hold layers of {report.model}; got {len(entries)} entries of which none fits{first}")
+    for name, value in ours.items():
+        layer, _, entry = name.rpartition(".")
+        if name in filled or entry == "num_batches_tracked":
+            continue
+        zero = entry == "bias" and f"{layer}.weight" in filled
+        report.missing[name] = "set to zero" if zero else "keeps its value"
+        if zero:
+            filled[name] = torch.zeros_like(value)
+    report.left = {_under(theirs, name): reason for name, reason in report.left.items()}
+    model.load_state_dict({**ours, **filled})
+    return report
+
+
+def _layers_of(state_dict: Mapping, names: Mapping[str, str], report: LoadReport) -> tuple[Layers, dict[str, str]]:
+    """The checkpoint's tensors by layer, without the wrappers of training scripts, and its own name of each layer."""
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state_dict, Mapping) and isinstance(state_dict.get(wrapper), Mapping):
+            state_dict = state_dict[wrapper]
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"load_dense: state_dict must be a mapping of names to tensors; got {type(state_dict).__name__}")
+    layers: Layers = {}
+    theirs: dict[str, str] = {}
+    for full_name, value in state_dict.items():
+        name = re.sub(r"^((module|_orig_mod)\.)+", "", str(full_name))  # of DistributedDataParallel and torch.compile
+        if not isinstance(value, Tensor):
+            report.left[name] = f"not a tensor but {type(value).__name__}"
+            continue
+        their_layer, _, entry = name.rpartition(".")
+        layer = names.get(their_layer, their_layer)
+        theirs[layer] = their_layer
+        layers.setdefault(layer, {})[entry] = value.detach()
+    return layers, theirs
+
+
+def _under(theirs: Mapping[str, str], name: str) -> str:
+    """An entry's name in the checkpoint: conv1.weight is features.0.weight there."""
+    layer, dot, entry = name.rpartition(".")
+    return theirs.get(layer, layer) + dot + entry
+
+
+def _convolution_before(norm: str, layers: Layers, model: nn.Module) -> str | None:
+    """Name of the convolution whose output a batch-norm reads: bn2a after conv2a, downsample.1 after downsample.0."""
+    parent, _, leaf = norm.rpartition(".")
+    block = _submodule(model, parent)
+    if hasattr(block, "folds"):  # a block that does not follow that order says its own
+        leaf = block.folds.get(leaf, "")
+    else:
+        leaf = str(int(leaf) - 1) if leaf.isdigit() else leaf.replace("bn", "conv", 1)
+    conv = f"{parent}.{leaf}" if parent else leaf
+    weight = layers.get(conv, {}).get("weight")
+    return conv if weight is not None and weight.dim() == 4 else None
+
+
+def _folded(conv: dict[str, Tensor], norm: dict[str, Tensor], eps: float) -> dict[str, Tensor]:
+    """Weight ``[K, C/G, KH, KW]`` and bias ``[K]`` of the convolution that includes the batch-norm behind it."""
+    mean, var = norm["running_mean"].double(), norm["running_var"].double()
+    scale = norm.get("weight", torch.ones_like(mean)).double() / torch.sqrt(var + eps)
+    bias = conv.get("bias", torch.zeros_like(mean)).double()
+    shift = norm.get("bias", torch.zeros_like(mean)).double()
+    weight = conv["weight"]
+    folded = {"weight": weight.double() * scale[:, None, None, None], "bias": shift + (bias - mean) * scale}
+    return {entry: value.to(weight.dtype) for entry, value in folded.items()}
+
+
+def _fit(
+    model: nn.Module, ours: Mapping[str, Tensor], name: str, entries: dict[str, Tensor], report: LoadReport
+) -> tuple[dict[str, Tensor], str]:
+    """What one layer of the checkpoint gives to ours, noted in the report, or the reason why it gives nothing."""
+    module = _submodule(model, name)
+    if hasattr(module, "parts") and hasattr(module, "weight_dense"):
+        fitting, reason = _fit_parts(module, name, entries)
+        shape = list(entries["weight"].shape) if fitting else None
+        report.sliced |= {part: f"the part of {shape} that is {list(value.shape)}" for part, value in fitting.items()}
+        return fitting, reason
+    if not any(f"{name}.{entry}" in ours for entry in entries):
+        return {}, "the model has no such layer"
+    fitting, sliced, without = {}, {}, []
+    for entry, value in entries.items():
+        full_name = f"{name}.{entry}"
+        if full_name not in ours:
+            without.append(entry)
+            continue
+        wanted = tuple(ours[full_name].shape)
+        if tuple(value.shape) == wanted:
+            fitting[full_name] = value
+        elif entry == "weight" and isinstance(module, nn.Conv2d) and has_fewer_groups(tuple(value.shape), wanted, module.in_channels):
+            fitting[full_name] = inside_groups(value, module.in_channels, module.groups)
+            sliced[full_name] = f"{list(value.shape)} inside {module.groups} groups, {list(wanted)}"
+        else:
+            return {}, f"{entry} is {list(value.shape)}, the model's {list(wanted)}"
+    report.sliced |= sliced
+    report.kept += [full_name for full_name in fitting if full_name not in sliced]
+    for entry in without:
+        if entry != "num_batches_tracked":
+            report.left[f"{name}.{entry}"] = "the model's layer has no such entry"
+    return fitting, ""
+
+
+def _fit_parts(module: nn.Module, name: str, entries: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """A dense layer cut up into the ``parts`` of ours, which knows itself how to load one; or why it cannot."""
+    dense = [module.out_channels, module.in_channels, *module.kernel_size]
+    if "weight" not in entries or list(entries["weight"].shape) != dense:
+        return {}, f"weight is {list(entries['weight'].shape) if 'weight' in entries else 'not there'}, the dense twin's {dense}"
+    twin = copy.deepcopy(module)
+    twin.load_state_dict({entry: entries[entry] for entry in ("weight", "bias") if entry in entries}, strict=False)
+    loaded = [f"{part}.{entry}" for part in dict(twin.named_modules()) if part for entry in ("weight", "bias") if entry in entries]
+    return {f"{name}.{entry}": value for entry, value in twin.state_dict().items() if entry in loaded}, ""
+
+
+def _has_bias(model: nn.Module, name: str) -> bool:
+    layer = _submodule(model, name)
+    return layer is not None and any(entry.rpartition(".")[2] == "bias" for entry, _ in layer.named_parameters())
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _leave(report: LoadReport, name: str, entries: dict[str, Tensor], reason: str) -> None:
+    report.left |= {f"{name}.{entry}": reason for entry in entries if entry != "num_batches_tracked"}

@@ -1,0 +1,158 @@
+"""Stochastic forming: any network becomes a StochasticNet of the same layers, each connection kept with a given probability.
+
+Source: Shafiee, Fieguth and Wong, "StochasticNet in StochasticNet", section 2.2: "the synaptic connectivities are grouped into two
+different types", those of convolutional layers and those of the micro networks between them (1x1 convolutions), each with its own
+probability. Which connections exist is drawn once, before training, and "does not utilize any prior knowledge about the synaptic
+strengths".
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import zlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sparsekern.nn import SparseLinear, StochasticConv2d
+from sparsekern.nn.stochastic_conv2d import GRANULARITIES
+from sparsekern.topology.conv_masks import COUNTS
+
+
+class StochasticConvReLU2d(StochasticConv2d):
+    """A :class:`~sparsekern.nn.StochasticConv2d` in the place of a convolution that computed its own ReLU.
+
+    Same arguments, attributes and ``state_dict``, so that the names in a model stay as they were.
+    """
+
+    activation = "relu"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu_()
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, activation={self.activation}"
+
+
+def form_stochastic(
+    model: nn.Module,
+    *,
+    conv: float = 1.0,
+    pointwise: float = 1.0,
+    linear: float = 1.0,
+    layers: Mapping[str, float] | None = None,
+    granularity: str = "spatial",
+    pointwise_granularity: str = "synapse",
+    count: str = "exact",
+    seed: int | None = 0,
+) -> nn.Module:
+    """Replace convolutions and linear layers by sparse ones of the same shape and name, in place, and return the model.
+
+    A convolution becomes a :class:`~sparsekern.nn.StochasticConv2d`, filter groups included, with its ReLU where it computes one; one
+    made of parts (unequal groups, spatial basis) part by part; an ``nn.Linear`` becomes a :class:`~sparsekern.nn.SparseLinear`. What
+    is sparse already stays. Nothing is replaced unless all of it can be. Made for a network before training: the kept weights are the
+    dense layer's, scaled by ``sqrt(dense fan-in / true fan-in)`` of their filter, so that whatever rule drew them (He's
+    ``2 / fan_in``, xavier) holds for the fan-in that is left. Biases are kept. Optimisers and hooks of the replaced layers do not
+    follow.
+
+    Args:
+        model: any module, on any device; on meta only the shapes are formed.
+        conv: kept fraction of each convolution with more than one tap, in (0, 1]; 1 leaves the layer as it is.
+        pointwise: the same of each 1x1 convolution.
+        linear: the same of each ``nn.Linear``; its fan-in is fixed, and exact whatever ``count`` says.
+        layers: shell pattern of module names (``"conv2?"``) to kept fraction; wins over the three kinds, the last match counts.
+        granularity: of convolutions with more than one tap, as in ``StochasticConv2d``. ``"spatial"`` is the paper's.
+        pointwise_granularity: of 1x1 convolutions. A 1x1 filter has one tap, so that ``"spatial"`` would keep or lose it whole.
+        count: ``"exact"`` keeps the expected number; ``"bernoulli"`` draws each connection by itself, as the paper does.
+        seed: gives each layer a seed of its own that depends on this one and the layer's name only; None draws from torch's generator.
+
+    Raises:
+        ValueError: ``form_stochastic: conv must be in (0, 1]; got 0``;
+            ``form_stochastic: layers must match convolutions or linear layers (conv1a, conv1b, ...); got 'conv9*'``
+
+    Cost:
+        One pass over the weights.
+
+    Source:
+        Shafiee, Fieguth and Wong, "StochasticNet in StochasticNet", section 2.2.
+
+    Example:
+        >>> from sparsekern.models.registry import create_model
+        >>> net = form_stochastic(create_model("nin"), conv=0.25, layers={"conv1a": 1.0})
+        >>> net.conv2a.density, net.conv2a.weight.numel(), type(net.conv1a).__name__
+        (0.25, 115200, 'GroupedConv2d')
+    """
+    kinds = {"conv": conv, "pointwise": pointwise, "linear": linear}
+    for arg, density in {**kinds, **{f"layers[{pattern!r}]": density for pattern, density in (layers or {}).items()}}.items():
+        if not isinstance(density, (int, float)) or not 0 < density <= 1:
+            raise ValueError(f"form_stochastic: {arg} must be in (0, 1]; got {density!r}")
+    for arg, value in {"granularity": granularity, "pointwise_granularity": pointwise_granularity}.items():
+        if value not in GRANULARITIES:
+            raise ValueError(f"form_stochastic: {arg} must be one of {GRANULARITIES}; got {value!r}")
+    if count not in COUNTS:
+        raise ValueError(f"form_stochastic: count must be one of {COUNTS}; got {count!r}")
+
+    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    densities = {name: kinds[_kind(layer)] for name, layer in found.items()}
+    for pattern, density in (layers or {}).items():
+        matched = fnmatch.filter(found, pattern)
+        if not matched:
+            known = ", ".join(found) or "of which there are none"
+            raise ValueError(f"form_stochastic: layers must match convolutions or linear layers ({known}); got {pattern!r}")
+        densities |= dict.fromkeys(matched, density)
+
+    formed: dict[nn.Module, nn.Module] = {}
+    for name, layer in found.items():
+        if densities[name] < 1:
+            mask = {"conv": granularity, "pointwise": pointwise_granularity}.get(_kind(layer), "")
+            formed[layer] = _form(layer, densities[name], mask, count, _layer_seed(seed, name))
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):  # named_children() would skip a second name of a shared layer
+            if child in formed:
+                setattr(parent, name, formed[child])
+    return formed.get(model, model)
+
+
+def _kind(layer: nn.Module) -> str:
+    if isinstance(layer, nn.Linear):
+        return "linear"
+    return "pointwise" if set(layer.kernel_size) == {1} else "conv"
+
+
+def _layer_seed(seed: int | None, name: str) -> int | None:
+    """Another one for every layer and seed, independent of which other layers are formed; 32 bits, for torch's generator reads no more."""
+    return None if seed is None else zlib.crc32(f"{seed} {name}".encode())
+
+
+def _form(layer: nn.Conv2d | nn.Linear, density: float, granularity: str, count: str, seed: int | None) -> nn.Module:
+    """The sparse twin of one layer, with its weights where they are kept."""
+    weight = layer.weight
+    like = {"bias": layer.bias is not None, "device": weight.device, "dtype": weight.dtype, "density": density, "seed": seed}
+    if isinstance(layer, nn.Linear):
+        sparse: nn.Module = SparseLinear(layer.in_features, layer.out_features, **like)
+    else:
+        make = StochasticConvReLU2d if getattr(layer, "activation", "none") == "relu" else StochasticConv2d
+        sparse = make(
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups,
+            padding_mode=layer.padding_mode, granularity=granularity, count=count, **like,
+        )  # fmt: skip
+    if not weight.is_meta:
+        dense = {"weight": weight, "bias": layer.bias}
+        sparse.load_state_dict({key: value.detach() for key, value in dense.items() if value is not None})
+        _scale_to_true_fan_in_(sparse, weight[0].numel())
+    for parameter, twin in zip((layer.weight, layer.bias), (sparse.weight, sparse.bias)):
+        if twin is not None:
+            twin.requires_grad_(parameter.requires_grad)
+    return sparse.train(layer.training)
+
+
+@torch.no_grad()
+def _scale_to_true_fan_in_(sparse: SparseLinear | StochasticConv2d, dense_fan_in: int) -> None:
+    if isinstance(sparse, SparseLinear):
+        sparse.weight.mul_((dense_fan_in / sparse.fan_in) ** 0.5)
+        return
+    blocks = sparse.indptr.diff().long()  # [OB] kept blocks of each output block
+    fan_in = blocks * (sparse.weight.shape[2] * sparse.weight.shape[3])
+    scale = (dense_fan_in / fan_in.clamp_min(1)).sqrt().repeat_interleave(blocks)  # [nnz]
+    sparse.weight.mul_(scale.to(sparse.weight)[:, None, None, None])

@@ -1,0 +1,155 @@
+"""One model in a comparison: fixed weights, what met each of its layers, and the callables of all that pass the gate."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsekern.reproduce import recount
+from sparsekern.reproduce.competitors import CHANNELS_LAST, FORMATS, NCHW, Competitor
+from sparsekern.reproduce.gate import check_layers, check_output, some_images, terms
+from sparsekern.reproduce.helpers import FastestHelpers, is_helper
+from sparsekern.reproduce.rivals import is_conv, is_linear, is_sparse
+from sparsekern.reproduce.variants import Variant
+
+PARTS = ("stack", "model")
+Key = tuple[str, str, str]  # part, role, competitor
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A model's exact counts for one image, as the paper defines it, by a convention of :func:`sparsekern.profile.count`."""
+
+    flops: int
+    params: int
+    stack_macs: int  # multiply-adds of the stack's layers
+
+
+class Bench:
+    """A variant on its images.
+
+    Args:
+        variant: which model.
+        images: ``[N, *variant.input_shape]`` float32.
+        helpers: remembers across the variants of a table what is fastest for poolings and dense linear layers.
+        convention: of the counts.
+        stack_of: ``"convolutions"``, or ``"connected layers"`` where the linear layers are what a table is about.
+        device: where the model runs; only the CPU has kernels so far.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        images: Tensor,
+        helpers: FastestHelpers | None = None,
+        *,
+        convention: str = "deep_roots",
+        stack_of: str = "convolutions",
+        device: str = "cpu",
+    ):
+        if torch.device(device).type != "cpu":
+            raise ValueError(f"reproduce: device must be cpu, where the kernels are; got {device}")
+        self.variant, self.images, self.images_compared = variant, images, some_images(len(images))
+        self.model = variant.build()
+        self.models: dict[str, nn.Module] = {}  # competitor -> its model, gated
+        self.served: dict[str, dict[str, str]] = {}
+        self._weights: dict[str, dict] = {layout: {} for layout in FORMATS}
+        self._prepared: dict[tuple[str, int], Tensor] = {}
+        with torch.no_grad():
+            plain = Competitor("plain", NCHW, nn.Conv2d, nn.Linear).build(self.model, {})
+            # module path -> what met the layer, in the order of the calls
+            self.inputs, helper_inputs = _record(self.model, plain, images)
+            self.layers = {path: self.model.get_submodule(path) for path in self.inputs}
+            self.sparse = [path for path, layer in self.layers.items() if is_sparse(layer)]
+            in_stack = is_conv if stack_of == "convolutions" else is_linear
+            self.stack = [path for path, layer in self.layers.items() if in_stack(layer)]
+            counted = recount.counted(variant.model, convention, **dict(variant.options))
+            stack_macs = sum(layer.macs for layer in counted.layers if layer.name in self.stack)
+            self.counted = Counted(counted.flops, counted.params, stack_macs)
+            # A linear layer has no layout, and one packed copy of its weight is enough.
+            helpers = helpers or FastestHelpers()
+            pools = {path: x for path, x in helper_inputs.items() if path not in self.layers}
+            fixed = helpers.choose(plain, NCHW, {path: x for path, x in helper_inputs.items() if path in self.layers})
+            self.helpers = {layout: fixed | helpers.choose(plain, layout, pools) for layout in FORMATS}
+            self._num_sums = sum(terms(layer) for layer in self.layers.values())
+            self._expected = copy.deepcopy(plain).double()(images[self.images_compared].double())
+
+    @property
+    def has_sparse_linear(self) -> bool:
+        return any(is_linear(self.layers[path]) for path in self.sparse)
+
+    def callables(self, role: str, competitors: Sequence[Competitor]) -> dict[Key, Call]:
+        """``(part, role, competitor)`` -> a call without arguments, after all of them agreed with float64."""
+        calls: dict[Key, Call] = {}
+        for competitor, (stack, model) in zip(competitors, self.checked(competitors), strict=True):
+            calls["stack", role, competitor.name], calls["model", role, competitor.name] = stack, model
+        return calls
+
+    def checked(self, competitors: Sequence[Competitor]) -> list[tuple[Call, Call]]:
+        """(stack, model) of each competitor; layers that read the same input read the same tensor.
+
+        Raises:
+            WrongResult: a layer or the output is not within the float32 bound of float64.
+        """
+        built = {f"{self.variant.name} by {c.name}": (self._build(c), c) for c in competitors}
+        with torch.inference_mode():
+            check_layers({who: (model, c.prepare) for who, (model, c) in built.items()}, self.layers, self.inputs)
+            for who, (model, competitor) in built.items():
+                out = model(competitor.prepare(self.images))
+                check_output(out, self._expected, self.images_compared, self._num_sums, who)
+                self.models[competitor.name] = model
+                self.served |= {competitor.name: served} if (served := competitor.served(model, self.inputs)) else {}
+        return [self._calls(model, competitor) for model, competitor in built.values()]
+
+    def _build(self, competitor: Competitor) -> nn.Module:
+        return competitor.build(self.model, self.helpers[competitor.layout], self._weights[competitor.layout])
+
+    def _calls(self, model: nn.Module, competitor: Competitor) -> tuple[Call, Call]:
+        x = self.prepared(competitor, self.images)
+        steps = [(model.get_submodule(path), self.prepared(competitor, self.inputs[path])) for path in self.stack]
+
+        def stack() -> None:
+            for layer, layer_input in steps:
+                layer(layer_input)
+
+        return stack, lambda: model(x)
+
+    def prepared(self, competitor: Competitor, x: Tensor) -> Tensor:
+        """``x`` in the competitor's layout, the same tensor for all competitors of that layout."""
+        key = (competitor.layout if x.dim() == 4 else NCHW, id(x))
+        if key not in self._prepared:
+            self._prepared[key] = competitor.prepare(x) if key[0] == CHANNELS_LAST else x
+        return self._prepared[key]
+
+
+def _record(model: nn.Module, plain: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(layer inputs, helper inputs) by the paths of ``model``, of one pass through ``plain``, its twin of torch's layers."""
+    inputs: dict[str, Tensor] = {}
+    helper_inputs: dict[str, Tensor] = {}
+
+    def into(found: dict[str, Tensor], path: str) -> Callable:
+        def hook(module: nn.Module, args: tuple) -> None:
+            found.setdefault(path, args[0])
+
+        return hook
+
+    handles, layers = [], []
+    for path, module in model.named_modules():
+        if any(path.startswith(f"{layer}.") for layer in layers):
+            continue  # part of a layer
+        for found, belongs in ((inputs, is_conv(module) or is_linear(module)), (helper_inputs, is_helper(module))):
+            if belongs:
+                handles.append(plain.get_submodule(path).register_forward_pre_hook(into(found, path)))
+        if is_conv(module) or is_linear(module):
+            layers.append(path)
+    try:
+        plain(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return inputs, helper_inputs
