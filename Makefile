@@ -17,7 +17,7 @@ SOURCES := setup.py CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h
 .DEFAULT_GOAL := demo
 
 demo: $(BUILT)
-	$(BIN)/sparsekern reproduce deep-roots/nin
+	$(BIN)/sparsekern reproduce deep-roots/nin --batch 1
 
 test: $(BUILT)
 	$(BIN)/python tests/run.py

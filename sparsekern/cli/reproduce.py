@@ -26,7 +26,7 @@ def add_command(commands: Any) -> None:
 def run_reproduce(options: argparse.Namespace) -> int:
     """Reproduce a table of a paper: its printed cells, exact recounts, and measurements beside them."""
     from sparsekern.reproduce import TABLES, Arguments
-    from sparsekern.reproduce.gate import WrongResult
+    from sparsekern.reproduce.timed.gate import WrongResult
 
     if not options.table:
         for name, table in TABLES.items():

@@ -9,7 +9,7 @@ Lin et al., arXiv 1312.4400. StochasticNet in StochasticNet uses the same networ
     conv3a 3x3 192->192 | conv3b 1x1 192->192 | conv3c 1x1 192-> 10 | mean over 8x8  ->  [N, 10]        3a in g3 groups
 
 Every convolution has a bias and a ReLU. The paper trains with batch-norm; its counts leave batch-norm out, ours too.
-Expected counts (multiply-add = 1, each bias once per layer; the printed cells are in `reproduce/deep_roots_nin.json`):
+Expected counts (multiply-add = 1, each bias once per layer; the printed cells are in `reproduce/data/deep_roots_nin.json`):
 
     name          g2,g3   FLOPS        params  | name          g2,g3   FLOPS        params
     nin           1,1     222,487,946  966,986 | nin_tree_4    4,8     115,434,890  331,082

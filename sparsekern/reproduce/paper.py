@@ -1,4 +1,4 @@
-"""The papers' printed cells and the exact integers behind them, kept as data beside this file."""
+"""The papers' printed cells and the exact integers behind them, kept as data in the folder ``data``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def paper_table(name: str) -> dict:
         >>> paper_table("deep_roots_nin")["columns"]["cpu_ms"]
         'CPU (ms)'
     """
-    return json.loads(resources.files(__package__).joinpath(f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads(resources.files(__package__).joinpath("data", f"{name}.json").read_text(encoding="utf-8"))
 
 
 def paper_rows(name: str) -> list[dict]:

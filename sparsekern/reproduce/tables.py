@@ -68,11 +68,11 @@ def reproduce_table(name: str, args: Arguments) -> int:
     Returns:
         0 if every cell has the status that the table's data expects and the timed part succeeded, else 1.
     """
-    from sparsekern.reproduce.counted import all_ok, run_counted, show_tables
+    from sparsekern.reproduce.counted.run import all_ok, run_counted, show_tables
 
     if args.counts_only:
         return run_counted(name, [name], Path(args.out), args.json)
-    from sparsekern.reproduce.measured import run_measured
+    from sparsekern.reproduce.timed.run import run_measured
 
     cells = show_tables([name])
     return max(run_measured(name, args, cells[name]), int(not all_ok(cells)))
@@ -81,7 +81,7 @@ def reproduce_table(name: str, args: Arguments) -> int:
 @register_table("all")
 def reproduce_all(args: Arguments) -> int:
     """Every table above, with one line each at the end"""
-    from sparsekern.reproduce.counted import run_counted
+    from sparsekern.reproduce.counted.run import run_counted
 
     if args.counts_only:
         return run_counted("all", list(PAPER_TABLES), Path(args.out), args.json)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sparsekern.reproduce.cells import STATUSES
-from sparsekern.reproduce.count_sis import draw_of
-from sparsekern.reproduce.counted import table_cells
-from sparsekern.reproduce.recount import key_and_unit, table_data
+from sparsekern.reproduce.counted.cells import STATUSES
+from sparsekern.reproduce.counted.recount import key_and_unit, table_data
+from sparsekern.reproduce.counted.run import table_cells
+from sparsekern.reproduce.counted.sis import draw_of
 from sparsekern.reproduce.tables import PAPER_TABLES
 
 ENTRIES = json.loads(Path(__file__).with_name("cells.json").read_text(encoding="utf-8"))["entries"]

@@ -8,10 +8,11 @@ import pytest
 
 pytest.importorskip("rich")
 
-from sparsekern.reproduce import TABLES, Arguments, count_deep_roots, count_patterns, count_simplenet, count_sis, paper
-from sparsekern.reproduce.cell_table import cells_table, show_value
-from sparsekern.reproduce.counted import run_counted, table_cells
-from sparsekern.reproduce.recount import table_data
+from sparsekern.reproduce import TABLES, Arguments, paper
+from sparsekern.reproduce.counted import deep_roots, patterns, simplenet, sis
+from sparsekern.reproduce.counted.recount import table_data
+from sparsekern.reproduce.counted.run import run_counted, table_cells
+from sparsekern.reproduce.counted.table import cells_table, show_value
 from sparsekern.reproduce.tables import PAPER_TABLES
 
 
@@ -25,7 +26,8 @@ def test_all_tables_are_as_expected(tmp_path, capsys):
     assert sum(len(table["cells"]) for table in document["tables"]) > 450
 
 
-def test_one_table_and_its_file(tmp_path, capsys):
+def test_one_table_and_its_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")  # narrower, the columns that are only printed are left out
     file = tmp_path / "somewhere" / "cells.json"
     assert TABLES["sis/svhn"](Arguments(counts_only=True, json=file)) == 0
     text = capsys.readouterr().out
@@ -61,14 +63,14 @@ def _one_weight_more(counted):
 @pytest.mark.parametrize(
     ("module", "table", "plant"),
     [
-        (count_deep_roots, "deep-roots/nin", _one_more("flops")),
-        (count_deep_roots, "deep-roots/resnet200", _one_more("params")),
-        (count_deep_roots, "deep-roots/alexnet", _one_more("flops")),
-        (count_sis, "sis/cifar10", _one_weight_more),
-        (count_simplenet, "simplenet/archs", _one_more("synapses")),
-        (count_simplenet, "simplenet/flops", _one_more("macs")),
-        (count_patterns, "patterns/densities", _one_weight_more),
-        (count_patterns, "patterns/savings", _one_more("flops")),
+        (deep_roots, "deep-roots/nin", _one_more("flops")),
+        (deep_roots, "deep-roots/resnet200", _one_more("params")),
+        (deep_roots, "deep-roots/alexnet", _one_more("flops")),
+        (sis, "sis/cifar10", _one_weight_more),
+        (simplenet, "simplenet/archs", _one_more("synapses")),
+        (simplenet, "simplenet/flops", _one_more("macs")),
+        (patterns, "patterns/densities", _one_weight_more),
+        (patterns, "patterns/savings", _one_more("flops")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -90,7 +92,7 @@ def test_a_count_that_is_wrong_by_one_is_an_error(module, table, plant, monkeypa
 def test_a_text_that_the_paper_does_not_print_is_an_error(table, row, column, planted, monkeypatch, tmp_path, capsys):
     data = json.loads(json.dumps(table_data(table)))
     next(r for r in data["rows"] if r["row"] == row)["printed"][column] = planted
-    for module in (count_deep_roots, count_sis, count_simplenet, count_patterns):
+    for module in (deep_roots, sis, simplenet, patterns):
         monkeypatch.setattr(module, "table_data", lambda name: data)
     assert run_counted(table, [table], tmp_path) == 1
     assert "UNEXPECTED" in capsys.readouterr().out
@@ -127,17 +129,17 @@ def test_all_tables_measured_do_not_share_one_file(tmp_path):
 
 
 def test_every_data_file_belongs_to_a_table():
-    files = {path.stem for path in paper.resources.files("sparsekern.reproduce").iterdir() if path.name.endswith(".json")}
+    files = {path.stem for path in paper.resources.files("sparsekern.reproduce").joinpath("data").iterdir() if path.name.endswith(".json")}
     assert files == {name.replace("-", "_").replace("/", "_") for name in PAPER_TABLES}
 
 
 def test_the_timed_part_gets_the_cells_and_a_wrong_cell_still_counts(monkeypatch, tmp_path, capsys):
-    from sparsekern.reproduce import measured
+    from sparsekern.reproduce.timed import run as measured
 
     seen = []
     monkeypatch.setattr(measured, "run_measured", lambda name, args, cells: seen.append((name, len(cells))) or 0)
     assert TABLES["sis/svhn"](Arguments(out=tmp_path)) == 0
     assert seen == [("sis/svhn", 20)]
-    monkeypatch.setattr(count_sis, "counted", _one_weight_more(count_sis.counted))
+    monkeypatch.setattr(sis, "counted", _one_weight_more(sis.counted))
     assert TABLES["sis/svhn"](Arguments(out=tmp_path)) == 1
     assert "UNEXPECTED" in capsys.readouterr().out

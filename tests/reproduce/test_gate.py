@@ -8,12 +8,12 @@ from torch import nn
 
 from sparsekern.models.parts import add_relu
 from sparsekern.nn import GroupedConv2d, SparseLinear, SpatialBasisConv2d, StochasticConv2d
-from sparsekern.reproduce import bench as bench_module
-from sparsekern.reproduce.bench import Bench
-from sparsekern.reproduce.competitors import CHANNELS_LAST, NCHW, Competitor, our_competitors, torch_competitors
-from sparsekern.reproduce.gate import WrongResult, layer_truth
-from sparsekern.reproduce.rivals import CsrLinear, PrepackedConv2d, torch_conv
-from sparsekern.reproduce.variants import Variant
+from sparsekern.reproduce.timed import bench as bench_module
+from sparsekern.reproduce.timed.bench import Bench
+from sparsekern.reproduce.timed.competitors import CHANNELS_LAST, NCHW, Competitor, our_competitors, torch_competitors
+from sparsekern.reproduce.timed.gate import WrongResult, layer_truth
+from sparsekern.reproduce.timed.rivals import CsrLinear, PrepackedConv2d, torch_conv
+from sparsekern.reproduce.timed.variants import Variant
 
 
 def noise(*shape, seed=0):

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from sparsekern.reproduce.cells import STATUSES, Cell, judge, judge_draw, parse_printed, worst
+from sparsekern.reproduce.counted.cells import STATUSES, Cell, judge, judge_draw, parse_printed, worst
 
 
 @pytest.mark.parametrize(

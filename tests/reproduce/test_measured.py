@@ -11,13 +11,13 @@ import torch
 from sparsekern.measure.protocol import Timing
 from sparsekern.models import list_models
 from sparsekern.reproduce import TABLES, paper_rows
-from sparsekern.reproduce.competitors import NCHW, Competitor
-from sparsekern.reproduce.measured import make_images, run_measured
-from sparsekern.reproduce.rounds import better_clock, read_by, time_calls
-from sparsekern.reproduce.runner import Runner
 from sparsekern.reproduce.tables import Arguments
-from sparsekern.reproduce.timed_tables import TIMED_TABLES
-from sparsekern.reproduce.variants import Variant, timed_rows
+from sparsekern.reproduce.timed.competitors import NCHW, Competitor
+from sparsekern.reproduce.timed.rounds import better_clock, read_by, time_calls
+from sparsekern.reproduce.timed.run import make_images, run_measured
+from sparsekern.reproduce.timed.runner import Runner
+from sparsekern.reproduce.timed.tables import TIMED_TABLES
+from sparsekern.reproduce.timed.variants import Variant, timed_rows
 
 pytest.importorskip("rich")
 
@@ -103,7 +103,7 @@ def test_every_table_has_rows_to_time():
 
 
 def test_times_are_per_image_and_json_is_plain(nin):
-    from sparsekern.reproduce.report import result_json
+    from sparsekern.reproduce.timed.report import result_json
 
     document = json.loads(json.dumps(result_json(nin, cells=[{"id": "nin/flops", "recomputed": 1}])))
     root = document["rows"][1]
@@ -121,8 +121,8 @@ def test_times_are_per_image_and_json_is_plain(nin):
 
 
 def test_on_a_busy_machine_cpu_time_counts_and_is_named(nin):
-    from sparsekern.reproduce.caption import caption
-    from sparsekern.reproduce.table import measured_table
+    from sparsekern.reproduce.timed.caption import caption
+    from sparsekern.reproduce.timed.table import measured_table
 
     def slowed(timing, factor):  # neighbours stretch the wall time, not the thread's own
         return replace(timing, samples_us=tuple(factor * us for us in timing.cpu_samples_us))
@@ -145,7 +145,7 @@ def test_on_a_busy_machine_cpu_time_counts_and_is_named(nin):
 def test_tables_fit_their_width(nin, width):
     from rich.console import Console
 
-    from sparsekern.reproduce.table import measured_tables
+    from sparsekern.reproduce.timed.table import measured_tables
 
     console = Console(width=width, record=True, file=io.StringIO())
     for part in measured_tables(nin, width, layers=True):
@@ -158,7 +158,7 @@ def test_tables_fit_their_width(nin, width):
 
 
 def test_a_speedup_inside_the_noise_is_in_brackets(nin):
-    from sparsekern.reproduce.table import _speedup
+    from sparsekern.reproduce.timed.table import _speedup
 
     def timing(*samples_us):
         return Timing("", samples_us, samples_us, 1)
@@ -195,7 +195,7 @@ def test_competitors_well_behind_are_left_out_only_of_long_rows():
 
 
 def test_a_dense_competitor_once_left_out_stays_out_of_the_rows_of_its_twin(monkeypatch):
-    from sparsekern.reproduce import runner
+    from sparsekern.reproduce.timed import runner
 
     behind, called = ("model", "dense", "nn.Conv2d channels_last"), []
 
@@ -214,8 +214,8 @@ def test_a_dense_competitor_once_left_out_stays_out_of_the_rows_of_its_twin(monk
 
 def test_plots_are_written(nin, tmp_path):
     pytest.importorskip("matplotlib")
-    from sparsekern.reproduce.plot import Point, _names, plot_speedups
-    from sparsekern.reproduce.report import points
+    from sparsekern.reproduce.timed.plot import Point, _names, plot_speedups
+    from sparsekern.reproduce.timed.report import points
 
     far = [Point(f"net {x}", "other", x, (0.9 * x, x, 1.1 * x), None, None) for x in (1.01, 2.0, 15.0)]  # logarithmic axes
     one = [Point("net", "other", 2.0, (1.5, 1.6, 1.7), (1.1, 1.2, 1.3), 1.4)]
@@ -229,7 +229,7 @@ def test_plots_are_written(nin, tmp_path):
 
 
 def test_a_table_from_end_to_end(tmp_path, monkeypatch, capsys):
-    from sparsekern.reproduce import measured
+    from sparsekern.reproduce.timed import run as measured
 
     rows = [row for row in paper_rows("patterns_savings") if row.get("model") == "morse_cl"]
     monkeypatch.setattr(measured, "paper_rows", lambda name: rows)

@@ -6,7 +6,7 @@ import textwrap
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from sparsekern.reproduce.cells import SUFFIXES, Cell, Value, parse_printed
+from sparsekern.reproduce.counted.cells import SUFFIXES, Cell, Value, parse_printed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

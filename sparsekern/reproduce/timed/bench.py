@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsekern.reproduce import recount
-from sparsekern.reproduce.competitors import CHANNELS_LAST, FORMATS, NCHW, Competitor
-from sparsekern.reproduce.gate import check_layers, check_output, some_images, terms
-from sparsekern.reproduce.helpers import FastestHelpers, is_helper
-from sparsekern.reproduce.rivals import is_conv, is_linear, is_sparse
-from sparsekern.reproduce.variants import Variant
+from sparsekern.reproduce.counted import recount
+from sparsekern.reproduce.timed.competitors import CHANNELS_LAST, FORMATS, NCHW, Competitor
+from sparsekern.reproduce.timed.gate import check_layers, check_output, some_images, terms
+from sparsekern.reproduce.timed.helpers import FastestHelpers, is_helper
+from sparsekern.reproduce.timed.rivals import is_conv, is_linear, is_sparse
+from sparsekern.reproduce.timed.variants import Variant
 
 PARTS = ("stack", "model")
 Key = tuple[str, str, str]  # part, role, competitor

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sparsekern.reproduce.caption import caption
 from sparsekern.reproduce.paper import paper_rows
-from sparsekern.reproduce.report import points, result_json
-from sparsekern.reproduce.runner import Result, Runner
-from sparsekern.reproduce.table import measured_tables, natural_width, part_titles
-from sparsekern.reproduce.timed_tables import TIMED_TABLES, TimedTable
-from sparsekern.reproduce.variants import PaperRow, timed_rows
+from sparsekern.reproduce.timed.caption import caption
+from sparsekern.reproduce.timed.report import points, result_json
+from sparsekern.reproduce.timed.runner import Result, Runner
+from sparsekern.reproduce.timed.table import measured_tables, natural_width, part_titles
+from sparsekern.reproduce.timed.tables import TIMED_TABLES, TimedTable
+from sparsekern.reproduce.timed.variants import PaperRow, timed_rows
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -115,7 +115,7 @@ def _run(table: TimedTable, rows: Sequence[PaperRow], batch: int, args: Any, con
 
 
 def _write(result: Result, numbers: Path, plot: Path, cells: Sequence, console: Console) -> None:
-    from sparsekern.reproduce.plot import plot_speedups
+    from sparsekern.reproduce.timed.plot import plot_speedups
 
     numbers.parent.mkdir(parents=True, exist_ok=True)
     numbers.write_text(json.dumps(result_json(result, cells), indent=1) + "\n", encoding="utf-8")

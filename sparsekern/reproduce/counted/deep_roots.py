@@ -5,8 +5,8 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from fractions import Fraction
 
-from sparsekern.reproduce.cells import Cell, judge
-from sparsekern.reproduce.recount import Counts, claim_cell, counted, percent, row_cells, table_data
+from sparsekern.reproduce.counted.cells import Cell, judge
+from sparsekern.reproduce.counted.recount import Counts, claim_cell, counted, percent, row_cells, table_data
 
 TABLES = ("deep-roots/nin", "deep-roots/resnet50", "deep-roots/resnet200", "deep-roots/googlenet", "deep-roots/alexnet")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, is_dataclass
 
-from sparsekern.reproduce.bench import PARTS, Key
-from sparsekern.reproduce.caption import caption
 from sparsekern.reproduce.paper import paper_table
-from sparsekern.reproduce.plot import Point
-from sparsekern.reproduce.runner import Result, Row
-from sparsekern.reproduce.table import paper_cpu_speedup
+from sparsekern.reproduce.timed.bench import PARTS, Key
+from sparsekern.reproduce.timed.caption import caption
+from sparsekern.reproduce.timed.plot import Point
+from sparsekern.reproduce.timed.runner import Result, Row
+from sparsekern.reproduce.timed.table import paper_cpu_speedup
 
 
 def result_json(result: Result, cells: Iterable = ()) -> dict:

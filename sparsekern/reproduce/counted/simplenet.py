@@ -10,8 +10,8 @@ from fractions import Fraction
 
 from torch import nn
 
-from sparsekern.reproduce.cells import Cell
-from sparsekern.reproduce.recount import Counts, counted, row_cells, table_data
+from sparsekern.reproduce.counted.cells import Cell
+from sparsekern.reproduce.counted.recount import Counts, counted, row_cells, table_data
 
 TABLES = ("simplenet/archs", "simplenet/flops")
 MIB = 2**20

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsekern.reproduce.rivals import has_relu, is_conv, torch_conv, torch_linear
+from sparsekern.reproduce.timed.rivals import has_relu, is_conv, torch_conv, torch_linear
 
 UNIT_ROUNDOFF = 2.0**-24
 

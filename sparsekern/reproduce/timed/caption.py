@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sparsekern.reproduce.rounds import QUIET
-from sparsekern.reproduce.runner import Result
+from sparsekern.reproduce.timed.rounds import QUIET
+from sparsekern.reproduce.timed.runner import Result
 
 LEFT_TO = {"torch": "torch's own ways", "reference": "the reference"}
 

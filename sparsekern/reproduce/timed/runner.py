@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from sparsekern.measure.machine import machine_card
 from sparsekern.measure.protocol import Timing, ratio, threads
-from sparsekern.reproduce.bench import PARTS, Bench, Call, Counted, Key
-from sparsekern.reproduce.competitors import Competitor, our_competitors, torch_competitors
-from sparsekern.reproduce.helpers import FastestHelpers
-from sparsekern.reproduce.layer_times import LayerTimes, layer_times
-from sparsekern.reproduce.rounds import LONG_MS, MAX_ROUNDS, better_clock, read_by, time_calls
-from sparsekern.reproduce.timed_tables import TimedTable
-from sparsekern.reproduce.variants import PaperRow, Variant
+from sparsekern.reproduce.timed.bench import PARTS, Bench, Call, Counted, Key
+from sparsekern.reproduce.timed.competitors import Competitor, our_competitors, torch_competitors
+from sparsekern.reproduce.timed.helpers import FastestHelpers
+from sparsekern.reproduce.timed.layer_times import LayerTimes, layer_times
+from sparsekern.reproduce.timed.rounds import LONG_MS, MAX_ROUNDS, better_clock, read_by, time_calls
+from sparsekern.reproduce.timed.tables import TimedTable
+from sparsekern.reproduce.timed.variants import PaperRow, Variant
 
 Images = Callable[[tuple[int, ...]], Tensor]  # shape of one image -> [batch, *shape]
 Progress = Callable[[str, float], object]

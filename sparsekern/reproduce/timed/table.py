@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sparsekern.measure.protocol import verdict
-from sparsekern.reproduce.bench import PARTS
-from sparsekern.reproduce.caption import caption, notes, plural
-from sparsekern.reproduce.runner import Result, Row
+from sparsekern.reproduce.timed.bench import PARTS
+from sparsekern.reproduce.timed.caption import caption, notes, plural
+from sparsekern.reproduce.timed.runner import Result, Row
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

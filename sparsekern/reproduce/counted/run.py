@@ -6,17 +6,17 @@ import json
 import os
 import time
 from fractions import Fraction
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsekern.reproduce.cells import STATUSES, Cell, Value
-from sparsekern.reproduce.recount import table_data
+from sparsekern.reproduce.counted import deep_roots, patterns, simplenet, sis
+from sparsekern.reproduce.counted.cells import STATUSES, Cell, Value
+from sparsekern.reproduce.counted.recount import table_data
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-MODULES = {"deep-roots": "count_deep_roots", "sis": "count_sis", "simplenet": "count_simplenet", "patterns": "count_patterns"}
+PAPERS = {"deep-roots": deep_roots, "sis": sis, "simplenet": simplenet, "patterns": patterns}
 
 
 def table_cells(table: str) -> list[Cell]:
@@ -26,8 +26,7 @@ def table_cells(table: str) -> list[Cell]:
         >>> [cell.status for cell in table_cells("sis/svhn") if cell.id.endswith("/eff")]
         ['exact', 'off by 0.01', 'exact', 'off by 0.01']
     """
-    module = import_module(f"sparsekern.reproduce.{MODULES[table.partition('/')[0]]}")
-    return module.cells(table)
+    return PAPERS[table.partition("/")[0]].cells(table)
 
 
 def run_counted(name: str, tables: list[str], out: Path, json_path: Path | None = None) -> int:
@@ -49,7 +48,7 @@ def run_counted(name: str, tables: list[str], out: Path, json_path: Path | None 
 
 def show_tables(tables: list[str]) -> dict[str, list[Cell]]:
     """Recount and print; the cells by table."""
-    from sparsekern.reproduce.cell_table import cells_table, summary_table
+    from sparsekern.reproduce.counted.table import cells_table, summary_table
 
     console = _console()
     found: dict[str, list[Cell]] = {}

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sparsekern.reproduce.competitors import CHANNELS_LAST, FORMATS
-from sparsekern.reproduce.rivals import PrepackedLinear, torch_linear
+from sparsekern.reproduce.timed.competitors import CHANNELS_LAST, FORMATS
+from sparsekern.reproduce.timed.rivals import PrepackedLinear, torch_linear
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 MOST_IMAGES = 4  # more do not change which pooling is fastest

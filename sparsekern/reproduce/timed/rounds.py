@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from sparsekern.measure.protocol import Timing, interleave
-from sparsekern.reproduce.bench import Call, Key
+from sparsekern.reproduce.timed.bench import Call, Key
 
 MIN_TIME_MS = 4.0
 MIN_ROUNDS, MAX_ROUNDS = 3, 31

@@ -9,8 +9,8 @@ from torch import nn
 
 from sparsekern.models import create_model
 from sparsekern.profile.count import Count
-from sparsekern.reproduce.cells import Cell, Value
-from sparsekern.reproduce.recount import Counts, claim_cell, counted, percent, row_cells, table_data
+from sparsekern.reproduce.counted.cells import Cell, Value
+from sparsekern.reproduce.counted.recount import Counts, claim_cell, counted, percent, row_cells, table_data
 from sparsekern.topology.scatter import scatter
 
 TABLES = ("patterns/densities", "patterns/savings")

@@ -11,8 +11,8 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from sparsekern.profile.count import LayerCount
-from sparsekern.reproduce.cells import Cell, judge_draw
-from sparsekern.reproduce.recount import counted, make_cell, row_cells, table_data
+from sparsekern.reproduce.counted.cells import Cell, judge_draw
+from sparsekern.reproduce.counted.recount import counted, make_cell, row_cells, table_data
 
 TABLES = ("sis/cifar10", "sis/svhn")
 

@@ -15,7 +15,7 @@ import torch
 
 from sparsekern.models import create_model, model_card
 from sparsekern.profile.count import Count, count
-from sparsekern.reproduce.cells import Cell, Number, Value, judge
+from sparsekern.reproduce.counted.cells import Cell, Number, Value, judge
 from sparsekern.reproduce.paper import paper_table
 
 Counts = Mapping[str, Value]  # key of a column to what was counted
@@ -46,7 +46,7 @@ def row_cells(rows: list[dict], columns: Mapping[str, str], recount: Callable[[d
         rows: of the data.
         columns: their titles by key.
         recount: what is counted for a row, by key without the unit; keys it leaves out are printed only.
-        padded: see :func:`~sparsekern.reproduce.cells.judge`.
+        padded: see :func:`~sparsekern.reproduce.counted.cells.judge`.
     """
     counts = {row["id"]: recount(row) for row in rows}
     cells = []

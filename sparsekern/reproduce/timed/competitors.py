@@ -1,7 +1,7 @@
 """Who runs a model in a comparison: which convolution and which linear layer, in which layout.
 
 Every competitor is made from the same model with the same weights, has the same layout freedom, a fused ReLU where it
-has one, and the same helpers for what is not compared (:mod:`sparsekern.reproduce.helpers`).
+has one, and the same helpers for what is not compared (:mod:`sparsekern.reproduce.timed.helpers`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.models.parts import ConvFactory
-from sparsekern.reproduce.rivals import CsrLinear, PrepackedConv2d, is_conv, is_linear, torch_conv, torch_linear
+from sparsekern.reproduce.timed.rivals import CsrLinear, PrepackedConv2d, is_conv, is_linear, torch_conv, torch_linear
 
 NCHW, CHANNELS_LAST = "NCHW", "channels_last"
 FORMATS = {NCHW: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}

@@ -1,0 +1,1 @@
+"""What needs a clock: every model of a table against its dense twin, in interleaved rounds."""
