@@ -34,7 +34,8 @@ SUITES = {
     "lint": lambda: [[sys.executable, "-m", "ruff", "check", "."], [sys.executable, "-m", "ruff", "format", "--check", "."]],
     "cpp": cpp,
     "ops": lambda: [[*PYTEST, "tests/ops"]],
-    "layers": lambda: [[*PYTEST, "tests/nn", "tests/topology", "tests/models", "tests/data"]],
+    "layers": lambda: [[*PYTEST, "tests/nn", "tests/topology", "tests/data"]],
+    "models": lambda: [[*PYTEST, "tests/models"]],
     "tools": lambda: [
         [
             *PYTEST,

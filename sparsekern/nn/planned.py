@@ -17,6 +17,10 @@ from sparsekern.ops.define import readable
 _compiling = torch.compiler.is_compiling
 
 
+def _version(table: Tensor) -> int | None:
+    return None if table.is_inference() else table._version
+
+
 class PlannedModule(nn.Module):
     """A module whose ``index`` buffer (and others of ``_tables``) define a topology.
 
@@ -29,7 +33,7 @@ class PlannedModule(nn.Module):
         super().__init__()
         self._plan: Tensor | None = None
         self._planned: tuple = ()  # (tensor, version) of each table the plan was made from
-        self._seen: tuple | None = None  # their values, kept once a table was written in place
+        self._seen: tuple | None = None  # their values, kept once a table was written in place, or always where writes leave no trace
         self._topology_set = True
 
     def _make_plan(self) -> Tensor | None:
@@ -51,7 +55,8 @@ class PlannedModule(nn.Module):
         planned = self._planned
         if planned:
             index, version = planned[0]
-            if self._buffers["index"] is index and index._version == version and (len(planned) == 1 or self._as_planned(planned)):
+            unwritten = self._buffers["index"] is index and version is not None and index._version == version
+            if unwritten and (len(planned) == 1 or self._as_planned(planned)):
                 return self._plan
         tables = [self._buffers[name] for name in self._tables]
         if not readable(*tables):
@@ -63,16 +68,16 @@ class PlannedModule(nn.Module):
             )
         written = len(planned) == len(tables) and all(t is p for t, (p, _) in zip(tables, planned))
         if written and self._seen is not None and all(map(torch.equal, tables, self._seen)):
-            self._planned = tuple((t, t._version) for t in tables)  # written with the values it had, as DDP does at every step
+            self._planned = tuple((t, _version(t)) for t in tables)  # as DDP writes at every step: the same values
             return self._plan
         plan = self._make_plan()
-        self._seen = tuple(t.clone() for t in tables) if written else None
-        if not any(t.is_inference() for t in tables):
-            self._plan, self._planned = plan, tuple((t, t._version) for t in tables)
+        unversioned = any(t.is_inference() for t in tables)  # made in inference mode: no counter says when they are written
+        self._seen = tuple(t.clone() for t in tables) if written or unversioned else None
+        self._plan, self._planned = plan, tuple((t, _version(t)) for t in tables)
         return plan
 
     def _as_planned(self, planned: tuple) -> bool:
-        return all(self._buffers[name] is t and t._version == v for name, (t, v) in zip(self._tables, planned))
+        return all(self._buffers[name] is t and v is not None and t._version == v for name, (t, v) in zip(self._tables, planned))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         was_meta = self.index.is_meta

@@ -269,3 +269,18 @@ def test_packed_layer_compiles_exports_moves_and_loads():
     layer.float().load_state_dict(other.state_dict())  # a new topology is packed anew
     with torch.no_grad():
         torch.testing.assert_close(layer(x), other(x))
+
+
+def test_a_layer_made_in_inference_mode_plans_once_and_sees_writes(monkeypatch):
+    with torch.inference_mode():
+        layer = SparseLinear(64, 32, fan_in=8, seed=0)
+        x = torch.randn(3, 64)
+        layer(x)
+        plans = []
+        monkeypatch.setattr(layer, "_make_plan", lambda make=layer._make_plan: plans.append(1) or make())
+        for _ in range(3):
+            torch.testing.assert_close(layer(x), layer.to_dense()(x))
+        assert not plans
+        layer.index.copy_(SparseLinear(64, 32, fan_in=8, seed=1).index)  # no counter says so
+        torch.testing.assert_close(layer(x), layer.to_dense()(x))
+        assert len(plans) == 1
