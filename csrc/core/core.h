@@ -8,15 +8,18 @@
 namespace sk {
 
 // ---- instruction sets: one kernel source is compiled once per set; the best one the processor has is used
-enum class Isa : int { base = 0, avx2 = 1, avx512 = 2 };
+enum class Isa : int { base = 0, avx2 = 1, avx512 = 2, amx = 3 };  // amx: avx512 and bf16 tiles
 
-SK_API Isa isa();                            // in use now: the best supported one, or SPARSEKERN_ISA, or set_isa()
-SK_API const char* isa_name();               // "base", "avx2" or "avx512"
+SK_API Isa isa();  // in use now: the best supported one, or SPARSEKERN_ISA, or set_isa()
+inline bool has_avx512() { return isa() >= Isa::avx512; }
+SK_API const char* isa_name();               // "base", "avx2", "avx512" or "amx"
 SK_API bool set_isa(const char* name);       // for tests and benchmarks; false if this processor lacks it
+SK_API bool isa_supported(Isa candidate);    // by this processor, in this build
 SK_API const char* const* supported_isas();  // worst first, nullptr-terminated
 
 // An op's kernels are a struct of function pointers `Type`, one constant per instruction set, defined in
-// <op>.isa.cpp as `sk::<isa>::name`. Declare with SK_DECLARE_KERNELS, pick with SK_PICK_KERNELS.
+// <op>.isa.cpp as `sk::<isa>::name`. Declare with SK_DECLARE_KERNELS, pick with SK_PICK_KERNELS. What AMX adds is in
+// kernels of its own (amx_*.cpp); everything else runs the avx512 ones there.
 #ifdef SK_HAVE_avx512
 #define SK_DECLARE_KERNELS(Type, name) \
   namespace base {                     \
@@ -28,7 +31,7 @@ SK_API const char* const* supported_isas();  // worst first, nullptr-terminated
   namespace avx512 {                   \
   extern const Type name;              \
   }
-#define SK_PICK_KERNELS(name) (isa() == Isa::avx512 ? avx512::name : isa() == Isa::avx2 ? avx2::name : base::name)
+#define SK_PICK_KERNELS(name) (isa() >= Isa::avx512 ? avx512::name : isa() == Isa::avx2 ? avx2::name : base::name)
 #else
 #define SK_DECLARE_KERNELS(Type, name) \
   namespace base {                     \

@@ -6,10 +6,32 @@
 
 #include "core/core.h"
 
+#if defined(SK_HAVE_amx) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace sk {
 namespace {
 
-constexpr const char* kNames[] = {"base", "avx2", "avx512"};
+constexpr int kIsas = 4;
+constexpr const char* kNames[kIsas] = {"base", "avx2", "avx512", "amx"};
+
+// The processor has bf16 tiles (and the AVX-512 extensions that our tile kernels use), and the system lets this process use them.
+[[maybe_unused]] bool tiles_usable() {
+#if defined(SK_HAVE_amx) && defined(__linux__)
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kVbmi2 = 1u << 6, kAvx512Bf16 = 1u << 5;
+  if ((d & (kAmxBf16 | kAmxTile)) != (kAmxBf16 | kAmxTile) || !(c & kVbmi2)) return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kAvx512Bf16)) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM: for the whole process
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 bool supported(Isa candidate) {
 #ifdef SK_HAVE_avx512
@@ -19,15 +41,17 @@ bool supported(Isa candidate) {
                       __builtin_cpu_supports("avx512dq");
   if (candidate == Isa::avx2) return avx2;
   if (candidate == Isa::avx512) return avx512;
+  static const bool amx = avx512 && tiles_usable();  // cpuid is slow in a virtual machine
+  if (candidate == Isa::amx) return amx;
 #endif
   return candidate == Isa::base;
 }
 
 Isa best() {
   if (const char* wanted = std::getenv("SPARSEKERN_ISA"))
-    for (int i = 0; i < 3; ++i)
+    for (int i = 0; i < kIsas; ++i)
       if (!std::strcmp(wanted, kNames[i]) && supported(Isa(i))) return Isa(i);
-  for (int i = 2; i > 0; --i)
+  for (int i = kIsas - 1; i > 0; --i)
     if (supported(Isa(i))) return Isa(i);
   return Isa::base;
 }
@@ -56,11 +80,12 @@ void run_serial(int64_t size, int64_t, Pool::Body body, const void* context) { b
 
 }  // namespace
 
+bool isa_supported(Isa candidate) { return supported(candidate); }
 Isa isa() { return current().load(std::memory_order_relaxed); }
 const char* isa_name() { return kNames[int(isa())]; }
 
 bool set_isa(const char* name) {
-  for (int i = 0; i < 3; ++i)
+  for (int i = 0; i < kIsas; ++i)
     if (!std::strcmp(name, kNames[i]) && supported(Isa(i))) {
       current() = Isa(i);
       return true;
@@ -69,10 +94,10 @@ bool set_isa(const char* name) {
 }
 
 const char* const* supported_isas() {
-  static const char* names[4] = {};
+  static const char* names[kIsas + 1] = {};
   static const bool ready = [] {
     int n = 0;
-    for (int i = 0; i < 3; ++i)
+    for (int i = 0; i < kIsas; ++i)
       if (supported(Isa(i))) names[n++] = kNames[i];
     return true;
   }();
@@ -83,7 +108,7 @@ const char* const* supported_isas() {
 Dense dense_policy() { return policy.load(std::memory_order_relaxed); }
 
 bool set_dense_policy(const char* name) {
-  for (int i = 0; i < 3; ++i)
+  for (int i = 0; i < kIsas; ++i)
     if (!std::strcmp(name, kPolicies[i])) {
       policy = Dense(i);
       return true;

@@ -140,7 +140,7 @@ double megabytes_of(const Conv2dShape& s) { return 4e-6 * double(s.N) * double(s
 const char* torch_reason_nhwc(const Conv2dShape& s, int64_t in, int64_t out, bool backward) {
   const bool square = s.KH == s.KW && s.dilation_h == 1 && s.dilation_w == 1;
   const double megabytes = megabytes_of(s);
-  if (isa() != Isa::avx512) return "channels_last without AVX-512: torch is faster";
+  if (!has_avx512()) return "channels_last without AVX-512: torch is faster";
   if (in == 1 && out == 1) return square && s.KH == 3 && megabytes < 1 ? nullptr : "depthwise: torch is faster";
   if (s.KH == 1 && s.KW == 1) return s.groups == 1 && (backward || megabytes > 4) ? "dense 1x1 bound by memory: torch is faster" : nullptr;
   if (square && (s.KH == 3 || s.KH == 5))
@@ -162,11 +162,11 @@ const char* torch_reason_grad_weight(const Conv2dShape& s, int64_t in) {
   const bool square = s.KH == s.KW && (s.KH == 3 || s.KH == 5) && s.dilation_h == 1 && s.dilation_w == 1;
   const char* wide = "weight gradient of wide groups: torch is faster";
   if (s.channels_last) {
-    if (isa() != Isa::avx512 || !square) return "weight gradient without a channels_last tile: torch is faster";
+    if (!has_avx512() || !square) return "weight gradient without a channels_last tile: torch is faster";
     if (in == 1 && s.K == s.groups) return megabytes_of(s) < 1 ? nullptr : "depthwise: torch is faster";
     return in < 16 || s.N < 8 || (s.KH == 3 && in % 16 != 0) ? nullptr : wide;
   }
-  if (isa() != Isa::avx512) return in <= 8 ? nullptr : wide;
+  if (!has_avx512()) return in <= 8 ? nullptr : wide;
   if (in < 16 || (in < 32 && in % 16 != 0)) return nullptr;
   return in == 16 && s.H * s.W >= 784 ? nullptr : wide;
 }
@@ -191,7 +191,7 @@ ConvChoice grouped_conv2d_choice(const Conv2dShape& s, ConvProduct product, Conv
     reason = "stride above 1: torch is faster";
   else if (type == ConvType::bf16)
     reason = torch_reason_bf16(s, product == ConvProduct::grad_x ? out_group : in_group, macs);
-  else if (type == ConvType::fp16 && isa() == Isa::avx512)  // torch converts it slowly, except where it has no sums
+  else if (type == ConvType::fp16 && has_avx512())  // torch converts it slowly, except where it has no sums
     reason = depthwise && s.channels_last ? "depthwise: torch is faster" : nullptr;
   else if (product == ConvProduct::grad_weight)
     reason = torch_reason_grad_weight(s, in_group);

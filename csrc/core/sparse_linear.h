@@ -29,14 +29,20 @@ enum class LinearKernel : int {
   block_dot = 2,      // few rows, blocks: dot products along the block's inputs
   block_tile = 3,     // many rows, blocks: a dense register tile per block
   dense = 4,          // the weight is scattered into a dense matrix and torch multiplies
+  block_amx = 5,      // bf16: blocks as matrix tiles
+  expanded_amx = 6,   // bf16: unstructured rows expanded, strip by strip, into matrix tiles
 };
+enum class LinearType : int { fp32 = 0, fp16 = 1, bf16 = 2 };
 
 // What runs for these sizes, and the two estimates it was chosen by, in microseconds.
 struct LinearChoice {
   LinearKernel kernel;
   double sparse_us, dense_us;
 };
-SK_API LinearChoice sparse_linear_choice(const SparseLinearShape& s, Product product, bool half_precision, int threads);
+SK_API LinearChoice sparse_linear_choice(const SparseLinearShape& s, Product product, LinearType type, int threads);
+
+// The same for a packed weight, forward.
+SK_API LinearKernel sparse_linear_packed_choice(const SparseLinearShape& s, LinearType type);
 
 // ---- plan: everything derived from the index table, in one flat int32 array
 struct PlanError {
@@ -60,11 +66,27 @@ SK_API void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t*
 
 // ---- pack: weights and index in the kernels' own order, in one flat int32 array (floats by their bits). Made on request from
 // weights that then stay as they are; any number of rows, forward only.
-SK_API void sparse_linear_pack(const SparseLinearShape& s, const int32_t* plan, const float* weight, std::vector<int32_t>& pack);
+// `bf16`, if not null: the same weights as they were stored; the pack then also serves bf16 rows on matrix tiles.
+SK_API void sparse_linear_pack(const SparseLinearShape& s, const int32_t* plan, const float* weight, const uint16_t* bf16,
+                               std::vector<int32_t>& pack);
 // The sizes a pack was made for, N = 0; OB = 0 if it is none.
 SK_API SparseLinearShape sparse_linear_pack_shape(const int32_t* pack, int64_t length);
 SK_API void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* pack, const float* x, Strides x_stride, const float* bias, float* y,
                                      Strides y_stride, const Pool& pool);
+// Whether this pack serves N rows of bf16 on matrix tiles, and doing so.
+SK_API bool sparse_linear_packed_tiles(const SparseLinearShape& s, const int32_t* pack);
+SK_API void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* pack, const uint16_t* x, Strides x_stride, const uint16_t* bias,
+                                     uint16_t* y, Strides y_stride, const Pool& pool);
+
+// ---- bf16 products on matrix tiles, summed in fp32. Only where sparse_linear_tiles says so (block sizes that are multiples of 16;
+// unstructured: forward, not too sparse; the amx instruction set in use). One of the two strides of a matrix is 1.
+SK_API bool sparse_linear_tiles(const SparseLinearShape& s, Product product);
+SK_API void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* plan, const uint16_t* x, Strides x_stride, const uint16_t* weight,
+                              const uint16_t* bias, uint16_t* y, Strides y_stride, const Pool& pool);
+SK_API void sparse_linear_grad_x(const SparseLinearShape& s, const int32_t* plan, const uint16_t* grad_out, Strides g_stride, const uint16_t* weight,
+                                 uint16_t* grad_x, Strides gx_stride, const Pool& pool);
+SK_API void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* plan, const uint16_t* grad_out, Strides g_stride, const uint16_t* x,
+                                      Strides x_stride, uint16_t* grad_weight, const Pool& pool);
 
 // ---- fp64 products: plain loops, correct for everything
 SK_API void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* index, const double* x, const double* weight, const double* bias, double* y,

@@ -1,9 +1,10 @@
-// What serves which sizes. Two closed estimates, in microseconds of one core, from rates measured on an AVX-512 server core
+// What serves which sizes. Closed estimates, in microseconds of one core, from rates measured on an AVX-512 server core
 // (rates of smaller instruction sets scale by vector width on both sides). They are compared, printed by explain(), and
 // meant to be right about the order, not about the time.
 #include <algorithm>
 
 #include "core/sparse_linear.h"
+#include "core/sparse_linear_tiles.h"
 
 namespace sk {
 namespace {
@@ -15,38 +16,87 @@ constexpr double kMemory = 9000;                               // bytes of fresh
 constexpr double kPanelFlops[] = {0, 34e3, 52e3, 60e3, 66e3};  // feature-major, by vectors of columns
 constexpr double kTileFlops = 115e3;                           // blocks
 constexpr double kSampledFlops = 45e3;                         // grad_weight
+// matrix tiles (AMX), per microsecond
+constexpr double kTileProducts = 85;    // 16 x 32 by 32 x 16, operands in L1 and L2
+constexpr double kTileTransposes = 37;  // of 16 x 32 values in registers, with their loads and stores
+constexpr double kExpandedTiles = 60;   // 16 x 32 positions from a mask; part of it hides behind products
+
+constexpr double kMasked = 600;  // connections made into bits
 
 double dense_flops(int64_t N, bool half_precision) {  // F.linear, measured at 1, 8, 64, 256 rows
-  if (half_precision) return N <= 1 ? 11e3 : N <= 8 ? 80e3 : N <= 64 ? 430e3 : 800e3;
+  if (half_precision) return N <= 1 ? 11e3 : N <= 8 ? 80e3 : N <= 64 ? 500e3 : 1000e3;
   return N <= 1 ? 11e3 : N <= 8 ? 35e3 : N <= 64 ? 112e3 : 145e3;
+}
+
+int64_t groups(int64_t n) { return (n + kTile - 1) / kTile; }
+
+// Our fp32 kernels, conversions of half types included.
+double plain_us(const SparseLinearShape& s, Product product, LinearKernel kernel, bool half_precision) {
+  const double kept = double(s.kept());
+  const int64_t vectors = std::min<int64_t>(4, groups(s.N)), columns = groups(s.N) * 16;
+  double us = 2.0;
+  if (kernel == LinearKernel::gather)
+    us += s.N * kept / kGathered;
+  else if (kernel == LinearKernel::block_dot)
+    us += s.N * kept / (2 * kGathered);
+  else
+    us += 2.0 * kept * columns /
+              (product == Product::grad_weight      ? kSampledFlops
+               : kernel == LinearKernel::block_tile ? kTileFlops
+                                                    : kPanelFlops[vectors]) +
+          double(s.in() + s.out()) * columns * 4 / kMemory;
+  if (product == Product::grad_x && s.BO * s.BI == 1) us += kept / 2500;     // weights put in transposed order
+  if (half_precision) us += (kept + double(s.in() + s.out()) * s.N) / 4000;  // to fp32 and back
+  return us;
+}
+
+// The same on matrix tiles. `packed`: the weight stands ready.
+double tiles_us(const SparseLinearShape& s, Product product, bool packed) {
+  const double row_groups = double(groups(s.N)), tile = kTile * kTileDepth;
+  if (s.BO * s.BI == 1) {
+    const double positions = double(groups(s.OB)) * double((s.IB + 31) / 32);
+    const double moved = packed ? 0.0 : transpose_rows(s) ? positions : row_groups * kTile * double(s.in() + 2 * s.out()) / tile;
+    const double mask_us = packed || s.F * 32 >= s.IB ? 0.0 : double(s.kept()) / kMasked;
+    return 2.0 + mask_us + positions / kExpandedTiles + positions * row_groups / kTileProducts + moved / kTileTransposes;
+  }
+  const double short_tiles = s.BI % kTileDepth ? 2.0 : 1.0, weight_tiles = double(s.kept()) / tile;
+  const double x_tiles = row_groups * kTile * double(s.in() + 2 * s.out()) / tile;
+  if (product == Product::grad_weight) {
+    const double results = double(s.kept()) / (kTile * kTile);
+    return 3.0 + x_tiles / kTileTransposes + results * (double((s.N + 31) / 32) / kTileProducts + 1.0 / kTileTransposes);
+  }
+  const double transposed = packed ? 0.0 : product == Product::forward ? std::min(x_tiles, 1.5 * weight_tiles) : 1.5 * weight_tiles;
+  return 2.0 + weight_tiles * short_tiles * row_groups / kTileProducts + transposed / kTileTransposes;
 }
 
 }  // namespace
 
-LinearChoice sparse_linear_choice(const SparseLinearShape& s, Product product, bool half_precision, int threads) {
-  const bool blocks = s.BO * s.BI > 1, few = s.N <= 2;
+LinearChoice sparse_linear_choice(const SparseLinearShape& s, Product product, LinearType type, int threads) {
+  const bool blocks = s.BO * s.BI > 1, few = s.N <= 2, half_precision = type != LinearType::fp32;
   const double kept = double(s.kept()), dense = double(s.in()) * double(s.out());
-  const int64_t vectors = std::min<int64_t>(4, (s.N + 15) / 16), columns = (s.N + 15) / 16 * 16;
-  const LinearKernel kernel = blocks ? (few && product == Product::forward ? LinearKernel::block_dot : LinearKernel::block_tile)
-                                     : (few ? LinearKernel::gather : LinearKernel::feature_major);
-  double sparse_us = 2.0;
-  if (few && !blocks)
-    sparse_us += s.N * kept / kGathered;
-  else if (kernel == LinearKernel::block_dot)
-    sparse_us += s.N * kept / (2 * kGathered);
-  else
-    sparse_us += 2.0 * kept * columns /
-                     (product == Product::grad_weight ? kSampledFlops
-                      : blocks                        ? kTileFlops
-                                                      : kPanelFlops[vectors]) +
-                 double(s.in() + s.out()) * columns * 4 / kMemory;
-  if (product == Product::grad_x && !blocks) sparse_us += kept / 2500;              // weights put in transposed order
-  if (half_precision) sparse_us += (kept + double(s.in() + s.out()) * s.N) / 4000;  // to fp32 and back
+  LinearKernel kernel = blocks ? (few && product == Product::forward ? LinearKernel::block_dot : LinearKernel::block_tile)
+                               : (few ? LinearKernel::gather : LinearKernel::feature_major);
+  double sparse_us = plain_us(s, product, kernel, half_precision);
+  if (type == LinearType::bf16 && sparse_linear_tiles(s, product)) {
+    const double us = tiles_us(s, product, false);
+    if (us < sparse_us) sparse_us = us, kernel = blocks ? LinearKernel::block_amx : LinearKernel::expanded_amx;
+  }
   double dense_us = 4.0 + 2.0 * dense * s.N / dense_flops(s.N, half_precision);
+  if (half_precision) dense_us += double(s.in() + s.out()) * s.N / 12000;  // thin matrices: x and y moved, not the products, take the time
   // grad_weight writes a dense gradient and picks the kept entries; the others fill a dense weight
   dense_us += dense * (half_precision ? 2 : 4) / kMemory + kept / kScattered;
   if (threads > 1) sparse_us /= std::min(threads, 4), dense_us /= std::min(threads, 4);
   return {use_dense(dense_us < sparse_us) ? LinearKernel::dense : kernel, sparse_us, dense_us};
+}
+
+LinearKernel sparse_linear_packed_choice(const SparseLinearShape& s, LinearType type) {
+  const bool blocks = s.BO * s.BI > 1, few = s.N <= 2, tiles = type == LinearType::bf16 && isa() == Isa::amx;
+  const LinearKernel plain =
+      blocks ? (few ? LinearKernel::block_dot : LinearKernel::block_tile) : (few ? LinearKernel::gather : LinearKernel::feature_major);
+  if (blocks) return tiles && tile_blocks(s) ? LinearKernel::block_amx : plain;
+  const double weight_conversion_us = double(s.kept()) / 4000;  // done when it was packed
+  const bool faster = tiles_us(s, Product::forward, true) < plain_us(s, Product::forward, plain, true) - weight_conversion_us;
+  return tiles && pack_rows(s) && faster ? LinearKernel::expanded_amx : plain;
 }
 
 }  // namespace sk

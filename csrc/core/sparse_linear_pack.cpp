@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/sparse_linear_drive.h"
+#include "core/sparse_linear_tiles.h"
 
 namespace sk {
 namespace {
@@ -29,11 +30,15 @@ struct Pack {
     kWeight,
     kPtr,
     kEntries,
+    kTileWeight,  // 0: none, as the next two
+    kTileMask,
+    kTilePtr,
     kHeader = 32
   };
-  static constexpr int32_t kMagicValue = 0x534b5031, kVersionValue = 1;
+  static constexpr int32_t kMagicValue = 0x534b5031, kVersionValue = 2;
   const int32_t* data;
   const int32_t* at(int section) const { return data + data[section]; }
+  const uint16_t* halves(int section) const { return reinterpret_cast<const uint16_t*>(at(section)); }
   const float* floats(int section) const { return reinterpret_cast<const float*>(at(section)); }
 };
 
@@ -55,6 +60,9 @@ class Writer {
       std::copy(source.begin(), source.end(), reinterpret_cast<uint16_t*>(out));
   }
   void weights(int which, const std::vector<float>& weight) { std::memcpy(section(which, weight.size()), weight.data(), weight.size() * 4); }
+  void halves(int which, const std::vector<uint16_t>& values) {
+    std::memcpy(section(which, (int64_t(values.size()) + 1) / 2), values.data(), values.size() * 2);
+  }
   void table(int which, const int32_t* table, int64_t words) { std::copy(table, table + words, section(which, words)); }
 
  private:
@@ -102,6 +110,43 @@ void pack_condensed(const SparseLinearShape& s, const Plan& plan, const float* w
   out.weights(Pack::kWeight, values);
 }
 
+// The right factors of tile products, [16 outputs][inputs] at a time: for pairs of inputs, the 16 outputs.
+void pack_block_tiles(const SparseLinearShape& s, const uint16_t* weight, Writer& out) {
+  const int64_t kept = s.OB * s.F, area = s.BO * s.BI;
+  std::vector<uint16_t> tiles(kept * area);
+  for (int64_t e = 0; e < kept; ++e)
+    for (int64_t o = 0; o < s.BO; ++o)
+      for (int64_t i = 0; i < s.BI; ++i)
+        tiles[e * area + (o / kTile * s.BI + i / 2 * 2) * kTile + o % kTile * 2 + i % 2] = weight[(e * s.BO + o) * s.BI + i];
+  out.halves(Pack::kTileWeight, tiles);
+}
+
+// The same for unstructured rows, without the zeros: a bit per element of a tile [inputs / 32][16 pairs][16 outputs][2].
+void pack_row_tiles(const SparseLinearShape& s, const Plan& plan, const uint16_t* weight, Writer& out) {
+  const int64_t groups = (s.OB + kTile - 1) / kTile, words = mask_words(s) * kTile, columns = mask_words(s) * kTileDepth;
+  std::vector<uint32_t> mask(groups * words);
+  std::vector<uint16_t> values;
+  std::vector<int32_t> ptr, position(columns * kTile);
+  values.reserve(s.kept());
+  for (int64_t g = 0; g < groups; ++g) {
+    ptr.push_back(int32_t(values.size()));
+    std::fill(position.begin(), position.end(), -1);
+    for (int64_t o = 0; o < std::min(kTile, s.OB - g * kTile); ++o)
+      for (int64_t k = (g * kTile + o) * s.F, end = k + s.F; k < end; ++k) {
+        const int64_t i = Bf16Rows::position(plan.index(k), s.IB);
+        position[(i / 2 * kTile + o) * 2 + i % 2] = int32_t(k);
+      }
+    for (int64_t at = 0; at < columns * kTile; ++at)
+      if (position[at] >= 0) {
+        mask[g * words + at / 32] |= 1u << (at % 32);
+        values.push_back(weight[position[at]]);
+      }
+  }
+  out.halves(Pack::kTileWeight, values);
+  out.table(Pack::kTileMask, reinterpret_cast<const int32_t*>(mask.data()), int64_t(mask.size()));
+  out.table(Pack::kTilePtr, ptr.data(), int64_t(ptr.size()));
+}
+
 void pack_blocks(const SparseLinearShape& s, const Plan& plan, const float* weight, Writer& out) {
   const int64_t kept = s.OB * s.F, area = s.BO * s.BI;
   out.weights(Pack::kWeight, std::vector<float>(weight, weight + kept * area));
@@ -116,7 +161,7 @@ void pack_blocks(const SparseLinearShape& s, const Plan& plan, const float* weig
 
 }  // namespace
 
-void sparse_linear_pack(const SparseLinearShape& s, const int32_t* plan_data, const float* weight, std::vector<int32_t>& pack) {
+void sparse_linear_pack(const SparseLinearShape& s, const int32_t* plan_data, const float* weight, const uint16_t* bf16, std::vector<int32_t>& pack) {
   const Plan plan(plan_data);
   pack.assign(Pack::kHeader, 0);
   pack[Pack::kMagic] = Pack::kMagicValue;
@@ -128,6 +173,8 @@ void sparse_linear_pack(const SparseLinearShape& s, const int32_t* plan_data, co
     pack_condensed(s, plan, weight, plan_data[Plan::kWide], out);
   else
     pack_blocks(s, plan, weight, out);
+  if (bf16 && pack_rows(s) && isa_supported(Isa::amx)) pack_row_tiles(s, plan, bf16, out);
+  if (bf16 && tile_blocks(s) && isa_supported(Isa::amx)) pack_block_tiles(s, bf16, out);
   pack[Pack::kLength] = int32_t(pack.size());
 }
 
@@ -161,6 +208,25 @@ void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* pack_da
   parallel(pool, (s.OB + Interleaved::kLanes - 1) / Interleaved::kLanes, std::max<int64_t>(1, 2048 / s.F), [&](int64_t begin, int64_t end) {
     for (int64_t n = 0; n < s.N; ++n) SK_PICK_KERNELS(sparse_linear).interleaved(c, rows + n * x_s.row, bias, y + n * y_s.row, y_s.col, begin, end);
   });
+}
+
+bool sparse_linear_packed_tiles(const SparseLinearShape& s, const int32_t* pack) {
+  if (!pack[Pack::kTileWeight]) return false;
+  const LinearKernel kernel = sparse_linear_packed_choice(s, LinearType::bf16);
+  return kernel == LinearKernel::block_amx || kernel == LinearKernel::expanded_amx;
+}
+
+void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* pack_data, const uint16_t* x, Strides x_s, const uint16_t* bias, uint16_t* y,
+                              Strides y_s, const Pool& pool) {
+  const Pack pack{pack_data};
+  const Bf16Matrix in{x, s.N, s.in(), x_s.row, x_s.col};
+  const Bf16Out out{y, y_s.row, y_s.col, bias, s.N};
+  if (s.BO * s.BI > 1)
+    blocks_on_tiles({pack.at(Pack::kPtr), pack.at(Pack::kEntries), s.BO, s.BI, pack.halves(Pack::kTileWeight), true}, s.OB, in, out, pool);
+  else
+    rows_on_tiles({reinterpret_cast<const uint32_t*>(pack.at(Pack::kTileMask)), pack.halves(Pack::kTileWeight), pack.at(Pack::kTilePtr), s.OB, s.F,
+                   mask_words(s)},
+                  false, in, out, pool);
 }
 
 }  // namespace sk

@@ -120,6 +120,11 @@ PlanError sparse_linear_plan(const SparseLinearShape& s, const int32_t* index, s
     const std::vector<int32_t> forward_ptr(plan.begin() + plan[Plan::kPtr], plan.begin() + plan[Plan::kPtr] + s.OB + 1);
     append_panels(plan, Plan::kPanels, forward_ptr.data(), index, s.OB, s.IB);
     append_panels(plan, Plan::kPanelsT, ptr.data(), source.data(), s.IB, s.OB);
+    if (has_mask(s)) {
+      const int64_t at = begin_section(plan, Plan::kMask);
+      plan.resize(at + s.OB * mask_words(s));
+      fill_mask(s, [&](int64_t k) { return index[k]; }, 0, s.OB, reinterpret_cast<uint32_t*>(plan.data() + at));
+    }
   } else {
     begin_section(plan, Plan::kEntries);
     for (int64_t k = 0; k < kept; ++k) plan.insert(plan.end(), {index[k], int32_t(k)});

@@ -2,6 +2,7 @@
 // index that a kernel reads, so a table changed afterwards can never send a kernel out of bounds.
 #pragma once
 #include "core/sparse_linear.h"
+#include "core/sparse_linear_bf16.h"
 #include "core/sparse_linear_kernels.h"
 
 namespace sk {
@@ -27,9 +28,10 @@ struct SparseLinearPlan {
     kPanelsT,
     kEntries,
     kEntriesT,
+    kMask,  // 0: none
     kHeader = 24
   };
-  static constexpr int32_t kMagicValue = 0x534b4c31, kVersionValue = 1;
+  static constexpr int32_t kMagicValue = 0x534b4c31, kVersionValue = 2;
 
   const int32_t* data;
   explicit SparseLinearPlan(const int32_t* plan) : data(plan) {}
@@ -38,8 +40,27 @@ struct SparseLinearPlan {
   Connections forward() const { return {at(kPtr), at(kSource), data[kWide] != 0}; }       // rows: outputs
   Connections transposed() const { return {at(kPtrT), at(kSourceT), data[kWide] != 0}; }  // rows: inputs
   const int32_t* order_t() const { return at(kOrderT); }                                  // [kept] position of each transposed connection in `weight`
+  const uint32_t* mask() const { return data[kMask] ? reinterpret_cast<const uint32_t*>(at(kMask)) : nullptr; }  // [rows][mask_words]
   int32_t index(int64_t k) const { return data[kWide] ? at(kSource)[k] : reinterpret_cast<const uint16_t*>(at(kSource))[k]; }
 };
+
+// Condensed tables dense enough for it also keep a bit per position, 32 inputs in a word, for kernels that expand rows; for others
+// the words are made at every call.
+inline int64_t mask_words(const SparseLinearShape& s) { return (s.IB + 31) / 32; }
+template <class Index>  // Index: connection -> input
+void fill_mask(const SparseLinearShape& s, const Index& index, int64_t first_row, int64_t end_row, uint32_t* mask) {
+  const int64_t words = mask_words(s);
+  for (int64_t row = first_row; row < end_row; ++row) {
+    for (int64_t i = 0; i < words; ++i) mask[row * words + i] = 0;
+    for (int64_t k = row * s.F; k < (row + 1) * s.F; ++k) {
+      const int64_t at = Bf16Rows::position(index(k), s.IB);
+      mask[row * words + at / 32] |= 1u << (at % 32);
+    }
+  }
+}
+inline bool has_mask(const SparseLinearShape& s) {
+  return s.BO * s.BI == 1 && s.F * 32 >= s.IB && s.kept() <= int64_t(1) << 27 && isa_supported(Isa::amx);
+}
 
 // Rows cut into panels (what one thread does), inputs cut into blocks (what stays in L1): [panels, blocks, panel_rows, offset of each panel ...]
 struct Panels {

@@ -62,10 +62,23 @@ Tensor int32_tensor(const Tensor& like, const std::vector<int32_t>& values) {
 
 namespace {
 
-bool dense_wins(const SparseLinearShape& s, Product product, const Tensor& like, const Pool& p) {
-  return like.scalar_type() != ScalarType::Double &&
-         sparse_linear_choice(s, product, is_half(like.scalar_type()), p.threads).kernel == LinearKernel::dense;
+LinearType linear_type(ScalarType t) {
+  return t == ScalarType::BFloat16 ? LinearType::bf16 : t == ScalarType::Half ? LinearType::fp16 : LinearType::fp32;
 }
+
+enum class Path { dense, tiles, plain };
+Path path_of(const SparseLinearShape& s, Product product, const Tensor& like, const Pool& p) {
+  if (like.scalar_type() == ScalarType::Double) return Path::plain;
+  switch (sparse_linear_choice(s, product, linear_type(like.scalar_type()), p.threads).kernel) {
+    case LinearKernel::dense: return Path::dense;
+    case LinearKernel::block_amx:
+    case LinearKernel::expanded_amx: return Path::tiles;
+    default: return Path::plain;
+  }
+}
+
+const uint16_t* halves(const Tensor& t) { return static_cast<const uint16_t*>(t.const_data_ptr()); }
+const uint16_t* halves(const std::optional<Tensor>& t) { return t ? halves(*t) : nullptr; }
 
 // Storage types of 2 and 4 bytes are moved, not computed with.
 template <class F>
@@ -98,7 +111,8 @@ Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<
   const PlanHolder p(s, index, plan);
   const Pool threads = pool();
   Tensor out = output_like(x, in.feature_major, s.out());
-  if (dense_wins(s, Product::forward, x, threads)) {
+  const Path path = path_of(s, Product::forward, x, threads);
+  if (path == Path::dense) {
     const Tensor y = call<3>("aten::linear", "", x, dense_weight(s, p, weight, threads), bias);
     if (!in.feature_major && y.is_contiguous()) return y;
     return torch::stable::copy_(out, y);
@@ -106,6 +120,11 @@ Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<
   const Tensor w = as_contiguous(weight);
   const std::optional<Tensor> b = as_contiguous(bias);
   const Strides out_strides = in.feature_major ? Strides{1, s.N} : Strides{s.out(), 1};
+  if (path == Path::tiles) {
+    sparse_linear_fwd(s, p.data, halves(in.tensor), in.strides, halves(w), halves(b), static_cast<uint16_t*>(out.mutable_data_ptr()), out_strides,
+                      threads);
+    return out;
+  }
   if (x.scalar_type() == ScalarType::Double) {
     const Tensor rows = as_contiguous(x), y = in.feature_major ? new_tensor(x, std::array<int64_t, 2>{s.N, s.out()}) : out;
     sparse_linear_fwd(s, p.data, static_cast<const double*>(rows.const_data_ptr()), static_cast<const double*>(w.const_data_ptr()),
@@ -128,12 +147,18 @@ Tensor sparse_linear_grad_x(const Tensor& grad_out, const Tensor& weight, const 
   const PlanHolder p(s, index, plan);
   const Pool threads = pool();
   Tensor out = output_like(grad_out, g.feature_major, in_features);
-  if (dense_wins(s, Product::grad_x, weight, threads)) {
+  const Path path = path_of(s, Product::grad_x, weight, threads);
+  if (path == Path::dense) {
     const Tensor y = call<2>("aten::matmul", "", grad_out, dense_weight(s, p, weight, threads));
     if (!g.feature_major && y.is_contiguous()) return y;
     return torch::stable::copy_(out, y);
   }
   const Tensor w = as_contiguous(weight);
+  const Strides out_strides = g.feature_major ? Strides{1, s.N} : Strides{s.in(), 1};
+  if (path == Path::tiles) {
+    sparse_linear_grad_x(s, p.data, halves(g.tensor), g.strides, halves(w), static_cast<uint16_t*>(out.mutable_data_ptr()), out_strides, threads);
+    return out;
+  }
   if (weight.scalar_type() == ScalarType::Double) {
     const Tensor rows = as_contiguous(grad_out), y = g.feature_major ? new_tensor(grad_out, std::array<int64_t, 2>{s.N, s.in()}) : out;
     sparse_linear_grad_x(s, p.data, static_cast<const double*>(rows.const_data_ptr()), static_cast<const double*>(w.const_data_ptr()),
@@ -142,7 +167,7 @@ Tensor sparse_linear_grad_x(const Tensor& grad_out, const Tensor& weight, const 
   }
   const FloatInput gf(g.tensor, s.N * s.out(), threads), wf(w, s.kept(), threads);
   const FloatOutput gx(out, threads);
-  sparse_linear_grad_x(s, p.data, gf.data(), g.strides, wf.data(), gx.data(), g.feature_major ? Strides{1, s.N} : Strides{s.in(), 1}, threads);
+  sparse_linear_grad_x(s, p.data, gf.data(), g.strides, wf.data(), gx.data(), out_strides, threads);
   gx.finish();
   return out;
 }
@@ -158,12 +183,18 @@ Tensor sparse_linear_grad_weight(const Tensor& grad_out, const Tensor& x, const 
   const PlanHolder p(s, index, plan);
   const Pool threads = pool();
   const Tensor gw = condensed ? new_tensor(x, std::array<int64_t, 2>{s.OB, s.F}) : new_tensor(x, std::array<int64_t, 4>{s.OB, s.F, s.BO, s.BI});
-  if (dense_wins(s, Product::grad_weight, x, threads)) {
+  const Path path = path_of(s, Product::grad_weight, x, threads);
+  if (path == Path::dense) {
     const Tensor dense = as_contiguous(call<2>("aten::mm", "", torch::stable::transpose(matrix(grad_out, s.N), 0, 1), matrix(x, s.N)));
     by_element_size(x, [&](auto element) {
       using T = decltype(element);
       sparse_linear_from_dense(s, p.data, static_cast<const T*>(dense.const_data_ptr()), static_cast<T*>(gw.mutable_data_ptr()), threads);
     });
+    return gw;
+  }
+  if (path == Path::tiles) {
+    sparse_linear_grad_weight(s, p.data, halves(g.tensor), g.strides, halves(in.tensor), in.strides, static_cast<uint16_t*>(gw.mutable_data_ptr()),
+                              threads);
     return gw;
   }
   if (x.scalar_type() == ScalarType::Double) {
@@ -186,10 +217,14 @@ Tensor plan_sparse_linear(const Tensor& index, int64_t in_features, int64_t bloc
   return int32_tensor(index, p.made);
 }
 
-// [kernel code, estimate of ours in us, estimate of dense in us]
+// [kernel code, estimate of ours in us, estimate of dense in us]; product 3: forward of a packed weight, no estimates
 Tensor choose_sparse_linear(const Tensor& like, int64_t N, int64_t in_features, int64_t OB, int64_t F, int64_t BO, int64_t BI, int64_t product,
-                            bool half) {
-  const LinearChoice c = sparse_linear_choice({N, OB, F, BO, BI, in_features / BI}, Product(product), half, int(torch::stable::get_num_threads()));
+                            int64_t type) {
+  const SparseLinearShape s{N, OB, F, BO, BI, in_features / BI};
+  const LinearType t = LinearType(type);
+  const bool packed = product == 3;
+  const LinearChoice c = packed ? LinearChoice{sparse_linear_packed_choice(s, t), 0.0, 0.0}
+                                : sparse_linear_choice(s, Product(product), t, int(torch::stable::get_num_threads()));
   const Tensor out = new_tensor(like, std::array<int64_t, 1>{3});
   double* o = static_cast<double*>(out.mutable_data_ptr());
   o[0] = double(c.kernel), o[1] = c.sparse_us, o[2] = c.dense_us;

@@ -10,7 +10,8 @@ Tensor pack_sparse_linear(const Tensor& weight, const Tensor& index, int64_t in_
   const Tensor w = as_contiguous(weight);
   const FloatInput wf(w, s.kept(), pool());
   std::vector<int32_t> pack;
-  sparse_linear_pack(s, plan.data, wf.data(), pack);
+  const bool bf16 = w.scalar_type() == ScalarType::BFloat16;
+  sparse_linear_pack(s, plan.data, wf.data(), bf16 ? static_cast<const uint16_t*>(w.const_data_ptr()) : nullptr, pack);
   return int32_tensor(index, pack);
 }
 
@@ -29,9 +30,16 @@ Tensor sparse_linear_packed(const Tensor& x, const Tensor& packed, const std::op
   const Pool threads = pool();
   const Tensor out = output_like(x, in.feature_major, s.out());
   const std::optional<Tensor> b = as_contiguous(bias);
+  const Strides out_strides = in.feature_major ? Strides{1, s.N} : Strides{s.out(), 1};
+  if (x.scalar_type() == ScalarType::BFloat16 && sparse_linear_packed_tiles(s, pack)) {
+    sparse_linear_packed_fwd(s, pack, static_cast<const uint16_t*>(in.tensor.const_data_ptr()), in.strides,
+                             b ? static_cast<const uint16_t*>(b->const_data_ptr()) : nullptr, static_cast<uint16_t*>(out.mutable_data_ptr()),
+                             out_strides, threads);
+    return out;
+  }
   const FloatInput xf(in.tensor, s.N * s.in(), threads), bf(b, threads);
   const FloatOutput y(out, threads);
-  sparse_linear_packed_fwd(s, pack, xf.data(), in.strides, bf.data(), y.data(), in.feature_major ? Strides{1, s.N} : Strides{s.out(), 1}, threads);
+  sparse_linear_packed_fwd(s, pack, xf.data(), in.strides, bf.data(), y.data(), out_strides, threads);
   y.finish();
   return out;
 }

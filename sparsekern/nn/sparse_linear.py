@@ -12,7 +12,14 @@ from sparsekern import topology as topologies
 from sparsekern.nn.planned import PlannedModule
 from sparsekern.ops import backends, pack_sparse_linear, sparse_linear_packed
 from sparsekern.ops.define import readable
-from sparsekern.ops.sparse_linear import dense_weight, explain_sparse_linear, kept_weight, plan_sparse_linear, sparse_linear
+from sparsekern.ops.sparse_linear import (
+    dense_weight,
+    explain_packed,
+    explain_sparse_linear,
+    kept_weight,
+    plan_sparse_linear,
+    sparse_linear,
+)
 
 TOPOLOGIES = {"random": topologies.fan_in_table, "regular": topologies.regular_table}
 
@@ -181,6 +188,7 @@ class SparseLinear(PlannedModule):
             SparseLinear(in_features=64, out_features=32, bias=True, fan_in=16, density=0.25, kept=512, packed)
         """
         self._packed = pack_sparse_linear(self.weight, self.index, self.in_features)
+        self._kept = self.weight.numel()
         return self
 
     def unpack(self) -> SparseLinear:
@@ -189,11 +197,15 @@ class SparseLinear(PlannedModule):
         return self
 
     def _forward_packed(self, x: Tensor) -> Tensor:
-        wants_gradient = torch.is_grad_enabled() and (x.requires_grad or (self.training and self.weight.requires_grad))
-        _check(not wants_gradient, "layer", "unpacked to be trained (call unpack())", "a packed one where a gradient is needed")
-        return sparse_linear_packed(
-            x, self._packed, None if self.bias is None else self.bias.detach(), self.out_features, self.weight.numel()
-        )
+        try:
+            bias = self._parameters["bias"]  # no __getattr__, as in forward
+        except KeyError:  # parametrized
+            bias = self.bias
+        if torch.is_grad_enabled():
+            wants_gradient = x.requires_grad or (self.training and self.weight.requires_grad)
+            _check(not wants_gradient, "layer", "unpacked to be trained (call unpack())", "a packed one where a gradient is needed")
+            bias = None if bias is None else bias.detach()
+        return sparse_linear_packed(x, self._packed, bias, self.out_features, self._kept)
 
     def _topology_changed(self) -> None:
         super()._topology_changed()
@@ -311,5 +323,6 @@ class SparseLinear(PlannedModule):
             for door, c in choices.items():
                 lines.append(f"  {door:12s} {c['kernel']:14s} estimated {c['ours_us']:.0f} us sparse, {c['dense_us']:.0f} us dense")
         if self._packed is not None:
-            lines = [lines[0], f"  packed       {self._packed.numel() * 4} bytes beside the weight; forward only"]
+            kernel = explain_packed(rows, self.in_features, self.index.shape, self.block_size, self.weight.dtype)
+            lines = [lines[0], f"  packed       {kernel:14s} {self._packed.numel() * 4} bytes beside the weight; forward only"]
         return "\n".join(lines)

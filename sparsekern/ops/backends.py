@@ -1,7 +1,8 @@
 """Who serves which op on which device, and how to ask for somebody else.
 
 A *provider* is a named implementation: ``"reference"`` (plain torch, on every device) and, on the CPU, one per instruction set
-of the compiled kernels: ``"cpu/base"``, ``"cpu/avx2"``, ``"cpu/avx512"``. The best one the processor has serves by default.
+of the compiled kernels: ``"cpu/base"``, ``"cpu/avx2"``, ``"cpu/avx512"``, ``"cpu/amx"`` (AVX-512 and, for bf16, matrix tiles).
+The best one the processor has serves by default.
 Asking for one that is absent is an error, never a fallback.
 """
 

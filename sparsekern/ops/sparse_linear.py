@@ -234,6 +234,9 @@ def samples(device: torch.device, dtype: torch.dtype) -> list[d.Sample]:
         "block": make((21,), 5, 4, 2, block=(16, 16)),
         "block_one_row": make((1,), 5, 4, 2, block=(16, 16)),
         "odd_block": make((9,), 6, 3, 4, block=(5, 3)),
+        "block_of_tiles": make((45,), 7, 3, 4, block=(32, 32)),
+        "block_of_tiles_few_rows": make((3,), 30, 2, 3, block=(48, 16)),
+        "half_kept": make((70,), 99, 50, 49),
     }
     wide = make((18,), 12, 7, 4)
     good["sliced"] = {**wide, "x": make((18,), 25, 7, 4)["x"][:, 3:15]}
@@ -309,7 +312,7 @@ OP = d.define(
 
 d.LIBRARY.define("plan_sparse_linear(Tensor index, int in_features, int block_out, int block_in) -> Tensor")
 d.LIBRARY.define(
-    "choose_sparse_linear(Tensor like, int N, int in_features, int OB, int F, int BO, int BI, int product, bool half) -> Tensor"
+    "choose_sparse_linear(Tensor like, int N, int in_features, int OB, int F, int BO, int BI, int product, int type) -> Tensor"
 )
 
 
@@ -327,7 +330,8 @@ def plan_sparse_linear(index: Tensor, in_features: int, block_size: tuple[int, i
         ValueError: ``sparse_linear: index must be in [0, 9); got 9 at [0, 2]``
 
     Cost:
-        O(kept connections); about 12 bytes per connection.
+        O(kept connections); about 12 bytes per connection, and on a processor with matrix tiles, where at least one connection in 32
+        is kept, a bit per position of the dense matrix.
     """
     d.check_tensor(NAME, "index", index)
     d.must(index.dtype == torch.int32 and index.dim() == 2, NAME, "index", "[OB, F] torch.int32", f"{list(index.shape)} {index.dtype}")
@@ -342,7 +346,9 @@ def plan_sparse_linear(index: Tensor, in_features: int, block_size: tuple[int, i
         raise
 
 
-KERNELS = ("gather", "feature-major", "block dot", "block tile", "dense")  # by the codes of core/sparse_linear.h
+# by the codes of core/sparse_linear.h
+KERNELS = ("gather", "feature-major", "block dot", "block tile", "dense", "block amx", "expanded amx")
+TYPES = {torch.float16: 1, torch.bfloat16: 2}
 
 
 def explain_sparse_linear(rows: int, in_features: int, index_shape, block_size, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
@@ -350,13 +356,22 @@ def explain_sparse_linear(rows: int, in_features: int, index_shape, block_size, 
     if not d.backends.has_kernels("cpu"):
         return {door: {"kernel": "reference"} for door in OP.products}
     sizes = (rows, in_features, *index_shape, *block_size)
-    like, half = torch.empty(0, dtype=torch.float64), dtype in (torch.float16, torch.bfloat16)
+    like = torch.empty(0, dtype=torch.float64)
     out = {}
     for code, door in enumerate(OP.products):
-        kernel, ours_us, dense_us = torch.ops.sparsekern.choose_sparse_linear(like, *sizes, code, half).tolist()
+        kernel, ours_us, dense_us = torch.ops.sparsekern.choose_sparse_linear(like, *sizes, code, TYPES.get(dtype, 0)).tolist()
         name = "plain fp64" if dtype == torch.float64 else KERNELS[int(kernel)]
         out[door] = {"kernel": name, "ours_us": round(ours_us, 1), "dense_us": round(dense_us, 1)}
     return out
+
+
+def explain_packed(rows: int, in_features: int, index_shape, block_size, dtype: torch.dtype) -> str:
+    """Which kernel serves ``rows`` rows on a weight packed in ``dtype``."""
+    if not d.backends.has_kernels("cpu"):
+        return "reference"
+    sizes, packed = (rows, in_features, *index_shape, *block_size), 3
+    kernel = torch.ops.sparsekern.choose_sparse_linear(torch.empty(0, dtype=torch.float64), *sizes, packed, TYPES.get(dtype, 0))[0]
+    return KERNELS[int(kernel)]
 
 
 def sparse_linear(x: Tensor, weight: Tensor, index: Tensor, bias: Tensor | None = None, plan: Tensor | None = None) -> Tensor:

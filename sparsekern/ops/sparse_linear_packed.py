@@ -93,12 +93,14 @@ def pack_sparse_linear(weight: Tensor, index: Tensor, in_features: int) -> Tenso
     """Put a weight and its index into the kernels' own order, once.
 
     Args:
-        weight: ``[OB, F]`` or ``[OB, F, BO, BI]``, float32, float16 or bfloat16 (kept as float32).
+        weight: ``[OB, F]`` or ``[OB, F, BO, BI]``, float32, float16 or bfloat16 (kept as float32; bfloat16, on a processor with
+            matrix tiles, as the operands of those too, for rows of x in bfloat16).
         index: ``[OB, F]`` int32, strictly increasing in each row.
         in_features: features of the x to come, ``IB*BI``.
 
     Returns:
-        ``[*]`` int32 on the CPU: about 12 bytes per condensed weight, 8 per weight in blocks.
+        ``[*]`` int32 on the CPU: about 12 bytes per condensed weight, 8 per weight in blocks. With matrix tiles 2 more, and for
+        condensed weights a bit per position of the dense matrix.
 
     Raises:
         ValueError: ``sparse_linear_packed: weight must be float32, float16 or bfloat16 on a CPU with compiled kernels; got ...``

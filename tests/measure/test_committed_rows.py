@@ -10,11 +10,11 @@ import torch
 
 from sparsekern.measure import cases
 from sparsekern.measure.floors import GOALS, MUSTS
-from sparsekern.measure.machine import machine_card
 from sparsekern.measure.providers.common import served_by
 from sparsekern.measure.providers.conv import _layer
 from sparsekern.measure.rows import read_rows
 from sparsekern.nn import SparseLinear
+from sparsekern.ops import backends
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "bench" / "results").glob("*.jsonl"))
 
@@ -44,7 +44,8 @@ def test_the_dispatcher_chooses_what_was_measured(file):
     torch.set_num_threads(1)
     checked = 0
     for row in read_rows(file):
-        if row.provider != "ours" or row.mode != "fwd" or row.case not in known or row.machine["isa"] != machine_card()["isa"]:
+        provider = f"cpu/{row.machine['isa']}"
+        if row.provider != "ours" or row.mode != "fwd" or row.case not in known or provider not in backends.providers():
             continue
         case = known[row.case]
         if row.op == "sparse_linear":
@@ -55,7 +56,8 @@ def test_the_dispatcher_chooses_what_was_measured(file):
             x = torch.empty(case.batch, case.channels, case.size, case.size)
             if case.layout == "channels_last":
                 x = x.contiguous(memory_format=torch.channels_last)
-        now = served_by(row.op, layer, x, "fwd").partition("estimated")[0]
+        with backends.use(provider):
+            now = served_by(row.op, layer, x, "fwd").partition("estimated")[0]
         assert row.served_by.startswith(now), f"{row.case}: measured {row.served_by}, now {now}"
         checked += 1
     if not checked:

@@ -114,7 +114,7 @@ def test_who_serves_is_decided_from_sizes():
         window = (kwargs.get("stride", 1),) * 2 + (weight[-1] // 2,) * 2 + (1, 1, x[1] // weight[1])
         return explain_grouped_conv2d(x, weight, window, channels_last, kwargs.get("dtype", torch.float32))[door]
 
-    if backends.serves("grouped_conv2d") != "cpu/avx512":
+    if backends.serves("grouped_conv2d") not in ("cpu/avx512", "cpu/amx"):
         pytest.skip("the rules asserted here are those of AVX-512")
     nin2a, nin3a = ((1, 96, 16, 16), (192, 6, 5, 5)), ((1, 192, 8, 8), (192, 24, 3, 3))
     for layer in (nin2a, nin3a):

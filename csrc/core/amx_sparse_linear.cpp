@@ -1,0 +1,382 @@
+// sparse_linear in bf16 on matrix tiles: kept blocks multiplied where they lie, and unstructured weights expanded, tile by tile,
+// into a strip that stays in the first-level cache. See sparse_linear_bf16.h for the words, amx_tiles.h for a tile's product.
+#include "core/amx_tiles.h"
+
+namespace sk::amx {
+namespace {
+
+SK_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// ---- operands
+
+// 16 vectors: of rows [n, n + 16) the values [k, k + 32) (natural), or, feature-major, of 16 pairs of values the rows.
+SK_INLINE void load_square(const Bf16Matrix& m, int64_t n, int64_t k, vf* t) {
+  if (m.overlap) k = smaller(k, m.depth - kTileDepth);
+  const int64_t rows = smaller(kTile, m.count - n), depth = smaller(kTileDepth, m.depth - k);
+  if (m.col == 1 && rows == kTile && depth == kTileDepth) {
+    SK_UNROLL for (int i = 0; i < W; ++i) t[i] = reinterpret_cast<vf>(_mm512_loadu_si512(m.data + (n + i) * m.row + k));
+  } else if (m.col == 1) {
+    const __mmask32 mask = depth == kTileDepth ? ~__mmask32(0) : (__mmask32(1) << depth) - 1;
+    SK_UNROLL for (int i = 0; i < W; ++i) t[i] =
+        i < rows ? reinterpret_cast<vf>(_mm512_maskz_loadu_epi16(mask, m.data + (n + i) * m.row + k)) : zero();
+  } else {
+    const __mmask16 mask = __mmask16((1u << rows) - 1);
+    const auto values = [&](int64_t at) {
+      return _mm512_cvtepu16_epi32(at < depth ? _mm256_maskz_loadu_epi16(mask, m.data + n + (k + at) * m.col) : _mm256_setzero_si256());
+    };
+    SK_UNROLL for (int i = 0; i < W; ++i) t[i] = reinterpret_cast<vf>(_mm512_or_si512(values(2 * i), _mm512_slli_epi32(values(2 * i + 1), 16)));
+  }
+}
+
+// Natural rows as `rows`: a copy of each row, cut into pieces.
+void copy_rows(const Bf16Matrix& m, int64_t tile_depth, int64_t depth, uint16_t* out, int64_t begin, int64_t end) {
+  for (int64_t n = begin * kTile; n < end * kTile; ++n) {
+    const uint16_t* from = m.data + n * m.row;
+    uint16_t* to = out + n / kTile * depth * kTile + n % kTile * tile_depth;
+    const int64_t there = n < m.count ? m.depth : 0;
+    int64_t k = 0;
+    if (tile_depth == kTileDepth)
+      for (; k + kTileDepth <= there; k += kTileDepth, to += kTile * kTileDepth) _mm512_store_si512(to, _mm512_loadu_si512(from + k));
+    if (m.overlap && there) {
+      _mm512_store_si512(to, _mm512_loadu_si512(from + m.depth - kTileDepth));
+      continue;
+    }
+    for (; k < depth; k += tile_depth, to += kTile * tile_depth) {
+      const int64_t left = there - k < 0 ? 0 : smaller(there - k, tile_depth);
+      _mm512_mask_storeu_epi16(to, __mmask32((uint64_t(1) << tile_depth) - 1),
+                               _mm512_maskz_loadu_epi16(__mmask32((uint64_t(1) << left) - 1), from + k));
+    }
+  }
+}
+
+void prepare(const Bf16Matrix& m, int64_t tile_depth, bool pairs, int64_t columns, uint16_t* out, int64_t begin, int64_t end) {
+  const int64_t depth = (m.depth + tile_depth - 1) / tile_depth * tile_depth, across = pairs ? columns : kTile;
+  if (!pairs && m.col == 1) return copy_rows(m, tile_depth, depth, out, begin, end);
+  for (int64_t g = begin; g < end; ++g)
+    for (int64_t k = 0; k < depth; k += kTileDepth) {
+      vf t[W];
+      load_square(m, g * kTile, k, t);
+      if ((m.col == 1) == pairs) transpose(t);
+      uint16_t* to = out + (g * depth + k) * across;
+      const int64_t half = smaller(kTileDepth, depth - k) / 2;  // 16 pairs, or the last 8 where tiles are 16 deep
+      if (pairs && columns == kTile && half == kTile) {
+        SK_UNROLL for (int i = 0; i < W; ++i) store(reinterpret_cast<float*>(to + i * 2 * kTile), t[i]);
+      } else if (pairs) {
+        const __mmask16 mask = __mmask16((1u << columns) - 1);
+        for (int64_t i = 0; i < half; ++i) _mm512_mask_storeu_epi32(to + i * 2 * columns, mask, reinterpret_cast<__m512i>(t[i]));
+      } else if (tile_depth == kTileDepth) {
+        SK_UNROLL for (int i = 0; i < W; ++i) store(reinterpret_cast<float*>(to + i * kTileDepth), t[i]);
+      } else {
+        for (int64_t i = 0; i < W; ++i)
+          for (int64_t part = 0; part < half / 8; ++part)
+            __builtin_memcpy(to + part * 256 + i * 16, reinterpret_cast<const char*>(&t[i]) + part * 32, 32);
+      }
+    }
+}
+
+// ---- kept blocks
+
+// Sums on their way to y. They are written while the tiles work on the next ones.
+struct Pending {
+  const Bf16Out& out;
+  bool weight_left;
+  int64_t o, outputs, n[2];
+  int groups = 0;  // none pending
+  const float* sums;
+
+  void flush() {
+    for (int i = 0; i < groups; ++i) {
+      const float* from = sums + i * 256;
+      const int64_t count = smaller(kTile, out.count - n[i]);
+      if (!weight_left && outputs == 2 * kTile && out.col == 1 && count == kTile) {
+        write_two(from, out, o, n[i]);
+        continue;
+      }
+      for (int64_t r = 0; r * kTile < outputs; ++r, from += 512) {
+        const int64_t here = smaller(kTile, outputs - r * kTile);
+        weight_left ? write<true>(from, out, o + r * kTile, here, n[i], count) : write<false>(from, out, o + r * kTile, here, n[i], count);
+      }
+    }
+    groups = 0;
+  }
+};
+
+template <bool WeightLeft, int R, int G>
+SK_INLINE void sum_blocks(const Bf16Blocks& w, const Tiles& x, Pending& pending, int64_t block, int64_t r, const Groups& g) {
+  const int64_t tile_depth = w.tile_depth(), k_tiles = w.depth / tile_depth;
+  const int64_t next = kTile * w.depth * 2, step = tile_depth * (WeightLeft ? 2 : 2 * kTile), stride = WeightLeft ? w.depth * 2 : 4 * kTile;
+  const char* weight = reinterpret_cast<const char*>(w.weight) + r * next;
+  const int32_t begin = w.ptr[block], end = w.ptr[block + 1];
+  clear<R, G>();
+  for (int32_t e = begin; e < end; ++e) {
+    const char* from = weight + int64_t(w.entries[2 * e + 1]) * w.rows * w.depth * 2;
+    const char* in = x.at(g.n[0], w.entries[2 * e] * k_tiles);
+    for (int64_t k = 0; k < k_tiles; ++k, from += step, in += x.step) multiply<WeightLeft, R, G>(from, next, stride, in, g.next, x.stride);
+    if (e - begin == 1) pending.flush();
+  }
+  if (end - begin < 2) pending.flush();
+}
+
+template <bool WeightLeft, int R>
+SK_INLINE void block_rows(const Bf16Blocks& w, const Tiles& x, int64_t columns, const Bf16Out& out, Pending& pending, float* sums, int64_t block,
+                          int64_t r) {
+  const int64_t o = block * w.rows + r * kTile, groups = (out.count + kTile - 1) / kTile;
+  if (WeightLeft && columns == 1) {
+    sum_blocks<WeightLeft, R, 1>(w, x, pending, block, r, Groups(x, 0));
+    keep<R, 1>(sums, 4);
+    SK_UNROLL for (int i = 0; i < R; ++i) write_row(sums + 512 * i, out, o + i * kTile, kTile);
+    return;
+  }
+  for (int64_t g = 0; g < groups; g += 2) {
+    const bool two = g + 2 <= groups;
+    const Groups at(x, g);
+    if (two) {
+      sum_blocks<WeightLeft, R, 2>(w, x, pending, block, r, at);
+      keep<R, 2>(sums, 64);
+    } else {
+      sum_blocks<WeightLeft, R, 1>(w, x, pending, block, r, at);
+      keep<R, 1>(sums, 64);
+    }
+    pending.o = o, pending.outputs = R * kTile, pending.n[0] = at.n[0], pending.n[1] = at.n[1], pending.groups = two ? 2 : 1;
+  }
+}
+
+template <bool WeightLeft>
+SK_INLINE void all_blocks(const Bf16Blocks& w, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end) {
+  alignas(64) float sums[4 * 256] = {};
+  Pending pending{out, WeightLeft, 0, 0, {}, 0, sums};
+  const TileConfig config(WeightLeft ? kTile : columns, w.tile_depth(), WeightLeft ? columns : kTile);
+  written();
+  for (int64_t block = begin; block < end; ++block) {
+    int64_t r = 0;
+    for (; (r + 2) * kTile <= w.rows; r += 2) block_rows<WeightLeft, 2>(w, x, columns, out, pending, sums, block, r);
+    if (r * kTile < w.rows) block_rows<WeightLeft, 1>(w, x, columns, out, pending, sums, block, r);
+  }
+  pending.flush();
+}
+
+void blocks(const Bf16Blocks& w, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end) {
+  w.pairs ? all_blocks<false>(w, x, columns, out, begin, end) : all_blocks<true>(w, x, columns, out, begin, end);
+}
+
+template <int R, int G>
+SK_INLINE void block_gradient(const Tiles& grad, const Tiles& x, int64_t k_tiles, const Bf16Out& out, float* sums, int64_t grad_row, int64_t x_row,
+                              int64_t r, int64_t c) {
+  clear<R, G>();
+  const char *a = grad.at(grad_row + r, 0), *b = x.at(x_row + c, 0);
+  for (int64_t k = 0; k < k_tiles; ++k, a += grad.step, b += x.step)
+    multiply<true, R, G>(a, kTile * grad.row, grad.stride, b, kTile * x.row, x.stride);
+  keep<R, G>(sums, 64);
+  Pending{out, true, r, R * kTile, {c, c + kTile}, G, sums}.flush();
+}
+
+void blocks_grad_weight(const Bf16Blocks& w, int64_t fan_in, const Tiles& grad, const Tiles& x, int64_t k_tiles, uint16_t* grad_weight, int64_t begin,
+                        int64_t end) {
+  alignas(64) float sums[4 * 256] = {};
+  const TileConfig config(kTile, kTileDepth, kTile);
+  written();
+  for (int64_t e = begin; e < end; ++e) {
+    const Bf16Out out{grad_weight + e * w.rows * w.depth, 1, w.depth, nullptr, w.depth};  // the inputs of the block stand where rows of x do
+    const int64_t target = e / fan_in * w.rows, source = w.entries[2 * e] * w.depth;
+    for (int64_t r = 0; r < w.rows; r += 2 * kTile)
+      for (int64_t c = 0; c < w.depth; c += 2 * kTile) {
+        const bool two_r = r + 2 * kTile <= w.rows, two_c = c + 2 * kTile <= w.depth;
+        if (two_r && two_c)
+          block_gradient<2, 2>(grad, x, k_tiles, out, sums, target, source, r, c);
+        else if (two_r)
+          block_gradient<2, 1>(grad, x, k_tiles, out, sums, target, source, r, c);
+        else if (two_c)
+          block_gradient<1, 2>(grad, x, k_tiles, out, sums, target, source, r, c);
+        else
+          block_gradient<1, 1>(grad, x, k_tiles, out, sums, target, source, r, c);
+      }
+  }
+}
+
+// ---- unstructured weights, expanded
+
+constexpr int64_t kStripTiles = 8;               // along K, at most: two strips of 2 x 8 tiles, 32 KB, and some of x fit into L1
+constexpr int64_t kTileValues = 512;             // bf16 in a tile
+constexpr int64_t kStripStep = 2 * kTileValues;  // from one K tile of a strip to the next; two tiles, 32 outputs, lie in between
+constexpr int64_t kMostGroupPairs = 16;          // of rows of x, in one call
+
+// The weights of 32 outputs after 32 outputs as strips of tiles, each strip once and in order. A strip is made of units: a tile
+// (packed), or two outputs along K (natural), so that its sources are contiguous.
+template <bool Natural>
+class Expansion {
+ public:
+  Expansion(const Bf16Rows& rows, int64_t panel, int64_t end) : w_(rows), panel_(panel - 1), end_(end), k_(rows.k_tiles) {}
+
+  // `count` K tiles, or what is left of a panel, are to be expanded to `to`; nothing behind the last panel.
+  void next_strip(uint16_t* to, int64_t count) {
+    k_ += count_;
+    if (k_ >= w_.k_tiles) next_panel();
+    to_ = to;
+    count_ = smaller(count, w_.k_tiles - k_);
+    unit_ = 0;
+    units_ = panel_ < end_ ? (Natural ? kTile : 2 * count_) : 0;
+  }
+  int64_t count() const { return units_ ? count_ : 0; }  // K tiles of this strip
+  bool more() const { return unit_ < units_; }
+  void done() { ++unit_; }
+  void finish() {
+    for (; more(); done()) SK_UNROLL for (int q = 0; q < 4; ++q) quarter(q);
+  }
+
+  // A quarter, 0..3, of the unit at hand: four pieces of 32 values.
+  SK_INLINE void quarter(int q) {
+    if constexpr (Natural) {
+      const int64_t row = 2 * unit_ + q / 2, first = q % 2 * 4, count = count_ - first;
+      uint16_t* to = to_ + row * kTileDepth + first * kStripStep;
+      const uint32_t* mask = mask_[row] + k_ + first;
+      const uint16_t* from = at_[row];
+      if (count >= 4)
+        SK_UNROLL for (int i = 0; i < 4; ++i) expand(mask[i], from, to + i * kStripStep);
+      else
+        for (int i = 0; i < count; ++i) expand(mask[i], from, to + i * kStripStep);
+      at_[row] = from;
+    } else {
+      const int64_t half = unit_ % 2;
+      uint16_t* to = to_ + unit_ * kTileValues + 4 * q * kTileDepth;
+      const uint32_t* mask = mask_[half] + (k_ + unit_ / 2) * kTile + 4 * q;
+      const uint16_t* from = at_[half];
+      SK_UNROLL for (int i = 0; i < 4; ++i) expand(mask[i], from, to + i * kTileDepth);
+      at_[half] = from;
+    }
+  }
+
+ private:
+  static SK_INLINE void expand(uint32_t mask, const uint16_t*& from, uint16_t* to) {
+    _mm512_store_si512(to, _mm512_maskz_expandloadu_epi16(mask, from));
+    from += __builtin_popcount(mask);
+  }
+
+  void next_panel() {
+    k_ = 0;
+    if (++panel_ >= end_) return;
+    // an output that does not exist is the last one again, and nobody's
+    for (int64_t i = 0; i < kLists; ++i) {
+      const int64_t row = smaller(panel_ * 2 * kTile + (Natural ? i : i * kTile), w_.rows - 1);
+      at_[i] = w_.weight + (Natural ? row * w_.fan_in : w_.ptr[row / kTile]);
+      mask_[i] = w_.mask + (Natural ? row : row / kTile * kTile) * w_.k_tiles;
+    }
+  }
+
+  static constexpr int64_t kLists = Natural ? 2 * kTile : 2;  // of weights and masks: an output's, or a tile's
+  const Bf16Rows& w_;
+  int64_t panel_, end_, k_, count_ = 0, unit_ = 0, units_ = 0;
+  uint16_t* to_ = nullptr;
+  const uint16_t* at_[kLists];
+  const uint32_t* mask_[kLists];
+};
+
+// The tiles multiply one strip while the vector unit expands the next: Each units of it per step.
+template <bool WeightLeft, int R, int G, int Each, class Next>
+SK_INLINE void multiply_strip(const uint16_t* strip, int64_t k0, int64_t count, const Groups& g, const Tiles& tiles, Next& next) {
+  const char* w = reinterpret_cast<const char*>(strip);
+  for (int64_t k = k0; k < k0 + count; ++k, w += kStripStep * 2) {
+    const char* x = tiles.at(g.n[0], k);
+    if (!next.more()) {
+      multiply<WeightLeft, R, G>(w, kTileValues * 2, 64, x, g.next, tiles.stride);
+      continue;
+    }
+    multiply<WeightLeft, R, G>(w, kTileValues * 2, 64, x, g.next, tiles.stride, [&](int q) { next.quarter(q); });
+    next.done();
+    if (Each > 1 && next.more()) {
+      SK_UNROLL for (int q = 0; q < 4; ++q) next.quarter(q);
+      next.done();
+    }
+  }
+}
+
+struct PanelWork {
+  const Tiles& x;
+  int64_t columns;
+  const Bf16Out& out;
+  int64_t o, outputs, groups;
+  float* sums;  // [pairs of groups][4][256]
+};
+
+template <bool WeightLeft, int R, int G, class Next>
+SK_INLINE void groups_of_strip(const PanelWork& p, const uint16_t* strip, int64_t k0, int64_t count, bool last, Next& next, int64_t g) {
+  const bool stay = p.groups <= 2;  // the sums stay in the tiles
+  const int64_t stride = WeightLeft && p.columns == 1 ? 4 : 64;
+  const Groups at(p.x, g);
+  float* sums = p.sums + g / 2 * 1024;
+  if (k0 == 0)
+    clear<R, G>();
+  else if (!stay)
+    resume<R, G>(sums, stride);
+  if (stay)
+    multiply_strip<WeightLeft, R, G, 2>(strip, k0, count, at, p.x, next);
+  else
+    multiply_strip<WeightLeft, R, G, 1>(strip, k0, count, at, p.x, next);
+  if (last || !stay) keep<R, G>(sums, stride);
+  if (!last) return;
+  if (stride == 64) return Pending{p.out, WeightLeft, p.o, p.outputs, {at.n[0], at.n[1]}, G, sums}.flush();
+  SK_UNROLL for (int i = 0; i < R; ++i) write_row(sums + 512 * i, p.out, p.o + i * kTile, smaller(kTile, p.outputs - i * kTile));
+}
+
+template <bool WeightLeft, int R, class Next>
+SK_INLINE void multiply_groups(const PanelWork& p, const uint16_t* strip, int64_t k0, int64_t count, bool last, Next& next) {
+  int64_t g = 0;
+  for (; g + 2 <= p.groups; g += 2) groups_of_strip<WeightLeft, R, 2>(p, strip, k0, count, last, next, g);
+  if (g < p.groups) groups_of_strip<WeightLeft, R, 1>(p, strip, k0, count, last, next, g);
+}
+
+// Tiles of 16 outputs x 32 inputs into pairs of inputs x 16 outputs, in place.
+SK_INLINE void transpose_strip(uint16_t* strip, int64_t tiles) {
+  for (; tiles > 0; --tiles, strip += kTileValues) {
+    float* at = reinterpret_cast<float*>(strip);
+    vf t[W];
+    SK_UNROLL for (int i = 0; i < W; ++i) t[i] = load(at + i * W);
+    transpose(t);
+    SK_UNROLL for (int i = 0; i < W; ++i) store(at + i * W, t[i]);
+  }
+}
+
+template <bool WeightLeft, bool Natural>
+SK_INLINE void all_panels(const Bf16Rows& w, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end) {
+  alignas(64) uint16_t strips[2][kStripTiles * kStripStep];
+  alignas(64) float sums[kMostGroupPairs * 1024];
+  const TileConfig config(WeightLeft ? kTile : columns, kTileDepth, WeightLeft ? columns : kTile);
+  Expansion<Natural> expansion(w, begin, end);
+  const auto finish = [&](uint16_t* strip) {
+    expansion.finish();
+    if (Natural && !WeightLeft) transpose_strip(strip, 2 * expansion.count());
+  };
+  int now = 0;
+  expansion.next_strip(strips[now], kStripTiles);
+  finish(strips[now]);
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const int64_t o = panel * 2 * kTile, outputs = smaller(2 * kTile, w.rows - o);
+    const PanelWork p{x, columns, out, o, outputs, (out.count + kTile - 1) / kTile, sums};
+    for (int64_t k0 = 0; k0 < w.k_tiles; k0 += kStripTiles, now ^= 1) {
+      const int64_t count = smaller(kStripTiles, w.k_tiles - k0);
+      const bool last = k0 + count == w.k_tiles;
+      expansion.next_strip(strips[now ^ 1], kStripTiles);
+      written();
+      if (outputs > kTile)
+        multiply_groups<WeightLeft, 2>(p, strips[now], k0, count, last, expansion);
+      else
+        multiply_groups<WeightLeft, 1>(p, strips[now], k0, count, last, expansion);
+      finish(strips[now ^ 1]);
+    }
+  }
+}
+
+void expanded(const Bf16Rows& w, bool transposed, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end) {
+  if (w.ptr)
+    all_panels<false, false>(w, x, columns, out, begin, end);
+  else if (transposed)
+    all_panels<false, true>(w, x, columns, out, begin, end);
+  else
+    all_panels<true, true>(w, x, columns, out, begin, end);
+}
+
+}  // namespace
+
+extern const TileKernels tile_kernels;
+const TileKernels tile_kernels{prepare, blocks, expanded, blocks_grad_weight};
+
+}  // namespace sk::amx

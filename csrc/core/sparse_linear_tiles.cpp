@@ -1,0 +1,138 @@
+// sparse_linear in bf16 on matrix tiles: which operand stands on which side, who prepares it, which piece of work on which thread.
+#include "core/sparse_linear_tiles.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "core/sparse_linear_plan.h"
+
+namespace sk {
+
+#ifdef SK_HAVE_amx
+static const TileKernels& tiles() { return amx::tile_kernels; }
+#else
+static const TileKernels& tiles() { std::abort(); }  // sparse_linear_tiles() said no
+#endif
+
+namespace {
+
+using Plan = SparseLinearPlan;
+
+int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How often a tile of rows must be multiplied until copying it into one piece pays: late, but earlier where its rows are not
+// aligned, or lie about a multiple of the page size apart and share few sets of the first-level cache.
+double uses_until_copied(int64_t row_bytes) {
+  const int64_t in_page = row_bytes % 4096;
+  return in_page < 64 || in_page > 4032 ? 4 : row_bytes % 64 ? 8 : 16;
+}
+
+// Rows of x as one factor of every tile product: prepared in `scratch`, or where x is if that will do. `uses`: how often a tile of
+// it is multiplied.
+Tiles factor(const Bf16Matrix& x, int64_t tile_depth, bool pairs, int64_t columns, double uses, const Scratch& scratch, const Pool& pool) {
+  const char* data = reinterpret_cast<const char*>(x.data);
+  if (x.col == 1 && (x.depth % tile_depth == 0 || x.overlap)) {
+    const int64_t row = x.row * 2, last = x.count - columns, last_step = (x.depth - tile_depth) * 2;
+    if (pairs && columns == 1) return {data, row, tile_depth * 2, 4, last, last_step};
+    if (!pairs && (columns < kTile || uses <= uses_until_copied(row))) return {data, row, tile_depth * 2, row, last, last_step};
+  }
+  uint16_t* out = scratch.as<uint16_t>();
+  parallel(pool, up(x.count, kTile), 4, [&](int64_t begin, int64_t end) { tiles().prepare(x, tile_depth, pairs, columns, out, begin, end); });
+  const int64_t across = pairs ? columns : kTile, last = (up(x.count, kTile) - 1) * kTile;
+  const int64_t group = up(x.depth, tile_depth) * tile_depth * across * 2;
+  return {reinterpret_cast<const char*>(out), group / kTile, tile_depth * across * 2, pairs ? columns * 4 : tile_depth * 2, last};
+}
+size_t factor_bytes(int64_t count, int64_t depth) { return size_t(up(count, kTile) * kTile * up(depth, kTileDepth) * kTileDepth * 2); }
+
+// f(rows [n, n + count) of x as a factor, their part of y), a chunk at a time that stays in the second-level cache.
+template <class F>
+void by_chunk(const Bf16Matrix& x, int64_t tile_depth, bool pairs, double uses, const Bf16Out& out, const Pool& pool, const F& f) {
+  if (x.count == 0) return;
+  const int64_t chunk = chunk_rows(x.count, x.depth), columns = std::min(kTile, x.count);
+  const Scratch scratch(factor_bytes(std::min(chunk, x.count), x.depth));
+  for (int64_t n = 0; n < x.count; n += chunk) {
+    const int64_t count = std::min(chunk, x.count - n);
+    const Bf16Matrix part{x.data + n * x.row, count, x.depth, x.row, x.col, x.overlap};
+    f(factor(part, tile_depth, pairs, columns, uses, scratch, pool), columns, Bf16Out{out.y + n * out.row, out.row, out.col, out.bias, count});
+  }
+}
+
+// Every weight block as right factors, [block][rows/16][depth/2][16][2]; block e lies at weight + e*rows*depth with these strides.
+const uint16_t* paired_blocks(const uint16_t* weight, int64_t kept, int64_t rows, int64_t depth, int64_t row, int64_t col, int64_t tile_depth,
+                              const Scratch& scratch, const Pool& pool) {
+  uint16_t* out = scratch.as<uint16_t>();
+  const int64_t area = rows * depth;
+  parallel(pool, kept, 1 + 65536 / area, [&](int64_t begin, int64_t end) {
+    for (int64_t e = begin; e < end; ++e)
+      tiles().prepare({weight + e * area, rows, depth, row, col}, tile_depth, true, kTile, out + e * area, 0, rows / kTile);
+  });
+  return out;
+}
+
+}  // namespace
+
+void blocks_on_tiles(Bf16Blocks w, int64_t count, const Bf16Matrix& x, const Bf16Out& out, const Pool& pool) {
+  const double uses = double(w.ptr[count]) * up(w.rows, 2 * kTile) * w.depth / x.depth;
+  by_chunk(x, w.tile_depth(), !w.pairs, uses, out, pool, [&](const Tiles& in, int64_t columns, const Bf16Out& y) {
+    parallel(pool, count, 1, [&](int64_t begin, int64_t end) { tiles().blocks(w, in, columns, y, begin, end); });
+  });
+}
+
+void rows_on_tiles(const Bf16Rows& w, bool transposed, Bf16Matrix x, const Bf16Out& out, const Pool& pool) {
+  x.overlap = x.depth > kTileDepth && x.depth % kTileDepth;
+  by_chunk(x, kTileDepth, !w.ptr && !transposed, double(up(w.rows, 2 * kTile)), out, pool, [&](const Tiles& in, int64_t columns, const Bf16Out& y) {
+    parallel(pool, up(w.rows, 2 * kTile), 1, [&](int64_t begin, int64_t end) { tiles().expanded(w, transposed, in, columns, y, begin, end); });
+  });
+}
+
+bool sparse_linear_tiles(const SparseLinearShape& s, Product product) {
+  if (isa() != Isa::amx || s.N == 0 || s.kept() == 0) return false;
+  if (s.BO * s.BI == 1) return product == Product::forward;
+  // grad_weight prepares all rows at once
+  return tile_blocks(s) && (product != Product::grad_weight || s.N * (s.in() + s.out()) < int64_t(1) << 27);
+}
+
+void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* plan_data, const uint16_t* x, Strides x_s, const uint16_t* weight,
+                       const uint16_t* bias, uint16_t* y, Strides y_s, const Pool& pool) {
+  const Plan plan(plan_data);
+  const Bf16Matrix in{x, s.N, s.in(), x_s.row, x_s.col};
+  const Bf16Out out{y, y_s.row, y_s.col, bias, s.N};
+  if (s.BO * s.BI == 1) {
+    const Scratch scratch(plan.mask() ? 0 : size_t(s.OB * mask_words(s)) * sizeof(uint32_t));
+    const uint32_t* mask = plan.mask();
+    if (!mask) {
+      mask = scratch.as<uint32_t>();
+      parallel(pool, s.OB, 1 + 16384 / (s.F + mask_words(s)),
+               [&](int64_t begin, int64_t end) { fill_mask(s, [&](int64_t k) { return plan.index(k); }, begin, end, scratch.as<uint32_t>()); });
+    }
+    return rows_on_tiles({mask, weight, nullptr, s.OB, s.F, mask_words(s)}, x_s.col == 1 && transpose_rows(s), in, out, pool);
+  }
+  Bf16Blocks w{plan.at(Plan::kPtr), plan.at(Plan::kEntries), s.BO, s.BI, weight, false};
+  // Either x and y are transposed, tile by tile, or the weight is, in smaller portions.
+  const bool natural = x_s.col == 1, transpose_weight = natural && 2 * s.N * (s.in() + 2 * s.out()) > 3 * s.kept();
+  const Scratch scratch(transpose_weight ? size_t(s.kept()) * 2 : 0);
+  if (transpose_weight) w.weight = paired_blocks(weight, s.OB * s.F, s.BO, s.BI, s.BI, 1, w.tile_depth(), scratch, pool), w.pairs = true;
+  blocks_on_tiles(w, s.OB, in, out, pool);
+}
+
+void sparse_linear_grad_x(const SparseLinearShape& s, const int32_t* plan_data, const uint16_t* grad_out, Strides g_s, const uint16_t* weight,
+                          uint16_t* grad_x, Strides gx_s, const Pool& pool) {
+  const Plan plan(plan_data);
+  Bf16Blocks w{plan.at(Plan::kPtrT), plan.at(Plan::kEntriesT), s.BI, s.BO, nullptr, true};
+  const Scratch scratch(size_t(s.kept()) * 2);
+  w.weight = paired_blocks(weight, s.OB * s.F, s.BI, s.BO, 1, s.BI, w.tile_depth(), scratch, pool);
+  blocks_on_tiles(w, s.IB, {grad_out, s.N, s.out(), g_s.row, g_s.col}, {grad_x, gx_s.row, gx_s.col, nullptr, s.N}, pool);
+}
+
+void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* plan_data, const uint16_t* grad_out, Strides g_s, const uint16_t* x,
+                               Strides x_s, uint16_t* grad_weight, const Pool& pool) {
+  const Plan plan(plan_data);
+  const Scratch gs(factor_bytes(s.out(), s.N)), xs(factor_bytes(s.in(), s.N));
+  const Tiles g = factor({grad_out, s.out(), s.N, g_s.col, g_s.row}, kTileDepth, false, kTile, 99, gs, pool);
+  const Tiles in = factor({x, s.in(), s.N, x_s.col, x_s.row}, kTileDepth, true, kTile, 99, xs, pool);
+  const Bf16Blocks w{plan.at(Plan::kPtr), plan.at(Plan::kEntries), s.BO, s.BI, nullptr, false};
+  parallel(pool, s.OB * s.F, 4,
+           [&](int64_t begin, int64_t end) { tiles().blocks_grad_weight(w, s.F, g, in, up(s.N, kTileDepth), grad_weight, begin, end); });
+}
+
+}  // namespace sk
