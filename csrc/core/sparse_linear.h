@@ -31,6 +31,7 @@ enum class LinearKernel : int {
   dense = 4,          // the weight is scattered into a dense matrix and torch multiplies
   block_amx = 5,      // bf16: blocks as matrix tiles
   expanded_amx = 6,   // bf16: unstructured rows expanded, strip by strip, into matrix tiles
+  expanded = 7,       // few rows, many connections: rows of the weight expanded in registers, x loaded as it lies
 };
 enum class LinearType : int { fp32 = 0, fp16 = 1, bf16 = 2 };
 
@@ -40,6 +41,9 @@ struct LinearChoice {
   double sparse_us, dense_us;
 };
 SK_API LinearChoice sparse_linear_choice(const SparseLinearShape& s, Product product, LinearType type, int threads);
+
+// Which of the fp32 kernels serves, whatever torch's dense product would take.
+SK_API LinearKernel sparse_linear_plain_kernel(const SparseLinearShape& s, Product product);
 
 // The same for a packed weight, forward.
 SK_API LinearKernel sparse_linear_packed_choice(const SparseLinearShape& s, LinearType type);
@@ -63,6 +67,9 @@ SK_API void sparse_linear_grad_x(const SparseLinearShape& s, const int32_t* plan
                                  float* grad_x, Strides gx_stride, const Pool& pool);
 SK_API void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* plan, const float* grad_out, Strides g_stride, const float* x,
                                       Strides x_stride, float* grad_weight, const Pool& pool);
+
+// dense [out, in] of a condensed weight by expanding its rows; false, and nothing written, where that cannot be.
+SK_API bool sparse_linear_expand_to_dense(const SparseLinearShape& s, const int32_t* plan, const float* weight, float* dense, const Pool& pool);
 
 // ---- pack: weights and index in the kernels' own order, in one flat int32 array (floats by their bits). Made on request from
 // weights that then stay as they are; any number of rows, forward only.

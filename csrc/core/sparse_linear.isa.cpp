@@ -282,6 +282,16 @@ void from_feature_major(const float* in, int64_t in_stride, int64_t columns, int
 }  // namespace
 
 // sparse_linear_blocks.isa.cpp
+#if defined(__AVX512F__)
+void expanded_1(const ExpandedRows&, const float*, int64_t, const float*, float*, int64_t, int64_t, int64_t, int64_t);
+void expanded_2(const ExpandedRows&, const float*, int64_t, const float*, float*, int64_t, int64_t, int64_t, int64_t);
+void expanded_3(const ExpandedRows&, const float*, int64_t, const float*, float*, int64_t, int64_t, int64_t, int64_t);
+void expanded_4(const ExpandedRows&, const float*, int64_t, const float*, float*, int64_t, int64_t, int64_t, int64_t);
+void expand_to_dense(const ExpandedRows&, float*, int64_t, int64_t);
+#define SK_EXPANDED {expanded_1, expanded_2, expanded_3, expanded_4}, expand_to_dense
+#else
+#define SK_EXPANDED {nullptr, nullptr, nullptr, nullptr}, nullptr
+#endif
 void block_tile_1(const BlockWork&);
 void block_tile_2(const BlockWork&);
 void block_tile_3(const BlockWork&);
@@ -294,6 +304,7 @@ const SparseLinearKernels sparse_linear{
     W,
     gather_kernel,
     interleaved_kernel,
+    SK_EXPANDED,
     outer_kernel,
     {{panel_kernel<uint16_t, 1>, panel_kernel<uint16_t, 2>, panel_kernel<uint16_t, 3>, panel_kernel<uint16_t, 4>},
      {panel_kernel<int32_t, 1>, panel_kernel<int32_t, 2>, panel_kernel<int32_t, 3>, panel_kernel<int32_t, 4>}},

@@ -3,7 +3,7 @@
 // meant to be right about the order, not about the time.
 #include <algorithm>
 
-#include "core/sparse_linear.h"
+#include "core/sparse_linear_plan.h"
 #include "core/sparse_linear_tiles.h"
 
 namespace sk {
@@ -12,8 +12,11 @@ namespace {
 // per microsecond
 constexpr double kGathered = 5500;                             // connections, x in L1 or L2
 constexpr double kScattered = 900;                             // weights written into a dense matrix
+constexpr double kExpanded[] = {0, 800, 750, 680, 600};        // vectors of positions expanded for 1 to 4 rows of x
+constexpr double kSums = 650;                                  // vectors summed to one number
+constexpr double kExpandedToDense = 400;                       // vectors of positions written into a dense matrix
 constexpr double kMemory = 9000;                               // bytes of fresh memory zeroed or of activations transposed
-constexpr double kPanelFlops[] = {0, 34e3, 52e3, 60e3, 66e3};  // feature-major, by vectors of columns
+constexpr double kPanelFlops[] = {0, 45e3, 72e3, 80e3, 90e3};  // feature-major, by vectors of columns
 constexpr double kTileFlops = 115e3;                           // blocks
 constexpr double kSampledFlops = 45e3;                         // grad_weight
 // matrix tiles (AMX), per microsecond
@@ -23,9 +26,9 @@ constexpr double kExpandedTiles = 60;   // 16 x 32 positions from a mask; part o
 
 constexpr double kMasked = 600;  // connections made into bits
 
-double dense_flops(int64_t N, bool half_precision) {  // F.linear, measured at 1, 8, 64, 256 rows
+double dense_flops(int64_t N, bool half_precision) {  // F.linear, measured at 1, 8, 32, 64, 256 rows
   if (half_precision) return N <= 1 ? 11e3 : N <= 8 ? 80e3 : N <= 64 ? 500e3 : 1000e3;
-  return N <= 1 ? 11e3 : N <= 8 ? 35e3 : N <= 64 ? 112e3 : 145e3;
+  return N <= 1 ? 11e3 : N <= 8 ? 35e3 : N < 64 ? 95e3 : N == 64 ? 112e3 : 145e3;
 }
 
 int64_t groups(int64_t n) { return (n + kTile - 1) / kTile; }
@@ -36,7 +39,9 @@ double plain_us(const SparseLinearShape& s, Product product, LinearKernel kernel
   const int64_t vectors = std::min<int64_t>(4, groups(s.N)), columns = groups(s.N) * 16;
   double us = 2.0;
   if (kernel == LinearKernel::gather)
-    us += s.N * kept / kGathered;
+    us += s.N * kept / kGathered + s.N * s.OB / kSums;
+  else if (kernel == LinearKernel::expanded)
+    us += 2.0 * s.OB * mask_words(s) * ((s.N / 4) / kExpanded[4] + (s.N % 4 ? 1 / kExpanded[s.N % 4] : 0.0)) + s.N * s.OB / kSums;
   else if (kernel == LinearKernel::block_dot)
     us += s.N * kept / (2 * kGathered);
   else
@@ -71,11 +76,18 @@ double tiles_us(const SparseLinearShape& s, Product product, bool packed) {
 
 }  // namespace
 
+LinearKernel sparse_linear_plain_kernel(const SparseLinearShape& s, Product product) {
+  const bool few = s.N <= 2;
+  if (s.BO * s.BI > 1) return few && product == Product::forward ? LinearKernel::block_dot : LinearKernel::block_tile;
+  const LinearKernel kernel = few ? LinearKernel::gather : LinearKernel::feature_major;
+  if (product != Product::forward || !can_expand(s) || s.N > 16) return kernel;
+  return plain_us(s, product, LinearKernel::expanded, false) < plain_us(s, product, kernel, false) ? LinearKernel::expanded : kernel;
+}
+
 LinearChoice sparse_linear_choice(const SparseLinearShape& s, Product product, LinearType type, int threads) {
-  const bool blocks = s.BO * s.BI > 1, few = s.N <= 2, half_precision = type != LinearType::fp32;
+  const bool blocks = s.BO * s.BI > 1, half_precision = type != LinearType::fp32;
   const double kept = double(s.kept()), dense = double(s.in()) * double(s.out());
-  LinearKernel kernel = blocks ? (few && product == Product::forward ? LinearKernel::block_dot : LinearKernel::block_tile)
-                               : (few ? LinearKernel::gather : LinearKernel::feature_major);
+  LinearKernel kernel = sparse_linear_plain_kernel(s, product);
   double sparse_us = plain_us(s, product, kernel, half_precision);
   if (type == LinearType::bf16 && sparse_linear_tiles(s, product)) {
     const double us = tiles_us(s, product, false);
@@ -84,7 +96,10 @@ LinearChoice sparse_linear_choice(const SparseLinearShape& s, Product product, L
   double dense_us = 4.0 + 2.0 * dense * s.N / dense_flops(s.N, half_precision);
   if (half_precision) dense_us += double(s.in() + s.out()) * s.N / 12000;  // thin matrices: x and y moved, not the products, take the time
   // grad_weight writes a dense gradient and picks the kept entries; the others fill a dense weight
-  dense_us += dense * (half_precision ? 2 : 4) / kMemory + kept / kScattered;
+  if (!half_precision && product != Product::grad_weight && can_expand(s))
+    dense_us += 6.0 + 2.0 * s.OB * mask_words(s) / kExpandedToDense;
+  else
+    dense_us += dense * (half_precision ? 2 : 4) / kMemory + kept / kScattered;
   if (threads > 1) sparse_us /= std::min(threads, 4), dense_us /= std::min(threads, 4);
   return {use_dense(dense_us < sparse_us) ? LinearKernel::dense : kernel, sparse_us, dense_us};
 }

@@ -11,6 +11,15 @@ struct Connections {
   bool wide;           // int32
 };
 
+// A condensed weight, row by row; the set bits of its mask, in rising order, are the inputs. Words of 32 inputs; where `inputs` is no
+// multiple of 32 (and larger), the last word's bits end where the row ends.
+struct ExpandedRows {
+  const uint32_t* mask;  // [rows][words]
+  int64_t words, inputs;
+  const float* weight;  // [rows][fan_in]
+  int64_t fan_in;
+};
+
 // A packed condensed weight for few rows of x.
 struct Interleaved {
   static constexpr int64_t kLanes = 16;
@@ -52,6 +61,11 @@ struct SparseLinearKernels {
                  int64_t end);
   // the same for rows stored kLanes at a time, [rows / kLanes][fan_in][kLanes]: no sum over lanes, no tails; groups [begin, end)
   void (*interleaved)(const Interleaved& c, const float* x, const float* bias, float* y, int64_t y_stride, int64_t begin, int64_t end);
+  // y[n][r] = bias[r] + sum over set bits of weight * x[n][input], for 1 to 4 rows n, outputs [begin, end); null without expanding loads
+  void (*expanded[4])(const ExpandedRows& w, const float* x, int64_t x_row, const float* bias, float* y, int64_t y_row, int64_t y_col, int64_t begin,
+                      int64_t end);
+  // dense [rows][inputs], rows [begin, end)
+  void (*expand_to_dense)(const ExpandedRows& w, float* dense, int64_t begin, int64_t end);
   // grad_weight[k] (+)= sum_n grad[n][r] * x[n][source[k]], few rows n
   void (*outer)(const Connections& c, const float* grad, int64_t grad_row, const float* x, int64_t x_row, int64_t rows_n, float* grad_weight,
                 int64_t begin, int64_t end);

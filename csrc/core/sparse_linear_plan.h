@@ -59,8 +59,10 @@ void fill_mask(const SparseLinearShape& s, const Index& index, int64_t first_row
   }
 }
 inline bool has_mask(const SparseLinearShape& s) {
-  return s.BO * s.BI == 1 && s.F * 32 >= s.IB && s.kept() <= int64_t(1) << 27 && isa_supported(Isa::amx);
+  return s.BO * s.BI == 1 && s.F * 32 >= s.IB && s.kept() <= int64_t(1) << 27 && isa_supported(Isa::avx512);
 }
+
+inline bool can_expand(const SparseLinearShape& s) { return has_mask(s) && has_avx512(); }
 
 // Rows cut into panels (what one thread does), inputs cut into blocks (what stays in L1): [panels, blocks, panel_rows, offset of each panel ...]
 struct Panels {

@@ -89,6 +89,9 @@ void by_element_size(const Tensor& t, const F& f) {
 
 Tensor dense_weight(const SparseLinearShape& s, const PlanHolder& plan, const Tensor& weight, const Pool& p) {
   const Tensor w = as_contiguous(weight), dense = new_tensor(weight, std::array<int64_t, 2>{s.out(), s.in()});
+  if (weight.scalar_type() == ScalarType::Float &&
+      sparse_linear_expand_to_dense(s, plan.data, static_cast<const float*>(w.const_data_ptr()), static_cast<float*>(dense.mutable_data_ptr()), p))
+    return dense;
   by_element_size(weight, [&](auto element) {
     using T = decltype(element);
     sparse_linear_to_dense(s, plan.data, static_cast<const T*>(w.const_data_ptr()), static_cast<T*>(dense.mutable_data_ptr()), p);

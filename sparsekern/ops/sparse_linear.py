@@ -237,6 +237,9 @@ def samples(device: torch.device, dtype: torch.dtype) -> list[d.Sample]:
         "block_of_tiles": make((45,), 7, 3, 4, block=(32, 32)),
         "block_of_tiles_few_rows": make((3,), 30, 2, 3, block=(48, 16)),
         "half_kept": make((70,), 99, 50, 49),
+        "most_kept_one_row": make((1,), 99, 50, 80),
+        "most_kept_few_rows": make((7,), 70, 21, 60),
+        "most_kept_narrow": make((3,), 20, 9, 17, bias=False),
     }
     wide = make((18,), 12, 7, 4)
     good["sliced"] = {**wide, "x": make((18,), 25, 7, 4)["x"][:, 3:15]}
@@ -347,7 +350,7 @@ def plan_sparse_linear(index: Tensor, in_features: int, block_size: tuple[int, i
 
 
 # by the codes of core/sparse_linear.h
-KERNELS = ("gather", "feature-major", "block dot", "block tile", "dense", "block amx", "expanded amx")
+KERNELS = ("gather", "feature-major", "block dot", "block tile", "dense", "block amx", "expanded amx", "expanded")
 TYPES = {torch.float16: 1, torch.bfloat16: 2}
 
 

@@ -1,6 +1,6 @@
 // sparse_linear against naive double loops: all products, kernels, layouts; inputs end at an unreadable page; threads change nothing.
 #include "check.h"
-#include "core/sparse_linear.h"
+#include "core/sparse_linear_dense.h"
 
 using namespace sk;
 using check::Guarded;
@@ -43,6 +43,11 @@ bool run(const Case& c) {
     for (auto* v : {&y, &gx, &gw}) all.insert(all.end(), v->data(), v->data() + v->size());
     if (first.empty()) first = all;
     if (!all.empty() && std::memcmp(first.data(), all.data(), all.size() * 4)) ok = false, std::printf("FAIL threads changed the result\n");
+    Guarded<float> scattered(size_t(out * in)), expanded(size_t(out * in));
+    sparse_linear_to_dense(s, plan.data(), w.data(), scattered.data(), pool);
+    if (sparse_linear_expand_to_dense(s, plan.data(), w.data(), expanded.data(), pool) &&
+        std::memcmp(scattered.data(), expanded.data(), expanded.size() * 4))
+      ok = false, std::printf("FAIL expanded to another dense weight\n");
   }
 
   std::vector<double> want_gx(size_t(c.N * in)), size_gx(want_gx), terms_gx(want_gx);
@@ -98,8 +103,12 @@ int main() {
   bool ok = bad_tables_are_refused();
   int cases = 0;
   for (const bool feature_major : {false, true})
-    for (const int64_t N : {0, 1, 2, 3, 16, 37, 64, 65, 130}) {
+    for (const int64_t N : {0, 1, 2, 3, 7, 16, 37, 64, 65, 130}) {
       for (const auto& [OB, F, IB] : {std::array<int64_t, 3>{1, 1, 1}, {7, 3, 9}, {130, 40, 300}, {33, 17, 33}, {5, 100, 257}})
+        ok &= run({N, OB, F, 1, 1, IB, feature_major}), ++cases;
+      // most connections kept: rows are expanded; inputs below, at, and around words of 32
+      for (const auto& [OB, F, IB] :
+           {std::array<int64_t, 3>{4, 15, 15}, {9, 20, 25}, {7, 32, 32}, {6, 30, 33}, {11, 64, 64}, {6, 90, 99}, {13, 70, 127}})
         ok &= run({N, OB, F, 1, 1, IB, feature_major}), ++cases;
       for (const auto& [BO, BI] : {std::array<int64_t, 2>{16, 1}, {20, 1}, {1, 16}, {4, 4}, {16, 16}, {5, 3}, {32, 32}})
         ok &= run({N, 3, 2, BO, BI, 4, feature_major}), ++cases;
