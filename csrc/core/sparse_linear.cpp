@@ -151,19 +151,6 @@ ExpandedRows expanded_rows(const SparseLinearShape& s, const Plan& plan, const f
   return {plan.mask(), mask_words(s), s.in(), weight, s.F};
 }
 
-// Few rows of x, up to four at a time, through rows of the weight as they are expanded.
-void expanded(const SparseLinearShape& s, const Plan& plan, const float* x, Strides x_s, const float* weight, const float* bias, float* y,
-              Strides y_s, const Pool& pool) {
-  const SparseLinearKernels& k = kernels();
-  Scratch scratch(size_t(s.N * s.in()) * sizeof(float));
-  const float* rows = natural_rows(x, x_s, s.N, s.in(), scratch);
-  const ExpandedRows w = expanded_rows(s, plan, weight);
-  parallel(pool, s.out(), std::max<int64_t>(8, 65536 / std::max<int64_t>(1, s.in())), [&](int64_t begin, int64_t end) {
-    for (int64_t n = 0; n < s.N; n += 4)
-      k.expanded[std::min<int64_t>(4, s.N - n) - 1](w, rows + n * x_s.row, x_s.row, bias, y + n * y_s.row, y_s.row, y_s.col, begin, end);
-  });
-}
-
 void blocked(int64_t N, const Blocks& b, const float* in, Strides in_s, int64_t in_features, const float* weight, const float* bias, float* out,
              Strides out_s, const Pool& pool) {
   const bool dots = b.k_step == 1 || b.rows == 1, panel = b.depth == 1 && b.row_step == 1;
@@ -174,12 +161,23 @@ void blocked(int64_t N, const Blocks& b, const float* in, Strides in_s, int64_t 
 
 }  // namespace
 
+void expanded_product(int64_t N, const ExpandedRows& w, int64_t out_features, const float* x, Strides x_s, const float* bias, float* y, Strides y_s,
+                      const Pool& pool) {
+  const SparseLinearKernels& k = kernels();
+  Scratch scratch(size_t(N * w.inputs) * sizeof(float));
+  const float* rows = natural_rows(x, x_s, N, w.inputs, scratch);
+  parallel(pool, out_features, std::max<int64_t>(8, 65536 / std::max<int64_t>(1, w.inputs)), [&](int64_t begin, int64_t end) {
+    for (int64_t n = 0; n < N; n += 4)
+      k.expanded[std::min<int64_t>(4, N - n) - 1](w, rows + n * x_s.row, x_s.row, bias, y + n * y_s.row, y_s.row, y_s.col, begin, end);
+  });
+}
+
 void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* plan_data, const float* x, Strides x_s, const float* weight, const float* bias,
                        float* y, Strides y_s, const Pool& pool) {
   if (s.N == 0 || s.out() == 0) return;
   const Plan plan(plan_data);
   if (sparse_linear_plain_kernel(s, Product::forward) == LinearKernel::expanded)
-    expanded(s, plan, x, x_s, weight, bias, y, y_s, pool);
+    expanded_product(s.N, expanded_rows(s, plan, weight), s.out(), x, x_s, bias, y, y_s, pool);
   else if (is_condensed(s))
     condensed(s.N, plan.forward(), {plan.at(Plan::kPanels)}, x, x_s, s.in(), weight, bias, y, y_s, s.out(), pool);
   else

@@ -32,6 +32,7 @@ enum class LinearKernel : int {
   block_amx = 5,      // bf16: blocks as matrix tiles
   expanded_amx = 6,   // bf16: unstructured rows expanded, strip by strip, into matrix tiles
   expanded = 7,       // few rows, many connections: rows of the weight expanded in registers, x loaded as it lies
+  dense_rows = 8,     // the same, packed: the zeros are kept
 };
 enum class LinearType : int { fp32 = 0, fp16 = 1, bf16 = 2 };
 

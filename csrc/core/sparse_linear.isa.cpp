@@ -282,15 +282,16 @@ void from_feature_major(const float* in, int64_t in_stride, int64_t columns, int
 }  // namespace
 
 // sparse_linear_blocks.isa.cpp
+void dense_rows(const DenseRows&, const float*, int64_t, int64_t, const float*, float*, int64_t, int64_t, int64_t, int64_t);
 #if defined(__AVX512F__)
 void expanded_1(const ExpandedRows&, const float*, int64_t, const float*, float*, int64_t, int64_t, int64_t, int64_t);
 void expanded_2(const ExpandedRows&, const float*, int64_t, const float*, float*, int64_t, int64_t, int64_t, int64_t);
 void expanded_3(const ExpandedRows&, const float*, int64_t, const float*, float*, int64_t, int64_t, int64_t, int64_t);
 void expanded_4(const ExpandedRows&, const float*, int64_t, const float*, float*, int64_t, int64_t, int64_t, int64_t);
 void expand_to_dense(const ExpandedRows&, float*, int64_t, int64_t);
-#define SK_EXPANDED {expanded_1, expanded_2, expanded_3, expanded_4}, expand_to_dense
+#define SK_EXPANDED {expanded_1, expanded_2, expanded_3, expanded_4}, dense_rows, expand_to_dense
 #else
-#define SK_EXPANDED {nullptr, nullptr, nullptr, nullptr}, nullptr
+#define SK_EXPANDED {nullptr, nullptr, nullptr, nullptr}, dense_rows, nullptr
 #endif
 void block_tile_1(const BlockWork&);
 void block_tile_2(const BlockWork&);

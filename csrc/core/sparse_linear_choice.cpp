@@ -13,6 +13,7 @@ namespace {
 constexpr double kGathered = 5500;                             // connections, x in L1 or L2
 constexpr double kScattered = 900;                             // weights written into a dense matrix
 constexpr double kExpanded[] = {0, 800, 750, 680, 600};        // vectors of positions expanded for 1 to 4 rows of x
+constexpr double kDenseRows = 500;                             // vectors of positions for 8 rows of x
 constexpr double kSums = 650;                                  // vectors summed to one number
 constexpr double kExpandedToDense = 400;                       // vectors of positions written into a dense matrix
 constexpr double kMemory = 9000;                               // bytes of fresh memory zeroed or of activations transposed
@@ -40,6 +41,8 @@ double plain_us(const SparseLinearShape& s, Product product, LinearKernel kernel
   double us = 2.0;
   if (kernel == LinearKernel::gather)
     us += s.N * kept / kGathered + s.N * s.OB / kSums;
+  else if (kernel == LinearKernel::dense_rows)
+    us += double(groups(s.OB)) * s.IB * ((s.N + 7) / 8) / kDenseRows;
   else if (kernel == LinearKernel::expanded)
     us += 2.0 * s.OB * mask_words(s) * ((s.N / 4) / kExpanded[4] + (s.N % 4 ? 1 / kExpanded[s.N % 4] : 0.0)) + s.N * s.OB / kSums;
   else if (kernel == LinearKernel::block_dot)
@@ -106,8 +109,13 @@ LinearChoice sparse_linear_choice(const SparseLinearShape& s, Product product, L
 
 LinearKernel sparse_linear_packed_choice(const SparseLinearShape& s, LinearType type) {
   const bool blocks = s.BO * s.BI > 1, few = s.N <= 2, tiles = type == LinearType::bf16 && isa() == Isa::amx;
-  const LinearKernel plain =
-      blocks ? (few ? LinearKernel::block_dot : LinearKernel::block_tile) : (few ? LinearKernel::gather : LinearKernel::feature_major);
+  LinearKernel plain = few ? LinearKernel::gather : LinearKernel::feature_major;
+  if (blocks) plain = few ? LinearKernel::block_dot : LinearKernel::block_tile;
+  if (packs_zeros(s) && s.N <= kMostDenseRows) {
+    // The zeros cost nothing while they come from the second-level cache; beyond it, less of them is faster for up to 4 rows.
+    const bool cached = s.in() * s.out() * 4 <= int64_t(2) << 20;
+    plain = can_expand(s) && s.N <= 4 && !cached ? LinearKernel::expanded : LinearKernel::dense_rows;
+  }
   if (blocks) return tiles && tile_blocks(s) ? LinearKernel::block_amx : plain;
   const double weight_conversion_us = double(s.kept()) / 4000;  // done when it was packed
   const bool faster = tiles_us(s, Product::forward, true) < plain_us(s, Product::forward, plain, true) - weight_conversion_us;

@@ -18,6 +18,9 @@ struct Blocks {
 // Rows [N][features] as they lie, or copied into `scratch` when x is feature-major.
 const float* natural_rows(const float* x, Strides& stride, int64_t rows, int64_t features, const Scratch& scratch);
 
+// Few rows of x, up to four at a time, through rows of the weight as they are expanded.
+void expanded_product(int64_t N, const ExpandedRows& w, int64_t out_features, const float* x, Strides x_s, const float* bias, float* y, Strides y_s,
+                      const Pool& pool);
 void feature_major_product(int64_t N, const Connections& c, Panels panels, const float* in, Strides in_s, int64_t in_features, const float* weight,
                            const float* bias, float* out, Strides out_s, int64_t out_features, const Pool& pool);
 void block_tile_product(int64_t N, const Blocks& b, const float* in, Strides in_s, int64_t in_features, const float* weight, const float* bias,

@@ -29,6 +29,13 @@ struct Interleaved {
   int64_t rows, fan_in;
 };
 
+// A packed weight with its zeros, for few rows of x: [groups][inputs][kLanes] outputs, zero behind the last row.
+struct DenseRows {
+  static constexpr int64_t kLanes = 16;
+  const float* weight;
+  int64_t rows, inputs;
+};
+
 // One unit of feature-major work: up to 4 vectors of columns times one panel of rows.
 struct PanelWork {
   const int32_t* segments;  // runs of equal length per L1 block, see sparse_linear_plan.cpp
@@ -64,6 +71,9 @@ struct SparseLinearKernels {
   // y[n][r] = bias[r] + sum over set bits of weight * x[n][input], for 1 to 4 rows n, outputs [begin, end); null without expanding loads
   void (*expanded[4])(const ExpandedRows& w, const float* x, int64_t x_row, const float* bias, float* y, int64_t y_row, int64_t y_col, int64_t begin,
                       int64_t end);
+  // y[n][r] = bias[r] + sum over all inputs, `count` rows n, groups of outputs [begin, end)
+  void (*dense_rows)(const DenseRows& d, const float* x, int64_t x_row, int64_t count, const float* bias, float* y, int64_t y_row, int64_t y_col,
+                     int64_t begin, int64_t end);
   // dense [rows][inputs], rows [begin, end)
   void (*expand_to_dense)(const ExpandedRows& w, float* dense, int64_t begin, int64_t end);
   // grad_weight[k] (+)= sum_n grad[n][r] * x[n][source[k]], few rows n

@@ -1,6 +1,7 @@
-// Packs: weights in the order in which a kernel reads them. Condensed: rows interleaved 16 at a time for few rows of x, and, for
-// many, the connections in the order of the plan's segments, so that weights and indices are two streams. Blocks: outputs
-// contiguous for few rows (one broadcast of x serves a vector of outputs), natural order for many.
+// Packs: weights in the order in which a kernel reads them. Condensed: rows interleaved 16 at a time for few rows of x, with their
+// zeros if those are few (then also as they are, beside their mask), and, for many, the connections in the order of the plan's
+// segments, so that weights and indices are two streams. Blocks: outputs contiguous for few rows (one broadcast of x serves a
+// vector of outputs), natural order for many.
 #include <algorithm>
 #include <cstring>
 
@@ -33,9 +34,12 @@ struct Pack {
     kTileWeight,  // 0: none, as the next two
     kTileMask,
     kTilePtr,
+    kDenseRows,  // 0: none; else it stands for kRowsWeight
+    kNatural,    // 0: none, as the next: rows to expand
+    kMask,
     kHeader = 32
   };
-  static constexpr int32_t kMagicValue = 0x534b5031, kVersionValue = 2;
+  static constexpr int32_t kMagicValue = 0x534b5031, kVersionValue = 3;
   const int32_t* data;
   const int32_t* at(int section) const { return data + data[section]; }
   const uint16_t* halves(int section) const { return reinterpret_cast<const uint16_t*>(at(section)); }
@@ -69,25 +73,35 @@ class Writer {
   std::vector<int32_t>& pack_;
 };
 
-void pack_condensed(const SparseLinearShape& s, const Plan& plan, const float* weight, bool wide, Writer& out) {
+// Rows 16 at a time: [groups][fan_in][16] sources and weights; or, where most connections are kept, the weights with their zeros,
+// [groups][inputs][16].
+void pack_rows_of_16(const SparseLinearShape& s, const Plan& plan, const float* weight, bool wide, Writer& out) {
   constexpr int64_t L = Interleaved::kLanes;
+  static_assert(L == DenseRows::kLanes, "one order of rows");
+  const bool zeros = packs_zeros(s);
   const int64_t groups = (s.OB + L - 1) / L;
   std::vector<int32_t> source(groups * s.F * L);
-  std::vector<float> values(source.size());
+  std::vector<float> values(groups * (zeros ? s.IB : s.F) * L);
   for (int64_t row = 0; row < s.OB; ++row)
     for (int64_t f = 0; f < s.F; ++f) {
-      const int64_t to = (row / L * s.F + f) * L + row % L;
-      source[to] = plan.index(row * s.F + f);
-      values[to] = weight[row * s.F + f];
+      const int32_t i = plan.index(row * s.F + f);
+      source[(row / L * s.F + f) * L + row % L] = i;
+      values[(zeros ? row / L * s.IB + i : row / L * s.F + f) * L + row % L] = weight[row * s.F + f];
     }
-  out.weights(Pack::kRowsWeight, values);
+  out.weights(zeros ? Pack::kDenseRows : Pack::kRowsWeight, values);
   out.sources(Pack::kRowsSource, source, wide);
+  if (!zeros || !plan.mask()) return;
+  out.weights(Pack::kNatural, std::vector<float>(weight, weight + s.kept()));
+  out.table(Pack::kMask, reinterpret_cast<const int32_t*>(plan.mask()), s.OB * mask_words(s));
+}
 
-  // the plan's segments, with connections renumbered in the order in which they are visited
+// The plan's segments, with connections renumbered in the order in which they are visited.
+void pack_panels(const Plan& plan, const float* weight, bool wide, Writer& out) {
   const int32_t* from = plan.at(Plan::kPanels);
   const int64_t next_section = plan.data[Plan::kPanelsT], words = next_section - plan.data[Plan::kPanels];
   std::vector<int32_t> table(from, from + words);
-  source.clear(), values.clear();
+  std::vector<int32_t> source;
+  std::vector<float> values;
   const Panels panels{from};
   for (int64_t p = 0; p < panels.count(); ++p) {
     int32_t* at = table.data() + from[3 + p];
@@ -169,10 +183,13 @@ void sparse_linear_pack(const SparseLinearShape& s, const int32_t* plan_data, co
   std::copy(plan_data + Plan::kOB, plan_data + Plan::kIB + 1, pack.begin() + Pack::kOB);
   pack[Pack::kWide] = plan_data[Plan::kWide];
   Writer out(pack);
-  if (s.BO * s.BI == 1)
-    pack_condensed(s, plan, weight, plan_data[Plan::kWide], out);
-  else
+  if (s.BO * s.BI > 1) {
     pack_blocks(s, plan, weight, out);
+  } else {
+    const bool wide = plan_data[Plan::kWide] != 0;
+    pack_rows_of_16(s, plan, weight, wide, out);
+    pack_panels(plan, weight, wide, out);
+  }
   if (bf16 && pack_rows(s) && isa_supported(Isa::amx)) pack_row_tiles(s, plan, bf16, out);
   if (bf16 && tile_blocks(s) && isa_supported(Isa::amx)) pack_block_tiles(s, bf16, out);
   pack[Pack::kLength] = int32_t(pack.size());
@@ -198,11 +215,24 @@ void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* pack_da
       block_tile_product(s.N, blocks, x, x_s, s.in(), pack.floats(Pack::kWeight), bias, y, y_s, pool);
     return;
   }
+  const LinearKernel kernel = sparse_linear_packed_choice(s, LinearType::fp32);
+  if (kernel == LinearKernel::expanded && pack_data[Pack::kMask]) {
+    const uint32_t* mask = reinterpret_cast<const uint32_t*>(pack.at(Pack::kMask));
+    return expanded_product(s.N, {mask, mask_words(s), s.in(), pack.floats(Pack::kNatural), s.F}, s.OB, x, x_s, bias, y, y_s, pool);
+  }
+  const Scratch scratch(size_t(s.N <= kMostDenseRows ? s.N * s.in() : 0) * sizeof(float));
+  if (pack_data[Pack::kDenseRows] && s.N <= kMostDenseRows) {
+    const float* rows = natural_rows(x, x_s, s.N, s.in(), scratch);
+    const DenseRows d{pack.floats(Pack::kDenseRows), s.OB, s.IB};
+    parallel(pool, (s.OB + DenseRows::kLanes - 1) / DenseRows::kLanes, 1 + 4096 / s.in(), [&](int64_t begin, int64_t end) {
+      SK_PICK_KERNELS(sparse_linear).dense_rows(d, rows, x_s.row, s.N, bias, y, y_s.row, y_s.col, begin, end);
+    });
+    return;
+  }
   if (!few) {
     const Connections c{nullptr, pack.at(Pack::kSource), wide};
     return feature_major_product(s.N, c, {pack.at(Pack::kPanels)}, x, x_s, s.in(), pack.floats(Pack::kWeight), bias, y, y_s, s.out(), pool);
   }
-  Scratch scratch(size_t(s.N * s.in()) * sizeof(float));
   const float* rows = natural_rows(x, x_s, s.N, s.in(), scratch);
   const Interleaved c{pack.floats(Pack::kRowsWeight), pack.at(Pack::kRowsSource), wide, s.OB, s.F};
   parallel(pool, (s.OB + Interleaved::kLanes - 1) / Interleaved::kLanes, std::max<int64_t>(1, 2048 / s.F), [&](int64_t begin, int64_t end) {

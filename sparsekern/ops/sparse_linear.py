@@ -350,7 +350,7 @@ def plan_sparse_linear(index: Tensor, in_features: int, block_size: tuple[int, i
 
 
 # by the codes of core/sparse_linear.h
-KERNELS = ("gather", "feature-major", "block dot", "block tile", "dense", "block amx", "expanded amx", "expanded")
+KERNELS = ("gather", "feature-major", "block dot", "block tile", "dense", "block amx", "expanded amx", "expanded", "dense rows")
 TYPES = {torch.float16: 1, torch.bfloat16: 2}
 
 

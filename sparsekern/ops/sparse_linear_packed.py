@@ -19,7 +19,9 @@ from sparsekern.ops.sparse_linear import _laid_out_like, _rows, _rows_like, chec
 NAME = "sparse_linear_packed"
 
 # words of the header (core/sparse_linear_pack.cpp)
-_MAGIC, _SIZES, _LENGTH, _WIDE, _ROWS_WEIGHT, _ROWS_SOURCE, _WEIGHT, _ENTRIES = 0, slice(2, 7), 7, 8, 9, 10, 13, 15
+_MAGIC, _SIZES, _LENGTH, _WIDE, _ROWS_WEIGHT, _ROWS_SOURCE, _WEIGHT, _ENTRIES, _DENSE_ROWS = (
+    0, slice(2, 7), 7, 8, 9, 10, 13, 15, 19,
+)  # fmt: skip
 _MAGIC_VALUE, _LANES = 0x534B5031, 16
 
 
@@ -46,7 +48,7 @@ def _is_pack(packed: Tensor) -> bool:
 
 def unpack_sparse_linear(packed: Tensor) -> tuple[Tensor, Tensor]:
     """``(weight [OB, F] or [OB, F, BO, BI] float32, index [OB, F] int32)`` of a pack."""
-    ob, fan_in, bo, bi, _ = packed[_SIZES].tolist()
+    ob, fan_in, bo, bi, ib = packed[_SIZES].tolist()
 
     def section(word: int, count: int) -> Tensor:
         return packed[int(packed[word]) :][:count]
@@ -57,11 +59,15 @@ def unpack_sparse_linear(packed: Tensor) -> tuple[Tensor, Tensor]:
     groups = -(-ob // _LANES)
     count = groups * fan_in * _LANES
 
-    def rows(interleaved: Tensor) -> Tensor:
-        return interleaved.reshape(groups, fan_in, _LANES).transpose(1, 2).reshape(-1, fan_in)[:ob]
+    def rows(interleaved: Tensor, columns: int = fan_in) -> Tensor:
+        return interleaved.reshape(groups, columns, _LANES).transpose(1, 2).reshape(-1, columns)[:ob]
 
     source = section(_ROWS_SOURCE, count) if int(packed[_WIDE]) else section(_ROWS_SOURCE, -(-count // 2)).view(torch.uint16)[:count].int()
-    return rows(section(_ROWS_WEIGHT, count).view(torch.float32)), rows(source)
+    index = rows(source)
+    if int(packed[_DENSE_ROWS]):  # with their zeros
+        dense = rows(section(_DENSE_ROWS, groups * ib * _LANES).view(torch.float32), ib)
+        return dense.gather(1, index.long()), index
+    return rows(section(_ROWS_WEIGHT, count).view(torch.float32)), index
 
 
 def reference(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int, kept: int) -> Tensor:
@@ -100,7 +106,7 @@ def pack_sparse_linear(weight: Tensor, index: Tensor, in_features: int) -> Tenso
 
     Returns:
         ``[*]`` int32 on the CPU: about 12 bytes per condensed weight, 8 per weight in blocks. With matrix tiles 2 more, and for
-        condensed weights a bit per position of the dense matrix.
+        condensed weights a bit per position of the dense matrix. From a third of all connections kept, 4 bytes per position too.
 
     Raises:
         ValueError: ``sparse_linear_packed: weight must be float32, float16 or bfloat16 on a CPU with compiled kernels; got ...``
