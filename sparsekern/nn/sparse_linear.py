@@ -171,9 +171,12 @@ class SparseLinear(PlannedModule):
     def forward(self, x: Tensor) -> Tensor:
         if self._packed is not None:
             return self._forward_packed(x)
-        return sparse_linear(
-            x, self.weight, self._buffers["index"], self.bias, self._current_plan()
-        )  # no __getattr__: small layers feel it
+        own = self._parameters  # no __getattr__: small layers feel it
+        try:
+            weight, bias = own["weight"], own["bias"]
+        except KeyError:  # parametrized
+            weight, bias = self.weight, self.bias
+        return sparse_linear(x, weight, self._buffers["index"], bias, self._current_plan())
 
     # ---- packed, on request: a frozen layer for inference
 

@@ -35,6 +35,7 @@ LIBRARY = torch.library.Library("sparsekern", "DEF")
 _interpreter = _functorch.peek_interpreter_stack
 _Interpreter = _functorch.CInterpreter
 _compiling = torch.compiler.is_compiling
+autocast_enabled = _is_any_autocast_enabled
 
 
 @dataclass(frozen=True)
@@ -103,17 +104,8 @@ class Op:
     @property
     def products(self) -> dict[str, Product]:
         return {"forward": self.forward, "grad_x": self.grad_x, "grad_weight": self.grad_weight}
-
-    def __call__(self, a: Tensor, b: Tensor, *rest: Any) -> Tensor:
-        """``rest`` is the forward product's schema after the factors (bias, structure, constants)."""
-        # torch.func is active if there is an interpreter. `is not None` would do in eager mode, but Dynamo finds it always true.
-        if isinstance(_interpreter(), _Interpreter) or forward_ad._current_level >= 0:
-            if _compiling():
-                return self.forward.reference(a, b, *rest)
-            return self.transformed.forward(a, b, *rest)
-        if _compiling():
-            return self.forward.public(a, b, *rest)
-        return self.eager.forward(a, b, *rest)
+    call: Callable[..., Tensor] = field(init=False)
+    """``call(a, b, *rest)``: through the first door that fits. ``rest`` is the forward product's schema after the factors."""
 
 
 #: Every op by name.
@@ -140,8 +132,25 @@ def define(op: Op) -> Op:
         setattr(op.compiled, door, product.public)
     for product in op.products.values():
         _register_autograd(op, product)
+    op.call = _first_door(op)
     OPS[op.name] = op
     return op
+
+
+def _first_door(op: Op) -> Callable[..., Tensor]:
+    forward, eager, transformed = op.forward, op.eager.forward, op.transformed.forward
+
+    def call(a: Tensor, b: Tensor, *rest: Any) -> Tensor:
+        # torch.func is active if there is an interpreter. `is not None` would do in eager mode, but Dynamo finds it always true.
+        if isinstance(_interpreter(), _Interpreter) or forward_ad._current_level >= 0:
+            if _compiling():
+                return forward.reference(a, b, *rest)
+            return transformed(a, b, *rest)
+        if _compiling():
+            return forward.public(a, b, *rest)
+        return eager(a, b, *rest)
+
+    return call
 
 
 def _register(product: Product) -> None:
@@ -207,11 +216,12 @@ def _eager_door(op: Op, product: Product) -> Callable[..., Tensor]:
     Eager.__name__ = Eager.__qualname__ = product.name
 
     grad_enabled, has_bias = torch.is_grad_enabled, product.bias
+    kernel = product.kernel._op  # what OpOverload.__call__ calls: one Python frame less, which small layers feel
 
     def call(a, b, *rest):
         if grad_enabled() and (a.requires_grad or b.requires_grad or (has_bias and rest[0] is not None and rest[0].requires_grad)):
             return Eager.apply(a, b, *rest)
-        return product.reference(a, b, *rest) if backends.forced_reference else product.kernel(a, b, *rest)
+        return product.reference(a, b, *rest) if backends.forced_reference else kernel(a, b, *rest)
 
     return call
 

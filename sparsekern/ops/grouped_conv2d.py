@@ -384,7 +384,7 @@ def grouped_conv2d(
         image, w, b = d.autocast(x.unsqueeze(0) if x.dim() == 3 else x, weight, bias)
         image, window = _resolve(image, w, b, *arguments)
         fused = activation == "relu" and _fuses(image, w, b)
-        out = OP(image, w, b, *window, fused)
+        out = OP.call(image, w, b, *window, fused)
         if activation == "relu" and not fused:
             out = out.relu()
         return out.squeeze(0) if x.dim() == 3 else out

@@ -234,7 +234,7 @@ def grouped_mm(a: Tensor, b: Tensor, offsets: Tensor | None = None) -> Tensor:
     """
     try:
         a, b = d.autocast(a, b)
-        return OP(a, b, offsets)
+        return OP.call(a, b, offsets)
     except (RuntimeError, TypeError, AttributeError, IndexError):
         check(a, b, offsets)
         raise

@@ -506,7 +506,7 @@ def sparse_conv2d(
         if x.dim() == 3:
             return sparse_conv2d(x.unsqueeze(0), weight, indptr, index, kernel_size, bias, stride, padding, dilation, plan).squeeze(0)
         x, weight, bias = d.autocast(x, weight, bias)
-        return OP(x, weight, bias, indptr, index, plan, *window)
+        return OP.call(x, weight, bias, indptr, index, plan, *window)
     except (RuntimeError, TypeError, AttributeError, IndexError):
         check(x, weight, bias, indptr, index, plan, *window)  # says it in our words; falls through when the error was another one
         raise

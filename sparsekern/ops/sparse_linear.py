@@ -405,8 +405,9 @@ def sparse_linear(x: Tensor, weight: Tensor, index: Tensor, bias: Tensor | None 
         tensor([[  31., 4200.]])
     """
     try:
-        x, weight, bias = d.autocast(x, weight, bias)
-        return OP(x, weight, bias, index, plan)
+        if d.autocast_enabled():
+            x, weight, bias = d.autocast(x, weight, bias)
+        return OP.call(x, weight, bias, index, plan)
     except (RuntimeError, TypeError, AttributeError, IndexError):
         check(x, weight, bias, index, plan)  # says it in our words; falls through when the error was another one
         raise
