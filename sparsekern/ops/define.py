@@ -104,6 +104,7 @@ class Op:
     @property
     def products(self) -> dict[str, Product]:
         return {"forward": self.forward, "grad_x": self.grad_x, "grad_weight": self.grad_weight}
+
     call: Callable[..., Tensor] = field(init=False)
     """``call(a, b, *rest)``: through the first door that fits. ``rest`` is the forward product's schema after the factors."""
 
@@ -183,40 +184,42 @@ def _register_vmap(product: Product) -> None:
 
 
 def _bias_grad(op: Op, grad: Tensor, bias: Tensor) -> Tensor:
-    return grad.sum_to_size(op.bias_shape(bias).shape).reshape(bias.shape)
+    spread = op.bias_shape(bias)
+    if spread is bias and grad.dim() == 2:
+        return grad.sum(0)  # the same, and a third of the cost of a small one
+    return grad.sum_to_size(spread.shape).reshape(bias.shape)
 
 
 def _gradients(op: Op, product: Product, doors: SimpleNamespace, need: Sequence[bool], grad: Tensor, saved: tuple, shapes: tuple) -> tuple:
     """One gradient per argument of the product, None where there is none."""
-    a, b, bias, *rest = saved if product.bias else (*saved[:2], None, *saved[2:])
-    grads = product.vjp(doors, need, grad, a, b, shapes, rest)
-    if product.bias:
-        bias_grad = _bias_grad(op, grad, bias) if bias is not None and need[2] else None
-        return (*grads, bias_grad, *(None for _ in rest))
-    return (*grads, *(None for _ in rest))
+    a, b, *rest = saved
+    if not product.bias:
+        return product.vjp(doors, need, grad, a, b, shapes, rest) + (None,) * len(rest)
+    bias = rest.pop(0)
+    bias_grad = _bias_grad(op, grad, bias) if bias is not None and need[2] else None
+    return (*product.vjp(doors, need, grad, a, b, shapes, rest), bias_grad) + (None,) * len(rest)
 
 
 def _eager_door(op: Op, product: Product) -> Callable[..., Tensor]:
     tensors = 2 + product.bias + product.structure
+    kernel = product.kernel._op  # what OpOverload.__call__ calls: one Python frame less, which small layers feel
+    grad_enabled, has_bias = torch.is_grad_enabled, product.bias
 
     class Eager(torch.autograd.Function):
         @staticmethod
         def forward(ctx, a, b, *rest):
-            need_a, need_b = ctx.needs_input_grad[:2]
+            need = ctx.needs_input_grad
             # a factor is kept only if the other one's gradient needs it
-            ctx.save_for_backward(a if need_b else None, b if need_a else None, *rest[: tensors - 2])
-            ctx.constants = rest[tensors - 2 :]
-            ctx.shapes = a.shape, b.shape
-            return product.run(a, b, *rest)
+            ctx.save_for_backward(a if need[1] else None, b if need[0] else None, *rest[: tensors - 2])
+            ctx.rest = rest[tensors - 2 :], (a.shape, b.shape)
+            return product.reference(a, b, *rest) if backends.forced_reference else kernel(a, b, *rest)
 
         @staticmethod
         def backward(ctx, grad):
-            return _gradients(op, product, op.eager, ctx.needs_input_grad, grad, ctx.saved_tensors + ctx.constants, ctx.shapes)
+            constants, shapes = ctx.rest
+            return _gradients(op, product, op.eager, ctx.needs_input_grad, grad, ctx.saved_tensors + constants, shapes)
 
     Eager.__name__ = Eager.__qualname__ = product.name
-
-    grad_enabled, has_bias = torch.is_grad_enabled, product.bias
-    kernel = product.kernel._op  # what OpOverload.__call__ calls: one Python frame less, which small layers feel
 
     def call(a, b, *rest):
         if grad_enabled() and (a.requires_grad or b.requires_grad or (has_bias and rest[0] is not None and rest[0].requires_grad)):
