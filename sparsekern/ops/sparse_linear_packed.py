@@ -125,7 +125,7 @@ def sparse_linear_packed(x: Tensor, packed: Tensor, bias: Tensor | None, out_fea
     """:func:`~sparsekern.ops.sparse_linear` on a packed weight, for inference.
 
     Args:
-        x: ``[..., in_features]`` float32, float16 or bfloat16; layout rule as for ``sparse_linear``.
+        x: ``[..., in_features]`` float32, float16 or bfloat16; layout rule and autocast as for ``sparse_linear``.
         packed: from :func:`pack_sparse_linear`.
         bias: ``[out_features]`` or None, dtype of ``x``.
         out_features: outputs of the weight.
@@ -144,6 +144,8 @@ def sparse_linear_packed(x: Tensor, packed: Tensor, bias: Tensor | None, out_fea
         tensor([[  31., 4200.]])
     """
     try:
+        if d.autocast_enabled():
+            x, bias = d.autocast(x, bias)
         if d.backends.forced_reference and not torch.compiler.is_compiling():
             return reference(x, packed, bias, out_features, kept)
         return torch.ops.sparsekern.sparse_linear_packed(x, packed, bias, out_features, kept)

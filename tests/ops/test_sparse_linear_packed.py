@@ -77,3 +77,18 @@ def test_bad_input():
         pack_sparse_linear(torch.ones(2, 2, dtype=torch.float64), torch.tensor([[0, 1]] * 2).int(), 4)
     with pytest.raises(ValueError, match=r"sparse_linear: index must be in \[0, 4\); got 4 at \[0, 1\]"):
         pack_sparse_linear(torch.ones(2, 2), torch.tensor([[0, 4]] * 2).int(), 4)
+
+
+def test_autocast_gives_what_the_unpacked_op_gives():
+    inputs, (x, packed, bias, *sizes) = packed_sample("one")
+    with torch.autocast("cpu", torch.bfloat16):
+        out, unpacked = sparse_linear_packed(x, packed, bias, *sizes), OP.function(**inputs)
+        graph = torch.export.export(Packed(), (x, packed, bias, *sizes))
+    assert out.dtype == unpacked.dtype == torch.bfloat16
+    assert torch.allclose(out.float(), unpacked.float(), rtol=2**-6, atol=2**-6)
+    assert graph.module()(x, packed, bias, *sizes).dtype == torch.bfloat16
+
+
+class Packed(torch.nn.Module):
+    def forward(self, x, packed, bias, out_features, kept):
+        return sparse_linear_packed(x, packed, bias, out_features, kept)
