@@ -31,6 +31,11 @@ struct PlanHolder {
 // Sizes of a weight [OB, F] or [OB, F, BO, BI] with its index; N is 0.
 SparseLinearShape shape_of(const Tensor& weight, const Tensor& index, int64_t in_features);
 
+Tensor sparse_linear_grad_x(const Tensor& grad_out, const Tensor& weight, const Tensor& index, const std::optional<Tensor>& plan,
+                            int64_t in_features);
+Tensor sparse_linear_grad_weight(const Tensor& grad_out, const Tensor& x, const Tensor& index, const std::optional<Tensor>& plan, int64_t block_out,
+                                 int64_t block_in, bool condensed);
+
 Tensor int32_tensor(const Tensor& like, const std::vector<int32_t>& values);
 
 }  // namespace sk::glue

@@ -35,6 +35,7 @@ LIBRARY = torch.library.Library("sparsekern", "DEF")
 _interpreter = _functorch.peek_interpreter_stack
 _Interpreter = _functorch.CInterpreter
 _compiling = torch.compiler.is_compiling
+_unwrap = _functorch.unwrap_if_dead
 autocast_enabled = _is_any_autocast_enabled
 
 
@@ -97,6 +98,9 @@ class Op:
     factors: tuple[str, str] = ("x", "weight")  # what the public function calls a and b
     cpu_provider: str | None = None  # who serves on the CPU, if not kernels compiled per instruction set
     function: Callable[..., Tensor] | None = None  # the public function
+    gradients: Callable[..., tuple[Tensor | None, Tensor, Tensor]] | None = None
+    """``(grad, a, b or None, b's shape, *structure, *constants) -> (grad_a if b, grad_b, grad_bias)`` in one call, for an eager backward
+    without a graph of its own that wants at least the last two; None, or where it answers NotImplemented: product by product."""
     eager: SimpleNamespace = field(default_factory=SimpleNamespace)
     transformed: SimpleNamespace = field(default_factory=SimpleNamespace)
     compiled: SimpleNamespace = field(default_factory=SimpleNamespace)
@@ -204,6 +208,7 @@ def _eager_door(op: Op, product: Product) -> Callable[..., Tensor]:
     tensors = 2 + product.bias + product.structure
     kernel = product.kernel._op  # what OpOverload.__call__ calls: one Python frame less, which small layers feel
     grad_enabled, has_bias = torch.is_grad_enabled, product.bias
+    no_gradients = (None,) * (product.schema.count(",") - 2)  # of structure and constants
 
     class Eager(torch.autograd.Function):
         @staticmethod
@@ -216,14 +221,25 @@ def _eager_door(op: Op, product: Product) -> Callable[..., Tensor]:
 
         @staticmethod
         def backward(ctx, grad):
+            need, saved = ctx.needs_input_grad, ctx.saved_tensors
             constants, shapes = ctx.rest
-            return _gradients(op, product, op.eager, ctx.needs_input_grad, grad, ctx.saved_tensors + constants, shapes)
+            if has_bias and op.gradients and need[1] and need[2] and not (grad_enabled() or backends.forced_reference):
+                a, b, _, *rest = saved
+                found = op.gradients(grad, a, b, shapes[1], *rest, *constants)
+                if found is not NotImplemented:
+                    return (*found, *no_gradients)
+            return _gradients(op, product, op.eager, need, grad, saved + constants, shapes)
 
     Eager.__name__ = Eager.__qualname__ = product.name
+    # What Eager.apply comes to outside of transforms, without looking at every argument: a tensor that escaped from torch.func.grad
+    # still wears its wrapper.
+    apply = super(torch.autograd.Function, Eager).apply
 
     def call(a, b, *rest):
         if grad_enabled() and (a.requires_grad or b.requires_grad or (has_bias and rest[0] is not None and rest[0].requires_grad)):
-            return Eager.apply(a, b, *rest)
+            if has_bias and rest[0] is not None:
+                rest = (_unwrap(rest[0]), *rest[1:])
+            return apply(_unwrap(a), _unwrap(b), *rest)
         return product.reference(a, b, *rest) if backends.forced_reference else kernel(a, b, *rest)
 
     return call

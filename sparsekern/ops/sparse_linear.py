@@ -313,6 +313,23 @@ OP = d.define(
     )
 )  # fmt: skip
 
+d.LIBRARY.define(
+    "_sparse_linear_gradients(Tensor grad_out, Tensor x, Tensor? weight, Tensor index, Tensor? plan, int block_out, int block_in, "
+    "bool condensed) -> (Tensor, Tensor, Tensor)"
+)
+_all_gradients = torch.ops.sparsekern._sparse_linear_gradients.default._op
+
+
+def _gradients(grad_out: Tensor, x: Tensor, weight: Tensor | None, weight_shape, index: Tensor, plan: Tensor | None):
+    if d.backends.missing is not None or not grad_out.is_cpu or grad_out.dtype == torch.float64:
+        return NotImplemented
+    blocks = (1, 1, True) if len(weight_shape) == 2 else (*weight_shape[2:], False)
+    grads = _all_gradients(grad_out, x, weight, index, plan, *blocks)
+    return grads if weight is not None else (None, *grads[1:])
+
+
+OP.gradients = _gradients
+
 d.LIBRARY.define("plan_sparse_linear(Tensor index, int in_features, int block_out, int block_in) -> Tensor")
 d.LIBRARY.define(
     "choose_sparse_linear(Tensor like, int N, int in_features, int OB, int F, int BO, int BI, int product, int type) -> Tensor"

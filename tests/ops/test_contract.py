@@ -40,13 +40,13 @@ def factors(op, inputs):
     return [k for k in (*op.factors, "bias") if inputs.get(k) is not None]
 
 
-def value_and_gradients(op, inputs, cotangent=None):
+def value_and_gradients(op, inputs, cotangent=None, graph=False):
     """The public function's output and the gradients of x, weight and bias for a fixed cotangent."""
     leaves = {k: inputs[k].detach().requires_grad_() for k in factors(op, inputs)}
     out = op.function(**{**inputs, **leaves})
     if cotangent is None:
         cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
-    gradients = torch.autograd.grad(out, list(leaves.values()), cotangent)
+    gradients = torch.autograd.grad(out, list(leaves.values()), cotangent, create_graph=graph)
     return {"out": out.detach(), **dict(zip(leaves, gradients))}, cotangent
 
 
@@ -151,6 +151,19 @@ def test_bad_input_gets_the_one_sentence(op, bad, provider):
         assert str(raised.value) == bad.sentence
 
 
+@pytest.mark.parametrize("op, name", [(op, name) for op, name in SAMPLES if op.gradients], ids=str)
+def test_gradients_in_one_call_are_those_of_the_products(op, name):
+    inputs = next(s for s in op.samples(torch.device("cpu"), torch.float32) if s.name == name).inputs
+    together, cotangent = value_and_gradients(op, inputs)
+    apart, _ = value_and_gradients(op, inputs, cotangent, graph=True)
+    size, _ = value_and_gradients(op, {k: v.abs() if k in factors(op, inputs) else v for k, v in inputs.items()}, cotangent.abs())
+    for k in together:
+        if k == "bias":  # another order of summation
+            assert (together[k] - apart[k]).abs().le(cotangent.numel() * 2.0**-24 * size[k]).all()
+        else:
+            assert torch.equal(together[k], apart[k].detach()), k
+
+
 PRODUCTS = [(op, door) for op in OPS.values() for door in DOORS]
 
 
@@ -167,7 +180,7 @@ def test_opcheck(op):
             return func(*args, **(kwargs or {}))
 
     with Recorder():
-        value_and_gradients(op, s.inputs)
+        value_and_gradients(op, s.inputs, graph=True)  # product by product, whatever the op does in one call
     assert set(calls) == set(DOORS)
     for door, args in calls.items():
         args = tuple(a.detach().clone().requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
