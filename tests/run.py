@@ -34,7 +34,7 @@ SUITES = {
     "lint": lambda: [[sys.executable, "-m", "ruff", "check", "."], [sys.executable, "-m", "ruff", "format", "--check", "."]],
     "cpp": cpp,
     "ops": lambda: [[*PYTEST, "tests/ops"]],
-    "layers": lambda: [[*PYTEST, "tests/nn", "tests/topology", "tests/data"]],
+    "layers": lambda: [[*PYTEST, "tests/nn", "tests/topology", "tests/data", "tests/transform"]],
     "models": lambda: [[*PYTEST, "tests/models"]],
     "tools": lambda: [
         [

@@ -16,8 +16,9 @@ MAY_IMPORT = {
     "models": {"nn", "ops", "topology"},
     "measure": {"ops", "nn", "topology", "version"},
     "profile": {"measure", "ops"},
+    "transform": {"nn", "ops", "topology", "measure"},
     "reproduce": {"models", "nn", "ops", "topology", "data", "measure", "profile"},
-    "cli": {"models", "nn", "ops", "topology", "data", "measure", "profile", "reproduce", "version"},
+    "cli": {"models", "nn", "ops", "topology", "data", "measure", "profile", "reproduce", "transform", "version"},
     "__main__": {"cli"},
     "__init__": {"nn", "ops", "topology", "version"},
 }

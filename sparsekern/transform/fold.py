@@ -1,0 +1,77 @@
+"""Batch-norm into the layer before it: in inference it is a factor and a term per output channel.
+
+y = (W x + b - mean) * s + beta, s = gamma / sqrt(var + eps)   =   (s W) x + (b - mean) * s + beta
+"""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsekern.nn import SparseLinear, StochasticConv2d, UnequalGroupedConv2d
+from sparsekern.transform.graph import drop, layers, module_of, only_call, only_reader
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+@singledispatch
+def rows(layer: nn.Module, per_channel: Tensor) -> Tensor | None:
+    """A value per output channel, spread to multiply the layer's weight; None for a layer that cannot take one."""
+    return None
+
+
+@rows.register
+def _(layer: nn.Conv2d, per_channel: Tensor) -> Tensor:
+    return per_channel[:, None, None, None]  # [K, C/G, KH, KW]
+
+
+@rows.register
+def _(layer: nn.Linear, per_channel: Tensor) -> Tensor:
+    return per_channel[:, None]
+
+
+@rows.register
+def _(layer: SparseLinear, per_channel: Tensor) -> Tensor:
+    if layer.weight.dim() == 2:
+        return per_channel[:, None]  # [OB, F]
+    return per_channel.reshape(layer.weight.shape[0], 1, -1, 1)  # [OB, F, BO, BI]
+
+
+@rows.register
+def _(layer: StochasticConv2d, per_channel: Tensor) -> Tensor:
+    """``[nnz, BO, BI, BT]``: each kept block belongs to the output block whose range of ``indptr`` it is in."""
+    counts = layer.indptr.diff().long()
+    owner = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    return per_channel.reshape(len(counts), -1)[owner][:, :, None, None]
+
+
+@rows.register
+def _(layer: UnequalGroupedConv2d, per_channel: Tensor) -> None:
+    return None  # a weight per run of equal groups
+
+
+def fold_batch_norm(graph: fx.GraphModule) -> list[str]:
+    """Fold every batch-norm that alone reads a layer which can take it. Returns the names of those that went."""
+    folded = []
+    for node, norm in layers(graph, *BATCH_NORMS):
+        source = node.args[0]
+        layer = module_of(graph, source)
+        if layer is None or norm.running_var is None or getattr(layer, "activation", "none") != "none":
+            continue
+        if not (only_reader(source) and only_call(graph, source)):
+            continue
+        with torch.no_grad():
+            scale = torch.rsqrt(norm.running_var + norm.eps)
+            scale = scale if norm.weight is None else scale * norm.weight
+            spread = rows(layer, scale)
+            if spread is None:
+                continue
+            bias = norm.running_mean.neg() if layer.bias is None else layer.bias - norm.running_mean
+            bias = bias * scale if norm.bias is None else bias * scale + norm.bias
+            layer.weight = nn.Parameter(layer.weight * spread.to(layer.weight.dtype), requires_grad=False)
+            layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=False)
+        drop(graph, node, source)
+        folded.append(node.target)
+    return folded

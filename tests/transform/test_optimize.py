@@ -1,0 +1,147 @@
+"""An optimized copy computes what the model computes, says what was done, and leaves the model alone."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from sparsekern import GroupedConv2d, SparseLinear, StochasticConv2d
+from sparsekern.models import create_model, model_card
+from sparsekern.transform import optimize
+from sparsekern.transform.fold import fold_batch_norm
+from sparsekern.transform.graph import traced
+
+
+def settle(model: nn.Module) -> nn.Module:
+    """Statistics as after training: a batch-norm that does nothing would hide a wrong fold."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.track_running_stats:
+            for tensor, (low, high) in ((module.running_mean, (-0.5, 0.5)), (module.running_var, (0.5, 2.0))):
+                tensor.uniform_(low, high, generator=generator)
+            if module.affine:
+                nn.init.uniform_(module.weight, -1.5, 1.5, generator=generator)
+                nn.init.uniform_(module.bias, -0.5, 0.5, generator=generator)
+    return model.eval()
+
+
+NETWORKS = ["nin_root_8", "resnet50_root_16", "googlenet_root_4", "sis_cifar10_2", "simplenet_310k"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_a_network_computes_the_same(name):
+    card = model_card(name)
+    takes_shape = "input_shape" in inspect.signature(card.build).parameters
+    model = settle(create_model(name, **({"input_shape": card.reduced_shape} if takes_shape else {})))
+    x = torch.randn(2, *card.reduced_shape, generator=torch.Generator().manual_seed(1))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    fast = optimize(model, x, rounds=1)
+    for batch in (1, 2, 3):
+        x = torch.randn(batch, *card.reduced_shape)
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-3, atol=1e-4)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not fast.training and not any(p.requires_grad for p in fast.parameters())
+    assert set(fast.report.times_us) == {"model", "optimized", "channels_last"}
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    behind_pooling = name == "simplenet_310k"
+    assert len(fast.report.folded) == norms - behind_pooling
+
+
+def folded(model: nn.Module, x: torch.Tensor) -> list[str]:
+    """What was folded, after checking in double precision that the graph still computes the same."""
+    model = settle(model.double())
+    graph = traced(model)
+    names = fold_batch_norm(graph)
+    graph.recompile()
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x.double()), model(x.double()), rtol=1e-12, atol=1e-12)
+    return names
+
+
+LAYERS = {
+    "conv": nn.Conv2d(8, 16, 3, bias=False),
+    "grouped": GroupedConv2d(8, 16, 3, groups=4),
+    "unequal": GroupedConv2d(8, 16, 3, group_sizes=[(2, 4), (6, 12)]),
+    "spatial": StochasticConv2d(8, 16, 3, density=0.4, seed=1),
+    "shared": StochasticConv2d(8, 16, 3, density=0.4, granularity="synapse", share=4, seed=1),
+    "in_groups": StochasticConv2d(8, 16, 3, density=0.4, groups=2, seed=1, bias=False),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_batch_norm_goes_into_the_layer(name):
+    model = nn.Sequential(copy.deepcopy(LAYERS[name]), nn.BatchNorm2d(16))
+    assert folded(model, torch.randn(2, 8, 7, 7)) == ([] if name == "unequal" else ["1"])
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(32, 16), SparseLinear(32, 16, density=0.3), SparseLinear(32, 16, density=0.5, block_size=4, bias=False)]
+)
+def test_batch_norm_of_rows(layer):
+    assert folded(nn.Sequential(copy.deepcopy(layer), nn.BatchNorm1d(16)), torch.randn(3, 32)) == ["1"]
+    assert folded(nn.Sequential(copy.deepcopy(layer), nn.BatchNorm1d(16, affine=False)), torch.randn(3, 32)) == ["1"]
+
+
+class Shared(nn.Module):
+    def __init__(self, how: str):
+        super().__init__()
+        self.how = how
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        if self.how == "two calls":
+            return self.conv(self.norm(self.conv(x)))
+        y = self.conv(x)
+        return self.norm(y) + y
+
+
+@pytest.mark.parametrize("how", ["two calls", "two readers"])
+def test_a_layer_that_others_need_as_it_is_is_left(how):
+    assert folded(Shared(how), torch.randn(1, 4, 3, 3)) == []
+
+
+def test_a_batch_norm_without_statistics_is_left():
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
+    assert folded(model, torch.randn(2, 4, 3, 3)) == []
+
+
+class Untraceable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = SparseLinear(64, 64, density=0.1)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum() > 0 else self.layer(-x)
+
+
+def test_a_model_without_a_graph_gets_packed_layers():
+    fast = optimize(Untraceable(), torch.randn(1, 64), rounds=1)
+    assert fast.report.packed == ["layer"] and "cannot be traced" in fast.report.left["graph"]
+    assert set(fast.report.times_us) == {"model", "packed"}
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x + torch.rand_like(x)
+
+
+def test_a_random_model_is_refused():
+    with pytest.raises(ValueError, match="optimize: model must compute the same twice; got outputs that differ by"):
+        optimize(Noisy(), torch.randn(1, 64))
+
+
+def test_layout_of_inputs_and_outputs_stays():
+    model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+    x = torch.randn(1, 8, 12, 12)
+    assert optimize(settle(model), x, rounds=1)(x).is_contiguous()
+
+
+def test_the_report_can_be_read():
+    model = settle(nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()))
+    text = str(optimize(model, torch.randn(1, 8, 12, 12), rounds=1).report)
+    assert text.startswith("optimize: 1 batch-norms folded, 1 convolutions swapped, 1 ReLUs fused") and "<- chosen" in text
