@@ -114,21 +114,6 @@ void block_tile_product(int64_t N, const Blocks& b, const float* in, Strides in_
            });
 }
 
-void block_rows_product(int64_t N, const Blocks& b, bool panel, const float* in, Strides in_s, int64_t in_features, const float* weight,
-                        const float* bias, float* out, Strides out_s, const Pool& pool) {
-  const SparseLinearKernels& k = kernels();
-  Scratch scratch(size_t(N * in_features) * sizeof(float));
-  const float* x = natural_rows(in, in_s, N, in_features, scratch);
-  parallel(pool, b.count, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block)
-      for (int64_t n = 0; n < N; ++n) {
-        float* y = out + n * out_s.row + block * b.rows;
-        for (int64_t r = 0; r < b.rows; ++r) y[r] = bias ? bias[block * b.rows + r] : 0.0f;
-        (panel ? k.panel_dot : k.block_dot)(b.work(block, weight, x + n * in_s.row, 1, y, 1));
-      }
-  });
-}
-
 namespace {
 
 // One fixed fan-in product: rows of `out` read `in` through `c`. Serves forward and, on the transposed structure, grad_x.
@@ -151,12 +136,14 @@ ExpandedRows expanded_rows(const SparseLinearShape& s, const Plan& plan, const f
   return {plan.mask(), mask_words(s), s.in(), weight, s.F};
 }
 
+Blocks forward_blocks(const SparseLinearShape& s, const Plan& plan) {
+  return {plan.at(Plan::kPtr), plan.at(Plan::kEntries), s.OB, s.BO, s.BI, s.BI, 1, s.BO * s.BI};
+}
+
 void blocked(int64_t N, const Blocks& b, const float* in, Strides in_s, int64_t in_features, const float* weight, const float* bias, float* out,
              Strides out_s, const Pool& pool) {
-  const bool dots = b.k_step == 1 || b.rows == 1, panel = b.depth == 1 && b.row_step == 1;
-  if (N <= kFewRows && (dots || panel) && natural(out_s))
-    return block_rows_product(N, b, panel, in, in_s, in_features, weight, bias, out, out_s, pool);
-  block_tile_product(N, b, in, in_s, in_features, weight, bias, out, out_s, pool);
+  if (!block_natural_product(N, b, in, in_s, in_features, weight, bias, out, out_s, pool))
+    block_tile_product(N, b, in, in_s, in_features, weight, bias, out, out_s, pool);
 }
 
 }  // namespace
@@ -181,7 +168,7 @@ void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* plan_data, con
   else if (is_condensed(s))
     condensed(s.N, plan.forward(), {plan.at(Plan::kPanels)}, x, x_s, s.in(), weight, bias, y, y_s, s.out(), pool);
   else
-    blocked(s.N, {plan.at(Plan::kPtr), plan.at(Plan::kEntries), s.OB, s.BO, s.BI, s.BI, 1, s.BO * s.BI}, x, x_s, s.in(), weight, bias, y, y_s, pool);
+    blocked(s.N, forward_blocks(s, plan), x, x_s, s.in(), weight, bias, y, y_s, pool);
 }
 
 bool sparse_linear_expand_to_dense(const SparseLinearShape& s, const int32_t* plan_data, const float* weight, float* dense, const Pool& pool) {
@@ -231,6 +218,7 @@ void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* plan_d
              [&](int64_t begin, int64_t end) { k.outer(c, g, g_s.row, rows, x_s.row, s.N, grad_weight, begin, end); });
     return;
   }
+  if (!is_condensed(s) && block_natural_grad_weight(s.N, forward_blocks(s, plan), grad_out, g_s, x, x_s, s.in(), grad_weight, pool)) return;
   const int64_t full = 4 * k.width;
   Scratch gs(size_t(s.out() * full) * sizeof(float)), xs(size_t(s.in() * full) * sizeof(float));
   for (int64_t n0 = 0; n0 < s.N; n0 += full) {  // rows of x in a fixed order: the sum does not depend on the threads

@@ -300,6 +300,11 @@ void block_tile_4(const BlockWork&);
 void block_dot(const BlockWork&);
 void panel_dot(const BlockWork&);
 void block_sampled(const float*, const float*, int64_t, int64_t, int64_t, bool, float*);
+// sparse_linear_block_rows.isa.cpp
+void block_rows(const BlockRowsWork&);
+void block_dots(const BlockRowsWork&);
+void block_outer(const BlockOuterWork&);
+void block_transpose(const float*, int64_t, int64_t, float*);
 
 const SparseLinearKernels sparse_linear{
     W,
@@ -314,6 +319,10 @@ const SparseLinearKernels sparse_linear{
     block_dot,
     panel_dot,
     block_sampled,
+    block_rows,
+    block_dots,
+    block_outer,
+    block_transpose,
     to_feature_major,
     from_feature_major,
 };

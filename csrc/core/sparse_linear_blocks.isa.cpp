@@ -1,5 +1,5 @@
 // sparse_linear for blocks of connections (block_size > 1), compiled once per instruction set. A kept block is a small dense
-// matrix: with many rows of x (feature-major) it is a register tile of up to 6 outputs x V vectors of columns, the weight
+// matrix: with many rows of x (feature-major) it is a register tile of up to 12 outputs x V vectors of columns, the weight
 // broadcast from where it lies; with few rows it is dot products along the block's inputs, or, for panels (one input per
 // block, outputs contiguous), a multiply-add of a whole vector of outputs.
 #include "core/sparse_linear_kernels.h"
@@ -10,7 +10,7 @@ namespace {
 
 // out[r0 .. r0+R)[:] += ...
 template <int R, int V>
-SK_INLINE void tile_rows(const BlockWork& p, int64_t r0) {
+__attribute__((noinline)) void tile_rows(const BlockWork& p, int64_t r0) {
   vf a[R][V];
   SK_UNROLL for (int r = 0; r < R; ++r) SK_UNROLL for (int v = 0; v < V; ++v) a[r][v] = load(p.out + (r0 + r) * p.out_stride + v * W);
   for (int64_t e = 0; e < p.count; ++e) {
@@ -28,19 +28,25 @@ SK_INLINE void tile_rows(const BlockWork& p, int64_t r0) {
   SK_UNROLL for (int r = 0; r < R; ++r) SK_UNROLL for (int v = 0; v < V; ++v) store(p.out + (r0 + r) * p.out_stride + v * W, a[r][v]);
 }
 
+// R or fewer rows, whichever they are
+template <int R, int V>
+SK_INLINE void tile_of(const BlockWork& p, int64_t r0, int64_t rows) {
+  if constexpr (R > 0) {
+    if (rows == R) return tile_rows<R, V>(p, r0);
+    tile_of<R - 1, V>(p, r0, rows);
+  }
+}
+
+// Rows in groups of about the same size: a small last group would wait for its few sums.
 template <int V>
 SK_INLINE void tile(const BlockWork& p) {
-  // 6 x 4 accumulators fill the 32 registers of AVX-512; 16-register sets hold 2 x 4
-  constexpr int R = W == 16 ? 6 : V >= 3 ? 3 : 4;
-  int64_t r = 0;
-  for (; r + R <= p.rows; r += R) tile_rows<R, V>(p, r);
-  if constexpr (R >= 6)
-    if (r + 4 <= p.rows) {
-      tile_rows<4, V>(p, r);
-      r += 4;
-    }
-  for (; r + 2 <= p.rows; r += 2) tile_rows<2, V>(p, r);
-  if (r < p.rows) tile_rows<1, V>(p, r);
+  // sums, V loads and a broadcast fill the registers: 32 with AVX-512, else 16
+  constexpr int most = W == 16 ? (V <= 2 ? 12 : V == 3 ? 8 : 6) : V <= 2 ? 6 : 3;
+  const int64_t groups = (p.rows + most - 1) / most;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t r = p.rows * g / groups;
+    tile_of<most, V>(p, r, p.rows * (g + 1) / groups - r);
+  }
 }
 
 // R outputs share every load of x

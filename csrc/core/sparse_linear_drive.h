@@ -10,6 +10,7 @@ constexpr int64_t kFewRows = 2;  // gather up to here: a vector of columns would
 struct Blocks {
   const int32_t *ptr, *entries;                        // entries [kept][2]: input block, position of the weight block
   int64_t count, rows, depth, row_step, k_step, area;  // rows, depth: of one block of this product
+  bool outputs_contiguous() const { return row_step == 1 && (depth == 1 || k_step == rows); }  // each weight block is [depth][rows]
   BlockWork work(int64_t block, const float* weight, const float* x, int64_t x_stride, float* y, int64_t y_stride) const {
     return {entries + 2 * ptr[block], ptr[block + 1] - ptr[block], rows, depth, row_step, k_step, area, weight, x, x_stride, y, y_stride};
   }
@@ -25,8 +26,10 @@ void feature_major_product(int64_t N, const Connections& c, Panels panels, const
                            const float* bias, float* out, Strides out_s, int64_t out_features, const Pool& pool);
 void block_tile_product(int64_t N, const Blocks& b, const float* in, Strides in_s, int64_t in_features, const float* weight, const float* bias,
                         float* out, Strides out_s, const Pool& pool);
-// Few rows of x; `panel`: the weight has its outputs contiguous, [kept][depth][rows].
-void block_rows_product(int64_t N, const Blocks& b, bool panel, const float* in, Strides in_s, int64_t in_features, const float* weight,
-                        const float* bias, float* out, Strides out_s, const Pool& pool);
+// The same where x and y can be taken as they lie, or copied if they are few rows; false, and nothing written, where they cannot.
+bool block_natural_product(int64_t N, const Blocks& b, const float* in, Strides in_s, int64_t in_features, const float* weight, const float* bias,
+                           float* out, Strides out_s, const Pool& pool);
+bool block_natural_grad_weight(int64_t N, const Blocks& b, const float* grad, Strides g_s, const float* x, Strides x_s, int64_t in_features,
+                               float* grad_weight, const Pool& pool);
 
 }  // namespace sk

@@ -61,6 +61,31 @@ struct BlockWork {
   int64_t out_stride;
 };
 
+// An output block for rows [0, count_n) of x and y, both [..][features]: y[n][r] = bias[r] + sum_e sum_k weight[e][..] * x[n][source[e]*depth + k]
+struct BlockRowsWork {
+  const int32_t* entries;  // as in BlockWork
+  int64_t count;
+  int64_t rows, depth;
+  const float* weight;  // [..][depth][rows], or, for dot products, [..][rows][depth]
+  bool in_order;        // blocks of the weight follow each other as the entries do
+  const float* x;
+  int64_t x_row, count_n;
+  const float* bias;  // of this block, may be null
+  float* y;
+  int64_t y_row;
+};
+
+// grad_weight of a kept block, [rows][depth] (+)= sum over n of grad[n][r] * x[n][k]
+struct BlockOuterWork {
+  const float* grad;
+  int64_t grad_row;
+  const float* x;
+  int64_t x_row, count_n;
+  int64_t rows, depth;
+  bool accumulate;
+  float* grad_weight;
+};
+
 struct SparseLinearKernels {
   int width;  // floats in a vector: columns come in multiples of it
   // y[r] = bias[r] + sum_k weight[k] * x[source[k]] for k in [ptr[r], ptr[r+1]), rows [begin, end)
@@ -90,6 +115,12 @@ struct SparseLinearKernels {
   void (*panel_dot)(const BlockWork& work);
   // grad_weight of one kept block: gw[o][i] (+)= sum over columns of gradT[o] * xT[i]
   void (*block_sampled)(const float* grad_t, const float* x_t, int64_t columns, int64_t rows, int64_t depth, bool accumulate, float* grad_weight);
+  // The same three on activations as they lie. Whole vectors: of outputs; of inputs, and outputs by 4; of inputs.
+  void (*block_rows)(const BlockRowsWork& work);
+  void (*block_dots)(const BlockRowsWork& work);
+  void (*block_outer)(const BlockOuterWork& work);
+  // one block [rows][depth] -> [depth][rows], rows in whole vectors
+  void (*block_transpose)(const float* weight, int64_t rows, int64_t depth, float* out);
   // in [columns][..] natural -> out [features][padded columns], zero-filled; and back without touching what is not there
   void (*to_feature_major)(const float* in, int64_t in_row, int64_t columns, int64_t features, float* out, int64_t out_stride);
   void (*from_feature_major)(const float* in, int64_t in_stride, int64_t columns, int64_t features, float* out, int64_t out_row);

@@ -206,13 +206,12 @@ void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* pack_da
                               Strides y_s, const Pool& pool) {
   if (s.N == 0 || s.out() == 0) return;
   const Pack pack{pack_data};
-  const bool wide = pack_data[Pack::kWide] != 0, few = s.N <= kFewRows;
+  const bool wide = pack_data[Pack::kWide] != 0;
   if (s.BO * s.BI > 1) {
-    const Blocks blocks{pack.at(Pack::kPtr), pack.at(Pack::kEntries), s.OB, s.BO, s.BI, s.BI, 1, s.BO * s.BI};
-    if (few && y_s.col == 1)
-      block_rows_product(s.N, blocks, true, x, x_s, s.in(), pack.floats(Pack::kRowsWeight), bias, y, y_s, pool);
-    else
-      block_tile_product(s.N, blocks, x, x_s, s.in(), pack.floats(Pack::kWeight), bias, y, y_s, pool);
+    const int32_t *ptr = pack.at(Pack::kPtr), *entries = pack.at(Pack::kEntries);
+    const Blocks contiguous{ptr, entries, s.OB, s.BO, s.BI, 1, s.BO, s.BO * s.BI}, natural{ptr, entries, s.OB, s.BO, s.BI, s.BI, 1, s.BO * s.BI};
+    if (!block_natural_product(s.N, contiguous, x, x_s, s.in(), pack.floats(Pack::kRowsWeight), bias, y, y_s, pool))
+      block_tile_product(s.N, natural, x, x_s, s.in(), pack.floats(Pack::kWeight), bias, y, y_s, pool);
     return;
   }
   const LinearKernel kernel = sparse_linear_packed_choice(s, LinearType::fp32);
@@ -229,7 +228,7 @@ void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* pack_da
     });
     return;
   }
-  if (!few) {
+  if (s.N > kFewRows) {
     const Connections c{nullptr, pack.at(Pack::kSource), wide};
     return feature_major_product(s.N, c, {pack.at(Pack::kPanels)}, x, x_s, s.in(), pack.floats(Pack::kWeight), bias, y, y_s, s.out(), pool);
   }

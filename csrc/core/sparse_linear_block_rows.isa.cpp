@@ -1,0 +1,168 @@
+// sparse_linear for blocks, on activations as they lie, [rows][features]: nothing is transposed but, at most, the weight.
+// Compiled once per instruction set. Three register tiles of sums, each started once per group of rows:
+//   block_rows    weights with their outputs contiguous: V vectors of outputs x a value of each of up to kRows rows of x
+//   block_dots    weights as they lie, few rows of x: 4 outputs x up to kDotRows rows, along the inputs; lanes summed at the end
+//   block_outer   grad_weight: values of up to kRows outputs of grad_out x V vectors of inputs, over the rows of x
+#include "core/sparse_linear_kernels.h"
+#include "core/transpose.h"
+
+namespace sk::SK_ISA {
+namespace {
+
+// Sums, V loads and a broadcast fit the registers. One vector: more than 14 rows of x, a multiple of a page apart, would not stay in
+// the 12 lines of their set of the first-level cache.
+constexpr int kRows = W == 16 ? 12 : W == 8 ? 6 : 4;
+constexpr int kRowsOfOneVector = W == 16 ? 14 : 8;
+constexpr int kDotRows = W == 16 ? 6 : 2;
+constexpr int kLine = 16;  // floats in a line of the cache
+
+// `count` rows in groups of at most Most and of about the same size: f(first row, integral constant: rows)
+template <int N>
+struct Rows {
+  static constexpr int value = N;
+};
+template <int N, class F>
+SK_INLINE void with_rows(int64_t rows, const F& f) {
+  if constexpr (N > 0) {
+    if (rows == N) return f(Rows<N>{});
+    with_rows<N - 1>(rows, f);
+  }
+}
+template <int Most, class F>
+SK_INLINE void in_groups(int64_t count, const F& f) {
+  const int64_t groups = (count + Most - 1) / Most;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t first = count * g / groups, rows = count * (g + 1) / groups - first;
+    with_rows<Most>(rows, [&](auto n) { f(first, n); });
+  }
+}
+
+// y[n0 .. n0+N)[o .. o+V*W)
+template <int V, int N>
+__attribute__((noinline)) void rows_tile(const BlockRowsWork& p, int64_t n0, int64_t o) {
+  vf a[N][V];
+  SK_UNROLL for (int v = 0; v < V; ++v) {
+    const vf b = p.bias ? load(p.bias + o + v * W) : zero();
+    SK_UNROLL for (int n = 0; n < N; ++n) a[n][v] = b;
+  }
+  const float* x = p.x + n0 * p.x_row;
+  const int64_t x_row = p.x_row, rows = p.rows;
+  for (int64_t e = 0; e < p.count; ++e) {
+    const float* in = x + p.entries[2 * e] * p.depth;
+    const float* w = p.weight + (p.in_order ? e : int64_t(p.entries[2 * e + 1])) * p.depth * rows + o;
+    // the rows of x are far apart, and the processor does not guess where the next block is
+    if (e + 1 < p.count) {
+      const float* next = x + p.entries[2 * e + 2] * p.depth;
+      for (int64_t k = 0; k < p.depth; k += kLine) SK_UNROLL for (int n = 0; n < N; ++n) __builtin_prefetch(next + n * x_row + k);
+    }
+    for (int64_t k = 0; k < p.depth; ++k, ++in, w += rows) {
+      vf u[V];
+      SK_UNROLL for (int v = 0; v < V; ++v) {
+        u[v] = load(w + v * W);
+        __builtin_prefetch(w + 8 * rows + v * W);
+      }
+      SK_UNROLL for (int n = 0; n < N; ++n) {
+        const vf s = splat(in[n * x_row]);
+        SK_UNROLL for (int v = 0; v < V; ++v) a[n][v] += s * u[v];
+      }
+    }
+  }
+  float* y = p.y + n0 * p.y_row + o;
+  SK_UNROLL for (int n = 0; n < N; ++n) SK_UNROLL for (int v = 0; v < V; ++v) store(y + n * p.y_row + v * W, a[n][v]);
+}
+
+template <int S>
+SK_INLINE vf sum_pairs(vf a, vf b) {
+  return low<S>(a, b, AllLanes{}) + high<S>(a, b, AllLanes{});
+}
+
+// Outputs [o, o+4) of rows [n0, n0+N), each still 4-lane groups of sums, for sums[n][at].
+template <int N>
+SK_INLINE void dots_of_4(const BlockRowsWork& p, int64_t n0, int64_t o, vf (*sums)[W], int at) {
+  vf a[4][N];
+  SK_UNROLL for (int r = 0; r < 4; ++r) SK_UNROLL for (int n = 0; n < N; ++n) a[r][n] = zero();
+  const float* x = p.x + n0 * p.x_row;
+  for (int64_t e = 0; e < p.count; ++e) {
+    const float* in = x + p.entries[2 * e] * p.depth;
+    const float* w = p.weight + (int64_t(p.entries[2 * e + 1]) * p.rows + o) * p.depth;
+    for (int64_t i = 0; i < p.depth; i += W) {
+      vf u[4];
+      SK_UNROLL for (int r = 0; r < 4; ++r) u[r] = load(w + r * p.depth + i);
+      SK_UNROLL for (int n = 0; n < N; ++n) {
+        const vf v = load(in + n * p.x_row + i);
+        SK_UNROLL for (int r = 0; r < 4; ++r) a[r][n] += u[r] * v;
+      }
+    }
+  }
+  SK_UNROLL for (int n = 0; n < N; ++n) sums[n][at] = sum_pairs<2>(sum_pairs<1>(a[0][n], a[1][n]), sum_pairs<1>(a[2][n], a[3][n]));
+}
+
+template <int N>
+__attribute__((noinline)) void dots_tile(const BlockRowsWork& p, int64_t n0) {
+  vf sums[N][W];
+  for (int64_t o = 0; o < p.rows; o += W) {
+    const int outputs = p.rows - o < W ? int(p.rows - o) : W;
+    for (int r = 0; r < W; r += 4) {
+      if (r < outputs)
+        dots_of_4<N>(p, n0, o + r, sums, r);
+      else
+        SK_UNROLL for (int n = 0; n < N; ++n) sums[n][r] = zero();
+    }
+    const vf b = !p.bias ? zero() : outputs == W ? load(p.bias + o) : load_first(p.bias + o, outputs);
+    SK_UNROLL for (int n = 0; n < N; ++n) {
+      sum_stage<4>(sums[n]);
+      float* y = p.y + (n0 + n) * p.y_row + o;
+      outputs == W ? store(y, sums[n][0] + b) : store_first(y, sums[n][0] + b, outputs);
+    }
+  }
+}
+
+// gw[o .. o+N)[i .. i+V*W)
+template <int V, int N>
+__attribute__((noinline)) void outer_tile(const BlockOuterWork& p, int64_t o, int64_t i) {
+  vf a[N][V];
+  SK_UNROLL for (int n = 0; n < N; ++n) SK_UNROLL for (int v = 0; v < V; ++v) a[n][v] = zero();
+  const float *g = p.grad + o, *x = p.x + i;
+  for (int64_t row = 0; row < p.count_n; ++row, g += p.grad_row, x += p.x_row) {
+    vf u[V];
+    SK_UNROLL for (int v = 0; v < V; ++v) {
+      u[v] = load(x + v * W);
+      __builtin_prefetch(x + 6 * p.x_row + v * W);
+    }
+    SK_UNROLL for (int n = 0; n < N; ++n) {
+      const vf s = splat(g[n]);
+      SK_UNROLL for (int v = 0; v < V; ++v) a[n][v] += s * u[v];
+    }
+  }
+  float* gw = p.grad_weight + o * p.depth + i;
+  SK_UNROLL for (int n = 0; n < N; ++n) SK_UNROLL for (int v = 0; v < V; ++v) {
+    float* to = gw + n * p.depth + v * W;
+    store(to, p.accumulate ? load(to) + a[n][v] : a[n][v]);
+  }
+}
+
+}  // namespace
+
+void block_rows(const BlockRowsWork& p) {
+  int64_t o = 0;
+  for (; o + 2 * W <= p.rows; o += 2 * W) in_groups<kRows>(p.count_n, [&](int64_t n, auto rows) { rows_tile<2, rows.value>(p, n, o); });
+  if (o < p.rows) in_groups<kRowsOfOneVector>(p.count_n, [&](int64_t n, auto rows) { rows_tile<1, rows.value>(p, n, o); });
+}
+
+void block_dots(const BlockRowsWork& p) {
+  in_groups<kDotRows>(p.count_n, [&](int64_t n, auto rows) { dots_tile<rows.value>(p, n); });
+}
+
+void block_outer(const BlockOuterWork& p) {
+  int64_t i = 0;
+  for (; i + 2 * W <= p.depth; i += 2 * W) in_groups<kRows>(p.rows, [&](int64_t o, auto rows) { outer_tile<2, rows.value>(p, o, i); });
+  if (i < p.depth) in_groups<kRowsOfOneVector>(p.rows, [&](int64_t o, auto rows) { outer_tile<1, rows.value>(p, o, i); });
+}
+
+void block_transpose(const float* weight, int64_t rows, int64_t depth, float* out) {
+  for (int64_t k = 0; k < depth; k += W)
+    for (int64_t o = 0; o < rows; o += W)
+      transpose_tile(weight + o * depth + k, depth, W, depth - k < W ? int(depth - k) : W, out + k * rows + o, rows);
+}
+
+}  // namespace sk::SK_ISA

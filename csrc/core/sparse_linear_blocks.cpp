@@ -1,0 +1,97 @@
+// Drives the block kernels of sparse_linear that take x and y as they lie; what is left to the feature-major ones is in sparse_linear.cpp.
+#include <algorithm>
+
+#include "core/sparse_linear_drive.h"
+
+namespace sk {
+namespace {
+
+const SparseLinearKernels& kernels() { return SK_PICK_KERNELS(sparse_linear); }
+
+// Rows that go through all blocks before the next ones: what stays of x in the second-level cache.
+int64_t rows_at_once(int64_t N, int64_t features, int64_t items, const Pool& pool) {
+  constexpr int64_t kBytes = 3 << 19, kFewest = 24;
+  int64_t most = std::max(kFewest, kBytes / (4 * features + 1));
+  // too few output blocks for all threads: they share the rows
+  if (pool.threads > 1) most = std::min(most, std::max(kFewest, N * items / (3 * pool.threads)));
+  const int64_t chunks = std::max<int64_t>(1, (N + most - 1) / most);
+  return std::max<int64_t>(1, (N + chunks - 1) / chunks);
+}
+
+enum class Path { few, dots, rows, transposed_rows, feature_major };
+
+Path path_of(int64_t N, const Blocks& b, bool natural_x) {
+  const int64_t width = kernels().width;
+  const bool whole = b.rows % width == 0, dots = b.k_step == 1 && b.rows % 4 == 0 && b.depth % width == 0;
+  if (b.outputs_contiguous()) {
+    if (N <= kFewRows) return Path::few;
+    return natural_x && whole && b.depth > 1 ? Path::rows : Path::feature_major;
+  }
+  if (N <= kFewRows && (b.k_step == 1 || b.rows == 1)) return dots ? Path::dots : Path::few;
+  if (!natural_x || b.k_step != 1) return Path::feature_major;
+  // Dot products sum their lanes once per output and row, the other kernel transposes its weights once.
+  const double vectors = double(b.ptr[b.count]) / std::max<int64_t>(1, b.count) * b.depth / width;
+  if (dots && N * (50 + vectors) < 100 * vectors) return Path::dots;
+  return whole && b.rows >= 2 * width && N > width ? Path::transposed_rows : Path::feature_major;
+}
+
+}  // namespace
+
+bool block_natural_product(int64_t N, const Blocks& b, const float* in, Strides in_s, int64_t in_features, const float* weight, const float* bias,
+                           float* out, Strides out_s, const Pool& pool) {
+  if (out_s.col != 1) return false;
+  const Path path = path_of(N, b, in_s.col == 1);
+  if (path == Path::feature_major) return false;
+  const SparseLinearKernels& k = kernels();
+  const Scratch scratch(size_t(in_s.col == 1 ? 0 : N * in_features) * sizeof(float));
+  const float* x = natural_rows(in, in_s, N, in_features, scratch);
+  const int64_t step = rows_at_once(N, in_features, b.count, pool), chunks = (N + step - 1) / step;
+  parallel(pool, chunks * b.count, path == Path::few || N <= kFewRows ? 8 : 1, [&](int64_t begin, int64_t end) {
+    int64_t most = 0;
+    if (path == Path::transposed_rows)
+      for (int64_t i = begin; i < end; ++i) most = std::max<int64_t>(most, b.ptr[i % b.count + 1] - b.ptr[i % b.count]);
+    const Scratch transposed(size_t(most * b.area) * sizeof(float));
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t block = i % b.count, n0 = i / b.count * step, rows = std::min(step, N - n0), first = b.ptr[block];
+      const float *from = x + n0 * in_s.row, *block_bias = bias ? bias + block * b.rows : nullptr;
+      float* to = out + n0 * out_s.row + block * b.rows;
+      BlockRowsWork work{
+          b.entries + 2 * first, b.ptr[block + 1] - first, b.rows, b.depth, weight, false, from, in_s.row, rows, block_bias, to, out_s.row};
+      if (path == Path::few) {
+        for (int64_t n = 0; n < rows; ++n, from += in_s.row, to += out_s.row) {
+          for (int64_t r = 0; r < b.rows; ++r) to[r] = block_bias ? block_bias[r] : 0.0f;
+          (b.outputs_contiguous() && b.rows > 1 ? k.panel_dot : k.block_dot)(b.work(block, weight, from, 1, to, 1));
+        }
+      } else if (path == Path::dots) {
+        k.block_dots(work);
+      } else {
+        if (path == Path::transposed_rows) {
+          for (int64_t e = 0; e < work.count; ++e)
+            k.block_transpose(weight + work.entries[2 * e + 1] * b.area, b.rows, b.depth, transposed.as<float>() + e * b.area);
+          work.weight = transposed.as<float>();
+          work.in_order = true;
+        }
+        k.block_rows(work);
+      }
+    }
+  });
+  return true;
+}
+
+bool block_natural_grad_weight(int64_t N, const Blocks& b, const float* grad, Strides g_s, const float* x, Strides x_s, int64_t in_features,
+                               float* grad_weight, const Pool& pool) {
+  if (g_s.col != 1 || x_s.col != 1 || b.depth % kernels().width) return false;
+  const int64_t step = rows_at_once(N, in_features, 1, kSerial);
+  for (int64_t n = 0; n < N; n += step) {  // in a fixed order: the sum does not depend on the threads
+    const int64_t rows = std::min(step, N - n);
+    parallel(pool, b.count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block)
+        for (int64_t e = b.ptr[block]; e < b.ptr[block + 1]; ++e)
+          kernels().block_outer({grad + n * g_s.row + block * b.rows, g_s.row, x + n * x_s.row + b.entries[2 * e] * b.depth, x_s.row, rows, b.rows,
+                                 b.depth, n > 0, grad_weight + b.entries[2 * e + 1] * b.area});
+    });
+  }
+  return true;
+}
+
+}  // namespace sk
