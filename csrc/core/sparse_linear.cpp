@@ -97,15 +97,6 @@ bool is_condensed(const SparseLinearShape& s) { return s.BO * s.BI == 1; }
 
 }  // namespace
 
-void feature_major_product(int64_t N, const Connections& c, Panels panels, const float* in, Strides in_s, int64_t in_features, const float* weight,
-                           const float* bias, float* out, Strides out_s, int64_t out_features, const Pool& pool) {
-  by_panel(
-      N, in, in_s, in_features, out, out_s, out_features, bias, panels.count(), panels.rows(), pool,
-      [&](Chunk chunk, float* rows, int64_t stride, int64_t vectors, int64_t panel) {
-        kernels().panel[c.wide][vectors - 1]({panels.segments(panel), panels.blocks(), c.source, weight, chunk.data, chunk.stride, rows, stride});
-      });
-}
-
 void block_tile_product(int64_t N, const Blocks& b, const float* in, Strides in_s, int64_t in_features, const float* weight, const float* bias,
                         float* out, Strides out_s, const Pool& pool) {
   by_panel(N, in, in_s, in_features, out, out_s, b.count * b.rows, bias, b.count, b.rows, pool,
@@ -116,11 +107,29 @@ void block_tile_product(int64_t N, const Blocks& b, const float* in, Strides in_
 
 namespace {
 
+// The weights in the order of the transposed structure: they change every step, so this is a gather per call.
+const float* ordered(const Connections& c, const ColumnWeights& weights, float* out, const Pool& pool) {
+  const auto gather = [&](auto index) {
+    using I = decltype(index);
+    const I *source = static_cast<const I*>(c.source), *rank = static_cast<const I*>(weights.rank);
+    parallel(pool, c.kept, 16384, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) out[k] = weights.weight[source[k] * weights.fan_in + rank[k]];
+    });
+  };
+  if (c.wide)
+    gather(int32_t{});
+  else
+    gather(uint16_t{});
+  return out;
+}
+
 // One fixed fan-in product: rows of `out` read `in` through `c`. Serves forward and, on the transposed structure, grad_x.
-void condensed(int64_t N, const Connections& c, Panels panels, const float* in, Strides in_s, int64_t in_features, const float* weight,
+void condensed(int64_t N, const Connections& c, Panels panels, const float* in, Strides in_s, int64_t in_features, const ColumnWeights& weights,
                const float* bias, float* out, Strides out_s, int64_t out_features, const Pool& pool) {
   const SparseLinearKernels& k = kernels();
   if (N <= kFewRows) {
+    const Scratch in_order(weights.rank ? size_t(c.kept) * sizeof(float) : 0);
+    const float* weight = weights.rank ? ordered(c, weights, in_order.as<float>(), pool) : weights.weight;
     Scratch scratch(size_t(N * in_features) * sizeof(float));
     const float* rows = natural_rows(in, in_s, N, in_features, scratch);
     const int64_t grain = std::max<int64_t>(8, 32768 / std::max<int64_t>(1, c.ptr[out_features] / std::max<int64_t>(1, out_features)));
@@ -129,7 +138,7 @@ void condensed(int64_t N, const Connections& c, Panels panels, const float* in, 
     });
     return;
   }
-  feature_major_product(N, c, panels, in, in_s, in_features, weight, bias, out, out_s, out_features, pool);
+  feature_major_product(N, c, panels, in, in_s, in_features, weights, bias, out, out_s, out_features, pool);
 }
 
 ExpandedRows expanded_rows(const SparseLinearShape& s, const Plan& plan, const float* weight) {
@@ -166,7 +175,7 @@ void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* plan_data, con
   if (sparse_linear_plain_kernel(s, Product::forward) == LinearKernel::expanded)
     expanded_product(s.N, expanded_rows(s, plan, weight), s.out(), x, x_s, bias, y, y_s, pool);
   else if (is_condensed(s))
-    condensed(s.N, plan.forward(), {plan.at(Plan::kPanels)}, x, x_s, s.in(), weight, bias, y, y_s, s.out(), pool);
+    condensed(s.N, plan.forward(), {plan.at(Plan::kPanels)}, x, x_s, s.in(), {weight}, bias, y, y_s, s.out(), pool);
   else
     blocked(s.N, forward_blocks(s, plan), x, x_s, s.in(), weight, bias, y, y_s, pool);
 }
@@ -188,15 +197,8 @@ void sparse_linear_grad_x(const SparseLinearShape& s, const int32_t* plan_data, 
             grad_x, gx_s, pool);
     return;
   }
-  // the weights in the order of the transposed structure: they change every step, so this is a gather per call
-  const int64_t kept = s.kept();
-  Scratch scratch(size_t(kept) * sizeof(float));
-  float* ordered = scratch.as<float>();
-  const int32_t* order = plan.order_t();
-  parallel(pool, kept, 16384, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) ordered[k] = weight[order[k]];
-  });
-  condensed(s.N, plan.transposed(), {plan.at(Plan::kPanelsT)}, grad_out, g_s, s.out(), ordered, nullptr, grad_x, gx_s, s.in(), pool);
+  condensed(s.N, plan.transposed(), {plan.at(Plan::kPanelsT)}, grad_out, g_s, s.out(), {weight, plan.rank_t(), s.F}, nullptr, grad_x, gx_s, s.in(),
+            pool);
 }
 
 void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* plan_data, const float* grad_out, Strides g_s, const float* x, Strides x_s,
@@ -218,7 +220,8 @@ void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* plan_d
              [&](int64_t begin, int64_t end) { k.outer(c, g, g_s.row, rows, x_s.row, s.N, grad_weight, begin, end); });
     return;
   }
-  if (!is_condensed(s) && block_natural_grad_weight(s.N, forward_blocks(s, plan), grad_out, g_s, x, x_s, s.in(), grad_weight, pool)) return;
+  if (is_condensed(s)) return feature_major_grad_weight(s.N, c, {plan.at(Plan::kPanels)}, grad_out, g_s, s.out(), x, x_s, s.in(), grad_weight, pool);
+  if (block_natural_grad_weight(s.N, forward_blocks(s, plan), grad_out, g_s, x, x_s, s.in(), grad_weight, pool)) return;
   const int64_t full = 4 * k.width;
   Scratch gs(size_t(s.out() * full) * sizeof(float)), xs(size_t(s.in() * full) * sizeof(float));
   for (int64_t n0 = 0; n0 < s.N; n0 += full) {  // rows of x in a fixed order: the sum does not depend on the threads
@@ -226,16 +229,11 @@ void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* plan_d
     const float* g = chunk_of(grad_out, g_s, n0, columns, s.out(), width, gs.as<float>(), pool, true).data;
     const float* rows = chunk_of(x, x_s, n0, columns, s.in(), width, xs.as<float>(), pool, true).data;
     const bool accumulate = n0 > 0;
-    if (is_condensed(s)) {
-      parallel(pool, s.OB, std::max<int64_t>(1, 2048 / s.F),
-               [&](int64_t begin, int64_t end) { k.sampled(c, g, rows, width, accumulate, grad_weight, begin, end); });
-    } else {
-      parallel(pool, s.OB * s.F, 4, [&](int64_t begin, int64_t end) {
-        for (int64_t e = begin; e < end; ++e)
-          k.block_sampled(g + e / s.F * s.BO * width, rows + plan.index(e) * s.BI * width, width, s.BO, s.BI, accumulate,
-                          grad_weight + e * s.BO * s.BI);
-      });
-    }
+    parallel(pool, s.OB * s.F, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t e = begin; e < end; ++e)
+        k.block_sampled(g + e / s.F * s.BO * width, rows + plan.index(e) * s.BI * width, width, s.BO, s.BI, accumulate,
+                        grad_weight + e * s.BO * s.BI);
+    });
   }
 }
 

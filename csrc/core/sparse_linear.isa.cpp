@@ -1,8 +1,5 @@
-// sparse_linear, compiled once per instruction set. Two ideas:
-//   gather          one vector = W connections of one output; x is gathered (few rows of x)
-//   feature-major   one vector = W rows of x for one feature; a connection is one broadcast and one load per vector. Rows of
-//                   the output are visited block of inputs by block (32 KB of x^T stays in L1), and inside a block in
-//                   runs of equal length, two rows at a time, so that no branch depends on the data.
+// sparse_linear, condensed, few rows of x, compiled once per instruction set: one vector = W connections of one output, x is gathered.
+// Many rows: sparse_linear_columns.isa.cpp. Here too: the layouts, and the table of all kernels.
 #include "core/sparse_linear_kernels.h"
 #include "core/transpose.h"
 
@@ -165,111 +162,17 @@ void outer_kernel(const Connections& c, const float* grad, int64_t grad_row, con
     outer_rows<uint16_t>(c, grad, grad_row, x, x_row, rows_n, gw, begin, end);
 }
 
-// ---- feature-major: one panel of rows
-template <class I, int V>
-void panel_kernel(const PanelWork& p) {
-  const int32_t* s = p.segments;
-  const I* source = static_cast<const I*>(p.source);
-  const int64_t ld = p.in_stride;
-  for (int64_t block = 0; block < p.blocks; ++block) {
-    for (int32_t runs = *s++; runs > 0; --runs) {
-      const int32_t length = s[0], rows = s[1];
-      s += 2;
-      int32_t q = 0;
-      for (; q + 2 <= rows; q += 2, s += 4) {
-        float *out0 = p.out + s[0] * p.out_stride, *out1 = p.out + s[2] * p.out_stride;
-        const float *w0 = p.weight + s[1], *w1 = p.weight + s[3];
-        const I *i0 = source + s[1], *i1 = source + s[3];
-        vf a[V], b[V];
-        SK_UNROLL for (int v = 0; v < V; ++v) {
-          a[v] = load(out0 + v * W);
-          b[v] = load(out1 + v * W);
-        }
-        for (int32_t k = 0; k < length; ++k) {
-          const float *in0 = p.in + i0[k] * ld, *in1 = p.in + i1[k] * ld;
-          const vf u0 = splat(w0[k]), u1 = splat(w1[k]);
-          SK_UNROLL for (int v = 0; v < V; ++v) a[v] += u0 * load(in0 + v * W);
-          SK_UNROLL for (int v = 0; v < V; ++v) b[v] += u1 * load(in1 + v * W);
-        }
-        SK_UNROLL for (int v = 0; v < V; ++v) {
-          store(out0 + v * W, a[v]);
-          store(out1 + v * W, b[v]);
-        }
-      }
-      if (q < rows) {
-        float* out0 = p.out + s[0] * p.out_stride;
-        const float* w0 = p.weight + s[1];
-        const I* i0 = source + s[1];
-        s += 2;
-        vf a[V];
-        SK_UNROLL for (int v = 0; v < V; ++v) a[v] = load(out0 + v * W);
-        for (int32_t k = 0; k < length; ++k) {
-          const float* in0 = p.in + i0[k] * ld;
-          const vf u0 = splat(w0[k]);
-          SK_UNROLL for (int v = 0; v < V; ++v) a[v] += u0 * load(in0 + v * W);
-        }
-        SK_UNROLL for (int v = 0; v < V; ++v) store(out0 + v * W, a[v]);
-      }
-    }
-  }
-}
-
-// ---- grad_weight for many rows: one dot product of two feature-major rows per connection, W of them summed together
-template <class I, int V>
-SK_INLINE void sampled_row(const float* grad, const float* x_t, const I* source, int64_t count, bool accumulate, float* gw) {
-  constexpr int64_t ld = V * W;
-  vf g[V];
-  SK_UNROLL for (int v = 0; v < V; ++v) g[v] = load(grad + v * W);
-  int64_t k = 0;
-  for (; k + W <= count; k += W) {
-    vf dots[W];
-    SK_UNROLL for (int l = 0; l < W; ++l) {
-      const float* in = x_t + source[k + l] * ld;
-      dots[l] = g[0] * load(in);
-      SK_UNROLL for (int v = 1; v < V; ++v) dots[l] += g[v] * load(in + v * W);
-    }
-    const vf total = sum_each(dots);
-    store(gw + k, accumulate ? load(gw + k) + total : total);
-  }
-  for (; k < count; ++k) {
-    const float* in = x_t + source[k] * ld;
-    vf dot = g[0] * load(in);
-    SK_UNROLL for (int v = 1; v < V; ++v) dot += g[v] * load(in + v * W);
-    gw[k] = accumulate ? gw[k] + sum(dot) : sum(dot);
-  }
-}
-template <class I>
-SK_INLINE void sampled_rows(const Connections& c, const float* grad_t, const float* x_t, int64_t columns, bool accumulate, float* gw, int64_t begin,
-                            int64_t end) {
-  const I* source = static_cast<const I*>(c.source);
-  for (int64_t r = begin; r < end; ++r) {
-    const int64_t k = c.ptr[r], count = c.ptr[r + 1] - k;
-    const float* grad = grad_t + r * columns;
-    switch (columns / W) {
-      case 1: sampled_row<I, 1>(grad, x_t, source + k, count, accumulate, gw + k); break;
-      case 2: sampled_row<I, 2>(grad, x_t, source + k, count, accumulate, gw + k); break;
-      case 3: sampled_row<I, 3>(grad, x_t, source + k, count, accumulate, gw + k); break;
-      default: sampled_row<I, 4>(grad, x_t, source + k, count, accumulate, gw + k); break;
-    }
-  }
-}
-void sampled_kernel(const Connections& c, const float* grad_t, const float* x_t, int64_t columns, bool accumulate, float* gw, int64_t begin,
-                    int64_t end) {
-  if (c.wide)
-    sampled_rows<int32_t>(c, grad_t, x_t, columns, accumulate, gw, begin, end);
-  else
-    sampled_rows<uint16_t>(c, grad_t, x_t, columns, accumulate, gw, begin, end);
-}
-
 // ---- layouts
 void to_feature_major(const float* in, int64_t in_row, int64_t columns, int64_t features, float* out, int64_t out_stride) {
-  for (int64_t f = 0; f < features; f += W) {
-    const int cols = features - f < W ? int(features - f) : W;
+  constexpr int64_t kRun = 128;  // features of W rows at a time: as many streams as the hardware follows, and what is written stays in L1
+  for (int64_t first = 0; first < features; first += kRun)
     for (int64_t n = 0; n < out_stride; n += W) {
-      const int64_t rows = columns - n;
-      transpose_tile(in + n * in_row + f, in_row, rows < 0 ? 0 : rows < W ? int(rows) : W, cols, out + f * out_stride + n, out_stride);
+      const int64_t rows = columns - n < 0 ? 0 : columns - n < W ? columns - n : W;
+      for (int64_t f = first; f < features && f < first + kRun; f += W) {
+        const int cols = features - f < W ? int(features - f) : W;
+        transpose_tile(in + n * in_row + f, in_row, int(rows), cols, out + f * out_stride + n, out_stride);
+      }
     }
-  }
 }
 void from_feature_major(const float* in, int64_t in_stride, int64_t columns, int64_t features, float* out, int64_t out_row) {
   for (int64_t n = 0; n < columns; n += W) {
@@ -312,9 +215,6 @@ const SparseLinearKernels sparse_linear{
     interleaved_kernel,
     SK_EXPANDED,
     outer_kernel,
-    {{panel_kernel<uint16_t, 1>, panel_kernel<uint16_t, 2>, panel_kernel<uint16_t, 3>, panel_kernel<uint16_t, 4>},
-     {panel_kernel<int32_t, 1>, panel_kernel<int32_t, 2>, panel_kernel<int32_t, 3>, panel_kernel<int32_t, 4>}},
-    sampled_kernel,
     {block_tile_1, block_tile_2, block_tile_3, block_tile_4},
     block_dot,
     panel_dot,

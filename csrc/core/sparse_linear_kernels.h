@@ -9,6 +9,7 @@ struct Connections {
   const int32_t* ptr;  // [rows + 1] first connection of each row
   const void* source;  // [kept] uint16 or int32: which column (feature) of the input
   bool wide;           // int32
+  int64_t kept;
 };
 
 // A condensed weight, row by row; the set bits of its mask, in rising order, are the inputs. Words of 32 inputs; where `inputs` is no
@@ -34,18 +35,6 @@ struct DenseRows {
   static constexpr int64_t kLanes = 16;
   const float* weight;
   int64_t rows, inputs;
-};
-
-// One unit of feature-major work: up to 4 vectors of columns times one panel of rows.
-struct PanelWork {
-  const int32_t* segments;  // runs of equal length per L1 block, see sparse_linear_plan.cpp
-  int64_t blocks;
-  const void* source;   // as in Connections
-  const float* weight;  // in connection order
-  const float* in;      // [features][in_stride]
-  int64_t in_stride;
-  float* out;  // [panel rows][out_stride], holds the bias (or zero) on entry
-  int64_t out_stride;
 };
 
 // A dense tile per kept block: out[r][:] += sum_e sum_k weight[e*area + r*row_step + k*k_step] * in[source[e]*depth + k][:]
@@ -104,10 +93,6 @@ struct SparseLinearKernels {
   // grad_weight[k] (+)= sum_n grad[n][r] * x[n][source[k]], few rows n
   void (*outer)(const Connections& c, const float* grad, int64_t grad_row, const float* x, int64_t x_row, int64_t rows_n, float* grad_weight,
                 int64_t begin, int64_t end);
-  void (*panel[2][4])(const PanelWork& work);  // [wide][vectors - 1]
-  // grad_weight[k] (+)= sum over the columns of gradT[r] * xT[source[k]]; accumulate: add to what is there
-  void (*sampled)(const Connections& c, const float* grad_t, const float* x_t, int64_t columns, bool accumulate, float* grad_weight, int64_t begin,
-                  int64_t end);
   void (*block_tile[4])(const BlockWork& work);  // [vectors - 1]
   // y[r] += sum_e sum_i weight[e*area + r*depth + i] * x[source[e]*depth + i]   (weight rows contiguous over inputs)
   void (*block_dot)(const BlockWork& work);

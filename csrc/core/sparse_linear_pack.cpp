@@ -39,7 +39,7 @@ struct Pack {
     kMask,
     kHeader = 32
   };
-  static constexpr int32_t kMagicValue = 0x534b5031, kVersionValue = 3;
+  static constexpr int32_t kMagicValue = 0x534b5031, kVersionValue = 4;
   const int32_t* data;
   const int32_t* at(int section) const { return data + data[section]; }
   const uint16_t* halves(int section) const { return reinterpret_cast<const uint16_t*>(at(section)); }
@@ -103,22 +103,21 @@ void pack_panels(const Plan& plan, const float* weight, bool wide, Writer& out) 
   std::vector<int32_t> source;
   std::vector<float> values;
   const Panels panels{from};
-  for (int64_t p = 0; p < panels.count(); ++p) {
-    int32_t* at = table.data() + from[3 + p];
-    for (int64_t block = 0; block < panels.blocks(); ++block)
-      for (int32_t runs = *at++; runs > 0; --runs) {
-        const int32_t length = at[0], rows = at[1];
-        at += 2;
-        for (int32_t r = 0; r < rows; ++r, at += 2) {
+  for (int64_t p = 0; p < panels.count(); ++p)
+    for (int64_t block = 0; block < panels.blocks(); ++block) {
+      const int32_t* run = panels.segments(p, block);
+      int32_t* at = table.data() + (run - from) + 1 + 2 * *run;
+      for (int32_t runs = *run++; runs > 0; --runs, run += 2)
+        for (int32_t r = 0; r < run[1]; ++r, at += 2) {
           const int32_t first = at[1];
           at[1] = int32_t(source.size());
-          for (int32_t k = first; k < first + length; ++k) {
+          for (int32_t k = first; k < first + run[0]; ++k) {
             source.push_back(plan.index(k));
             values.push_back(weight[k]);
           }
         }
-      }
-  }
+      at[1] = at[3] = 0;
+    }
   out.table(Pack::kPanels, table.data(), words);
   out.sources(Pack::kSource, source, wide);
   out.weights(Pack::kWeight, values);
@@ -229,8 +228,8 @@ void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* pack_da
     return;
   }
   if (s.N > kFewRows) {
-    const Connections c{nullptr, pack.at(Pack::kSource), wide};
-    return feature_major_product(s.N, c, {pack.at(Pack::kPanels)}, x, x_s, s.in(), pack.floats(Pack::kWeight), bias, y, y_s, s.out(), pool);
+    const Connections c{nullptr, pack.at(Pack::kSource), wide, s.kept()};
+    return feature_major_product(s.N, c, {pack.at(Pack::kPanels)}, x, x_s, s.in(), {pack.floats(Pack::kWeight)}, bias, y, y_s, s.out(), pool);
   }
   const float* rows = natural_rows(x, x_s, s.N, s.in(), scratch);
   const Interleaved c{pack.floats(Pack::kRowsWeight), pack.at(Pack::kRowsSource), wide, s.OB, s.F};

@@ -1,8 +1,8 @@
 // Building and checking the plan: counting sorts over the index table, O(kept + rows * blocks).
-#include "core/sparse_linear_plan.h"
-
 #include <algorithm>
 #include <cstring>
+
+#include "core/sparse_linear_columns.h"
 
 namespace sk {
 namespace {
@@ -38,23 +38,27 @@ void append_sources(std::vector<int32_t>& plan, int section, const int32_t* sour
   }
 }
 
-// For every panel of rows and block of inputs: runs of rows with equally many connections there, shortest first.
-//   runs, then per run: length, rows, (row in panel, first connection) x rows
+// Panels (sparse_linear_columns.h), segments of a list shortest first.
 void append_panels(std::vector<int32_t>& plan, int section, const int32_t* ptr, const int32_t* source, int64_t rows, int64_t inputs) {
-  constexpr int64_t kPanelRows = 128, kBlockInputs = 128, kMinLength = 8;  // 128 inputs x 64 columns x 4 bytes = 32 KB
+  constexpr int64_t kPanelRows = 256, kLeastRows = 64, kBlockInputs = 128, kMinLength = 8;  // 128 inputs x 64 columns x 4 bytes = 32 KB
   const int64_t kept = ptr[rows];
   int64_t block_inputs = kBlockInputs;  // longer blocks where rows are short: a run of 2 costs as much as one of 8
   if (kept > 0) block_inputs = std::max(block_inputs, kMinLength * rows * inputs / kept);
-  const int64_t panels = (rows + kPanelRows - 1) / kPanelRows, blocks = std::max<int64_t>(1, (inputs + block_inputs - 1) / block_inputs);
+  block_inputs = std::min(block_inputs, std::max<int64_t>(1, inputs));
+  const int64_t blocks = std::max<int64_t>(1, (inputs + block_inputs - 1) / block_inputs);
+  int64_t panels = (rows + kPanelRows - 1) / kPanelRows;
+  if (rows > kLeastRows) panels += panels % 2;  // two threads share them evenly
+  const int64_t panel_rows = panels ? ((rows + panels - 1) / panels + 15) / 16 * 16 : 16;
+  panels = (rows + panel_rows - 1) / panel_rows;
   const int table = begin_section(plan, section);
-  plan.insert(plan.end(), {int32_t(panels), int32_t(blocks), int32_t(kPanelRows)});
-  plan.resize(plan.size() + panels);
-  std::vector<int32_t> next(kPanelRows), length(kPanelRows), by_length(kPanelRows);
+  plan.insert(plan.end(), {int32_t(panels), int32_t(blocks), int32_t(panel_rows), int32_t(block_inputs)});
+  plan.resize(plan.size() + panels * blocks);
+  std::vector<int32_t> next(panel_rows), length(panel_rows), by_length(panel_rows), lists;
   for (int64_t p = 0; p < panels; ++p) {
-    plan[table + 3 + p] = int32_t(plan.size()) - table;
-    const int64_t first = p * kPanelRows, count = std::min(kPanelRows, rows - first);
+    const int64_t first = p * panel_rows, count = std::min(panel_rows, rows - first);
     for (int64_t r = 0; r < count; ++r) next[r] = ptr[first + r];
     for (int64_t b = 0; b < blocks; ++b) {
+      plan[table + Panels::kHeader + p * blocks + b] = int32_t(plan.size()) - table;
       const int64_t limit = (b + 1) * block_inputs;
       for (int64_t r = 0; r < count; ++r) {
         int32_t k = next[r];
@@ -65,16 +69,19 @@ void append_panels(std::vector<int32_t>& plan, int section, const int32_t* ptr, 
       std::stable_sort(by_length.begin(), by_length.begin() + count, [&](int32_t i, int32_t j) { return length[i] < length[j]; });
       const size_t runs = plan.size();
       plan.push_back(0);
+      lists.clear();
       for (int64_t i = 0; i < count;) {
         int64_t j = i;
         while (j < count && length[by_length[j]] == length[by_length[i]]) ++j;
-        if (const int32_t n = length[by_length[i]]) {
+        if (const int32_t n = length[by_length[i]]; n > 0 || blocks == 1) {  // in the only block rows are written, not added to
           ++plan[runs];
           plan.insert(plan.end(), {n, int32_t(j - i)});
-          for (int64_t r = i; r < j; ++r) plan.insert(plan.end(), {by_length[r], next[by_length[r]]});
+          for (int64_t r = i; r < j; ++r) lists.insert(lists.end(), {by_length[r], next[by_length[r]]});
         }
         i = j;
       }
+      lists.insert(lists.end(), {0, ptr[first], 0, ptr[first]});
+      plan.insert(plan.end(), lists.begin(), lists.end());
       for (int64_t r = 0; r < count; ++r) next[r] += length[r];
     }
   }
@@ -101,7 +108,7 @@ PlanError sparse_linear_plan(const SparseLinearShape& s, const int32_t* index, s
   append_sources(plan, Plan::kSource, index, kept, wide);
 
   // the transposed structure: for each input, the outputs that read it, in rising order
-  std::vector<int32_t> ptr(s.IB + 1), source(kept), order(kept);
+  std::vector<int32_t> ptr(s.IB + 1), source(kept), order(kept);  // order: the place in the table; where blocks are elements, in its row
   for (int64_t k = 0; k < kept; ++k) ++ptr[index[k] + 1];
   for (int64_t i = 0; i < s.IB; ++i) ptr[i + 1] += ptr[i];
   std::vector<int32_t> next(ptr.begin(), ptr.end() - 1);
@@ -109,14 +116,13 @@ PlanError sparse_linear_plan(const SparseLinearShape& s, const int32_t* index, s
     for (int64_t f = 0; f < s.F; ++f) {
       const int32_t to = next[index[row * s.F + f]]++;
       source[to] = int32_t(row);
-      order[to] = int32_t(row * s.F + f);
+      order[to] = int32_t(blocks ? row * s.F + f : f);
     }
   begin_section(plan, Plan::kPtrT);
   plan.insert(plan.end(), ptr.begin(), ptr.end());
   if (!blocks) {
     append_sources(plan, Plan::kSourceT, source.data(), kept, wide);
-    begin_section(plan, Plan::kOrderT);
-    plan.insert(plan.end(), order.begin(), order.end());
+    append_sources(plan, Plan::kRankT, order.data(), kept, wide);
     const std::vector<int32_t> forward_ptr(plan.begin() + plan[Plan::kPtr], plan.begin() + plan[Plan::kPtr] + s.OB + 1);
     append_panels(plan, Plan::kPanels, forward_ptr.data(), index, s.OB, s.IB);
     append_panels(plan, Plan::kPanelsT, ptr.data(), source.data(), s.IB, s.OB);

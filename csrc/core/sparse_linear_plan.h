@@ -23,7 +23,7 @@ struct SparseLinearPlan {
     kSource,
     kPtrT,
     kSourceT,
-    kOrderT,
+    kRankT,
     kPanels,
     kPanelsT,
     kEntries,
@@ -31,15 +31,16 @@ struct SparseLinearPlan {
     kMask,  // 0: none
     kHeader = 24
   };
-  static constexpr int32_t kMagicValue = 0x534b4c31, kVersionValue = 2;
+  static constexpr int32_t kMagicValue = 0x534b4c31, kVersionValue = 3;
 
   const int32_t* data;
   explicit SparseLinearPlan(const int32_t* plan) : data(plan) {}
   const int32_t* at(int section) const { return data + data[section]; }
   // condensed tables
-  Connections forward() const { return {at(kPtr), at(kSource), data[kWide] != 0}; }       // rows: outputs
-  Connections transposed() const { return {at(kPtrT), at(kSourceT), data[kWide] != 0}; }  // rows: inputs
-  const int32_t* order_t() const { return at(kOrderT); }                                  // [kept] position of each transposed connection in `weight`
+  int64_t kept() const { return int64_t(data[kOB]) * data[kF]; }
+  Connections forward() const { return {at(kPtr), at(kSource), data[kWide] != 0, kept()}; }       // rows: outputs
+  Connections transposed() const { return {at(kPtrT), at(kSourceT), data[kWide] != 0, kept()}; }  // rows: inputs
+  const void* rank_t() const { return at(kRankT); }  // [kept] like the sources: the place of a transposed connection in its row of the weight
   const uint32_t* mask() const { return data[kMask] ? reinterpret_cast<const uint32_t*>(at(kMask)) : nullptr; }  // [rows][mask_words]
   int32_t index(int64_t k) const { return data[kWide] ? at(kSource)[k] : reinterpret_cast<const uint16_t*>(at(kSource))[k]; }
 };
@@ -66,14 +67,5 @@ inline bool has_mask(const SparseLinearShape& s) {
 constexpr int64_t kMostDenseRows = 16;
 inline bool packs_zeros(const SparseLinearShape& s) { return s.BO * s.BI == 1 && s.F * 3 >= s.IB; }
 inline bool can_expand(const SparseLinearShape& s) { return has_mask(s) && has_avx512(); }
-
-// Rows cut into panels (what one thread does), inputs cut into blocks (what stays in L1): [panels, blocks, panel_rows, offset of each panel ...]
-struct Panels {
-  const int32_t* table;
-  int64_t count() const { return table[0]; }
-  int64_t blocks() const { return table[1]; }
-  int64_t rows() const { return table[2]; }
-  const int32_t* segments(int64_t panel) const { return table + table[3 + panel]; }
-};
 
 }  // namespace sk
