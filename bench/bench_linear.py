@@ -9,8 +9,8 @@ from runner import run_provider
 from sparsekern.measure.cases import select
 from sparsekern.measure.providers import linear_setup
 
-CASES = {case.id: case for case in select("linear", match="3072-768 0.1", batches=(1, 64)) if case.block_size < 32}
-PROVIDERS = ("ours", "ours_packed", "dense", "dense_prepacked", "csr", "csr_mm", "embedding_bag")
+CASES = {case.id: case for case in select("linear", match="3072-768 0.1", batches=(1, 64), dtypes=("float32",)) if case.block_size < 32}
+PROVIDERS = ("ours", "ours_packed", "dense", "dense_prepacked", "csr", "csr_mm", "embedding_bag", "mkl_ie")
 
 
 @cache

@@ -16,21 +16,21 @@ def add_command(commands: Any) -> None:
     bench.add_argument("--case", default="", metavar="WORDS", help="words that the case's id contains")
     bench.add_argument("--batch", default="", metavar="N,N")
     bench.add_argument("--density", default="", metavar="D,D")
-    bench.add_argument("--dtype", default="", metavar="NAME,NAME", help="float32 (default), bfloat16, ...")
+    bench.add_argument("--dtype", default="", metavar="NAME,NAME", help="float32, bfloat16, ... (default: as each case says)")
     bench.add_argument("--layout", default="", metavar="NAME", help="rows, features, nchw, channels_last")
-    bench.add_argument("--mode", default="fwd", metavar="NAME,NAME", help="fwd (default), fwd_bwd")
+    bench.add_argument("--mode", default="", metavar="NAME,NAME", help="fwd, fwd_bwd (default: fwd; some cases both)")
     bench.add_argument("--quick", action="store_true", help="only the cases that bench check asserts")
-    bench.add_argument("--cold", action="store_true", help="weights out of the private caches before every call")
+    bench.add_argument("--cold", action="store_true", help="weights out of the private caches before every call (default: some cases both)")
     bench.add_argument("--both", action="store_true", help="hot and cold")
     bench.add_argument("--list", action="store_true", help="print the ids of the chosen cases and stop")
     bench.add_argument("--rounds", type=int, default=9)
     bench.add_argument("--min-time-ms", type=float, default=3.0)
-    bench.add_argument("--threads", type=int, default=1)
+    bench.add_argument("--threads", default="1", metavar="N,N", help="of torch, ours and every rival (default: 1)")
     bench.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="cpu: for one thread on a core that others use too")
     bench.add_argument("--core", type=int, help="pin to this core (one thread only)")
     bench.add_argument("--recorded", action="store_true", help="check: the rows of FILE, without measuring")
     bench.add_argument("--json", metavar="FILE", help="write rows as JSON lines")
-    bench.add_argument("--plot", metavar="FILE", help="draw the speedups (.png, .svg, .pdf)")
+    bench.add_argument("--plot", metavar="FILE", help="draw the speedups (.png, .svg, .pdf), against density where there are several")
     bench.set_defaults(run=run_bench)
 
 
@@ -58,16 +58,21 @@ def run_bench(options: argparse.Namespace) -> int:
         if not Path(path).resolve().parent.is_dir():
             raise UsageError(f"bench: the folder of {path} must exist")
     rows = _measure(chosen, options)
-    from sparsekern.measure import rows as rows_file
-    from sparsekern.measure import show
+    from sparsekern.measure import crossover, show
+    from sparsekern.measure.rows import write_rows
 
+    curves = crossover.curves(rows)
     for line in [*show.summary(rows), show.busy(rows)]:
         if line:
             print(line)
+    for table in (show.memory(rows), show.threads(rows), crossover.table(curves) if curves else None):
+        if table is not None:
+            make_console().print("", table)
     if options.json:
-        rows_file.write_rows(options.json, rows)
+        write_rows(options.json, rows)
     if options.plot:
-        show.plot(rows, options.plot)
+        files = crossover.plot(curves, options.plot) if curves else [show.plot(rows, options.plot)]
+        print("drawn: " + ", ".join(map(str, files)))
     return 0
 
 
@@ -78,16 +83,17 @@ def _measure(chosen: list, options: argparse.Namespace) -> list:
     from sparsekern.measure import protocol, rows, show
 
     console, measured = make_console(), []
-    pin_to = options.core if options.threads == 1 else None
-    with protocol.threads(options.threads), protocol.pin(pin_to), make_progress(len(chosen)) as advance:
+    counts = parse_numbers("--threads", options.threads, int) or (1,)
+    with make_progress(len(chosen)) as advance:
         for case in chosen:
-            for mode in parse_words(options.mode):
-                for cold in (False, True) if options.both else (options.cold,):
-                    with torch.set_grad_enabled(mode == "fwd_bwd"):
+            for mode, cache in _runs(case, options):
+                for count in counts:
+                    pin_to = options.core if count == 1 else None
+                    with protocol.threads(count), protocol.pin(pin_to), torch.set_grad_enabled(mode == "fwd_bwd"):
                         found = rows.measure(
                             case,
                             mode=mode,
-                            cold=cold,
+                            cold=cache == "cold",
                             rounds=options.rounds,
                             min_time_ms=options.min_time_ms,
                             clock=options.clock,
@@ -96,6 +102,15 @@ def _measure(chosen: list, options: argparse.Namespace) -> list:
                     measured += found
             advance(case.id)
     return measured
+
+
+def _runs(case: Any, options: argparse.Namespace) -> list[tuple[str, str]]:
+    """(mode, cache) of each measurement of a case: its own, unless options ask for others."""
+    modes = parse_words(options.mode)
+    caches = ("hot", "cold") if options.both else ("cold",) if options.cold else ()
+    if not modes and not caches:
+        return list(case.runs[:1] if options.quick else case.runs)
+    return [(mode, cache) for mode in modes or ("fwd",) for cache in caches or ("hot",)]
 
 
 def run_check(options: argparse.Namespace) -> int:
@@ -117,7 +132,7 @@ def run_check(options: argparse.Namespace) -> int:
             raise UsageError("bench check: --recorded needs a file of rows")
         measured = committed
     else:
-        options.mode, options.both = "fwd", False
+        options.quick, options.mode, options.both = True, "fwd", False
         measured = _measure([c for k in cases.BUILDERS for c in cases.select(k, match=options.case, quick=True)], options)
         if options.json:
             write_rows(options.json, measured)
@@ -127,8 +142,8 @@ def run_check(options: argparse.Namespace) -> int:
     table = make_table("ratios against floors", "case", "ours", "rival", "ratio", "floor", "committed", "")
     for check in checks:
         table.add_row(
-            " ".join(check.key[:3]),
-            check.key[3],
+            " ".join(check.key[:-1]),
+            check.key[-1],
             check.rival,
             f"{check.ratio[1]:.2f}x",
             f"{check.floor:.2f}",

@@ -3,7 +3,8 @@
 A case is data only; :mod:`sparsekern.measure.providers` builds inputs and callables from it. Its ``id`` is stable: it
 is the key by which rows of two runs are compared. FLOPs count multiply and add separately (2 per multiply-add).
 
-    linear    layer shapes of transformer and small multilayer nets at 50 to 1 % density, random and block fan-in
+    linear    layer shapes of transformer and small multilayer nets at 50 to 1 % density: random, balanced and block fan-in,
+              tiny fan-ins, sizes off the grid, float32 and bfloat16
     conv      filter groups (Deep Roots layers) and stochastic masks (StochasticNet granularities)
     gemm      many small matrix products in one call
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field, replace
 LINEAR_SHAPES = ((3072, 768), (768, 3072), (4096, 512), (784, 224), (64, 1024), (1024, 64))  # (in, out)
 LINEAR_DENSITIES = (0.5, 0.25, 0.1, 0.05, 0.01)
 LINEAR_BATCHES = (1, 8, 64, 256)
+FEED_FORWARD = LINEAR_SHAPES[:2]  # the two layers of a transformer's feed-forward block: blocks, 16 bits, training, cold weights
 CONV_DENSITIES = (0.5, 0.25, 0.125, 0.067)
 CONV_BATCHES = (1, 32)
 GRANULARITIES = (("spatial", 1), ("synapse", 1), ("synapse", 4))  # (granularity, share)
@@ -44,6 +46,7 @@ class Case:
     dtype: str = field(default="float32", kw_only=True)
     layout: str = field(default="", kw_only=True)
     quick: bool = field(default=False, kw_only=True, compare=False)
+    runs: tuple[tuple[str, str], ...] = field(default=(("fwd", "hot"),), kw_only=True, compare=False)  # (mode, cache), by default
 
     def with_(self, **changes) -> Case:
         """The same case with other values: ``case.with_(batch=8)``."""
@@ -84,8 +87,9 @@ class LinearCase(Case):
         return 2 * self.batch * self.out_features * self.in_features
 
     @property
-    def sizes(self) -> dict[str, int]:
-        return {"in_features": self.in_features, "out_features": self.out_features, "block_size": self.block_size}
+    def sizes(self) -> dict[str, int | str]:
+        names = ("in_features", "out_features", "block_size", "topology")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -171,29 +175,81 @@ QUICK_MASKS = (
 
 
 def linear_cases() -> list[LinearCase]:
-    """Random fan-in for every shape, density and batch; blocks of 16 and 32 for the two feed-forward shapes."""
-    cases = []
-    for shape in LINEAR_SHAPES:
-        blocks = (1, 16, 32) if shape in LINEAR_SHAPES[:2] else (1,)
-        for block_size in blocks:
-            for density in LINEAR_DENSITIES:
-                if round(density * shape[0] / block_size) < 1:
-                    continue
-                for batch in LINEAR_BATCHES:
-                    quick = shape == (3072, 768) and density in (0.25, 0.1) and batch in (1, 64) and block_size < 32
-                    name = f"{shape[0]}-{shape[1]}"
-                    cases.append(
-                        LinearCase(
-                            name,
-                            batch,
-                            in_features=shape[0],
-                            out_features=shape[1],
-                            density=density,
-                            block_size=block_size,
-                            quick=quick,
-                        )
-                    )
-    return cases
+    """Everything that ``bench linear`` times by default; see the functions it is made of."""
+    return [
+        *_random_cases(),
+        *_block_cases(),
+        *_balanced_cases(),
+        *_odd_cases(),
+        *_bfloat16_cases(),
+    ]
+
+
+def _linear(shape: tuple[int, int], batch: int, density: float, **more) -> LinearCase:
+    """The case of one layer; the feed-forward shapes also as a training step and with cold weights, where those differ most."""
+    case = LinearCase(f"{shape[0]}-{shape[1]}", batch, in_features=shape[0], out_features=shape[1], density=density, **more)
+    runs = [("fwd", "hot")]
+    if shape in FEED_FORWARD and case.topology == "random" and density in (0.25, 0.1, 0.05):
+        if batch == 64 and case.block_size in (1, 32):
+            runs.append(("fwd_bwd", "hot"))
+        if batch == 1 and shape == FEED_FORWARD[0] and case.block_size in (1, 32):
+            runs.append(("fwd", "cold"))
+    quick = shape == (3072, 768) and density in (0.25, 0.1) and batch in (1, 64) and case.block_size < 32
+    return case.with_(runs=tuple(runs), quick=quick and case.dtype == "float32" and case.topology == "random")
+
+
+def _random_cases() -> list[LinearCase]:
+    """Random fan-in for every shape, density and batch, and the tiny fan-ins 8 and 14."""
+    grid = [(shape, density) for shape in LINEAR_SHAPES for density in LINEAR_DENSITIES if round(density * shape[0]) >= 1]
+    grid += [((4096, 512), 8 / 4096), ((784, 224), 14 / 784)]
+    return [_linear(shape, batch, density) for shape, density in grid for batch in LINEAR_BATCHES]
+
+
+def _block_cases() -> list[LinearCase]:
+    """Blocks of 16, 32 and 64 for the feed-forward shapes."""
+    return [
+        _linear(shape, batch, density, block_size=block_size)
+        for shape in FEED_FORWARD
+        for block_size in (16, 32, 64)
+        for density in LINEAR_DENSITIES
+        if round(density * shape[0] / block_size) >= 1
+        for batch in LINEAR_BATCHES
+    ]
+
+
+def _balanced_cases() -> list[LinearCase]:
+    """16, 8, 3, 2 and 1 of every 32 inputs kept: another network than a random one of equal density, so rows of its own."""
+    if "balanced" not in linear_topologies():
+        return []
+    return [
+        _linear(shape, batch, kept / 32, topology="balanced")
+        for shape in (*FEED_FORWARD, (4096, 512))
+        for kept in (16, 8, 3, 2, 1)
+        for batch in LINEAR_BATCHES
+    ]
+
+
+def _odd_cases() -> list[LinearCase]:
+    """Off the grid: sizes that no vector divides, one output, a fan-in of one, and batches of 3, 17 and 1000."""
+    odd = [((1001, 333), 0.1, 1), ((1000, 300), 0.001, 1), ((500, 1), 0.1, 1), ((848, 400), 0.1, 16)]
+    grid = [(shape, density, block, batch) for shape, density, block in odd for batch in (1, 3, 17, 1000)]
+    grid += [(FEED_FORWARD[0], 0.1, 1, batch) for batch in (3, 17, 1000)]
+    return [_linear(shape, batch, density, block_size=block) for shape, density, block, batch in grid]
+
+
+def _bfloat16_cases() -> list[LinearCase]:
+    """16-bit rows: random fan-in and 32 x 32 blocks for the feed-forward shapes, other blocks and balanced rows at some points."""
+    cases = [case for case in [*_random_cases(), *_block_cases()] if (case.in_features, case.out_features) in FEED_FORWARD]
+    cases = [case for case in cases if case.block_size in (1, 32) or (case.block_size == 16 and case.in_features == 3072)]
+    cases += [case for case in _balanced_cases() if case.in_features == 3072 and case.density in (0.25, 3 / 32)]
+    return [case.with_(dtype="bfloat16", quick=False) for case in cases]
+
+
+def linear_topologies() -> tuple[str, ...]:
+    """The names that ``SparseLinear(topology=...)`` knows."""
+    from sparsekern.nn.sparse_linear import TOPOLOGIES
+
+    return tuple(TOPOLOGIES)
 
 
 def conv_cases() -> list[ConvCase]:
@@ -254,7 +310,8 @@ def select(
     Args:
         match: words that the id must contain, separated by blanks or commas.
         batches: these batches in place of the standard ones.
-        dtypes: these dtypes, "float32" if empty.
+        densities: these densities, to three digits, as ids print them.
+        dtypes: these dtypes, as in the cases if empty.
         layouts: these layouts, as in the cases if empty.
         quick: only the small subset that is asserted against floors.
 
@@ -265,11 +322,12 @@ def select(
     if kind not in BUILDERS:
         raise ValueError(f"bench: kind must be one of {', '.join(BUILDERS)}; got {kind}")
     chosen: dict[str, Case] = {}
+    printed = {f"{density:.3g}" for density in densities}
     for base in BUILDERS[kind]():
-        if (quick and not base.quick) or (densities and base.density not in densities):
+        if (quick and not base.quick) or (printed and f"{base.density:.3g}" not in printed):
             continue
         for batch in batches or (base.batch,):
-            for dtype in dtypes or ("float32",):
+            for dtype in dtypes or (base.dtype,):
                 for layout in layouts or (base.layout,):
                     case = base.with_(batch=batch, dtype=dtype, layout=layout)
                     parts = case.id.split("/")

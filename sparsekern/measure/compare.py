@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sparsekern.measure.floors import floors_of
 from sparsekern.measure.protocol import judge
-from sparsekern.measure.rows import Row
+from sparsekern.measure.rows import Key, Row
 
 VERDICTS = {"faster": "FAST", "slower": "SLOW", "same": "SAME", "ambiguous": "AMBG"}
 
@@ -20,7 +20,7 @@ VERDICTS = {"faster": "FAST", "slower": "SLOW", "same": "SAME", "ambiguous": "AM
 class Comparison:
     """One measurement in two runs: ``b`` took ``ratio`` times less time than ``a``."""
 
-    key: tuple[str, str, str, str]  # case, mode, cache, provider
+    key: Key
     a_us: float
     b_us: float
     verdict: str  # of b: FAST, SLOW, SAME or AMBG (no winner)
@@ -50,7 +50,7 @@ def compare(a: Iterable[Row], b: Iterable[Row]) -> tuple[list[Comparison], list[
 class Check:
     """One promise: ours must be ``floor`` times as fast as ``rival``."""
 
-    key: tuple[str, str, str, str]
+    key: Key
     rival: str
     ratio: tuple[float, float, float]  # p20, median, p80 of the round-by-round ratio
     floor: float

@@ -59,6 +59,6 @@ def floors_of(row: Row) -> dict[str, float]:
         return {"best": 0.8 if row.provider == "ours" else 0.35}
     promised = row.mode == "fwd" or row.density <= TRAINING_DENSITY * 1.01
     floors = {"best": NEVER_SLOWER if promised else 0.0}
-    if row.provider == "ours" and row.mode == "fwd" and row.cache == "hot":
+    if row.provider == "ours" and row.mode == "fwd" and row.cache == "hot" and row.threads == 1:
         floors |= GOALS.get(row.case, {})
     return floors

@@ -17,6 +17,8 @@ from sparsekern.measure import protocol
 from sparsekern.measure.cases import Case
 from sparsekern.measure.machine import machine_card
 
+Key = tuple[str, str, str, str, str]  # case, mode, cache, threads, provider
+
 
 @dataclass(frozen=True)
 class Row:
@@ -34,7 +36,7 @@ class Row:
     density: float
     flops: int  # of the kept weights
     dense_flops: int  # of the dense twin
-    bytes: int  # read and written at least: input, kept weights, index tables, output
+    bytes: int  # read and written at least in a call: input, kept weights, index tables, output
     threads: int
     served_by: str
     packed: bool = False
@@ -50,16 +52,22 @@ class Row:
     error: float | None = None  # largest error against float64, relative to the largest magnitude
     ratios: dict[str, list[float]] = field(default_factory=dict)  # ours only: rival → times faster, p20 p50 p80
     gated: list[str] = field(default_factory=list)  # ours only: rivals that it must not lose to
+    memory_bytes: dict[str, int] = field(default_factory=dict)  # held between calls: weight, index, bias, plan, pack
     machine: dict = field(default_factory=dict)
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
-        """What makes two rows of different runs the same measurement."""
-        return self.case, self.mode, self.cache, self.provider
+    def key(self) -> Key:
+        """What makes two rows of different runs the same measurement; the threads are in it, as ``1t``."""
+        return self.case, self.mode, self.cache, f"{self.threads}t", self.provider
 
     @property
     def ours(self) -> bool:
         return self.provider.startswith("ours")
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes held between calls, all parts; None where they are not known."""
+        return sum(self.memory_bytes.values()) or None
 
     @property
     def gflops(self) -> float | None:
@@ -159,6 +167,7 @@ def measure(
                 provider.served_by,
                 provider.packed,
                 provider.reason,
+                memory_bytes=provider.memory,
                 machine=card,
                 **taken,
             )

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def groups(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """Rows by (case, mode, cache)."""
-    found: dict[tuple[str, str, str], list[Row]] = {}
+def groups(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], list[Row]]:
+    """Rows by (case, mode, cache, threads): those that were timed together."""
+    found: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in rows:
-        found.setdefault(row.key[:3], []).append(row)
+        found.setdefault(row.key[:-1], []).append(row)
     return found
 
 
@@ -42,6 +42,7 @@ def table(rows: list[Row]) -> Table:
         "effective",
         "ours",
         "error",
+        "memory",
     ):
         out.add_column(head, justify="right", no_wrap=True)
     out.add_column("served by")
@@ -49,7 +50,7 @@ def table(rows: list[Row]) -> Table:
     for row in rows:
         name = f"[bold]{row.provider}[/]" if row.ours else row.provider
         if row.p50_us is None:
-            out.add_row(name, "-", "", "", "", "", "", "", f"not available: {_escape(row.reason)}", style="dim")
+            out.add_row(name, "-", "", "", "", "", "", "", "", f"not available: {_escape(row.reason)}", style="dim")
             continue
         out.add_row(
             name,
@@ -60,8 +61,72 @@ def table(rows: list[Row]) -> Table:
             f"{row.effective_gflops:.3g}",
             versus(ours, row),
             f"{row.error:.0e}",
+            megabytes(row.memory),
             _escape(row.served_by),
         )
+    return out
+
+
+def megabytes(count: int | None) -> str:
+    """``1.42 MB`` (a million bytes), or nothing where it is not known."""
+    return f"{count / 1e6:.3g} MB" if count else ""
+
+
+def memory(rows: Iterable[Row]) -> Table | None:
+    """What each linear layer holds between forward calls, beside its dense twin and CSR; None if the rows do not say."""
+    from rich.table import Table
+
+    out = Table(title="memory per layer, MB (bias left out)", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    out.add_column("layer")
+    heads = ("dense", "CSR", "CSR 32-bit", "ours", "weight", "index", "plan", "of dense", "packed", "pack", "of dense")
+    for head in heads:
+        out.add_column(head, justify="right", no_wrap=True)
+    layers: dict[str, dict[str, dict[str, int]]] = {}
+    for row in rows:
+        if row.op == "sparse_linear" and row.mode == "fwd" and row.memory_bytes:
+            parts = {name: size for name, size in row.memory_bytes.items() if name != "bias"}
+            head = row.case.split("/n")[0].removeprefix(f"{row.op}/")
+            layers.setdefault(f"{head} {row.dtype}", {}).setdefault(row.provider, parts)
+    for name, held in layers.items():
+        if "ours" not in held or "dense" not in held:
+            continue
+
+        def cell(provider: str, *parts: str, held=held) -> str:
+            kept = held.get(provider, {})
+            size = sum(kept.get(part, 0) for part in parts or kept)
+            return f"{size / 1e6:.3g}" if provider in held else "-"
+
+        def share(provider: str, held=held) -> str:
+            return f"{sum(held[provider].values()) / sum(held['dense'].values()):.2f}" if provider in held else "-"
+
+        csr = held.get("csr")
+        csr_32 = f"{(csr['weight'] + csr['index'] / 2) / 1e6:.3g}" if csr else "-"
+        out.add_row(
+            *(name, cell("dense"), cell("csr"), csr_32, cell("ours")),
+            *(cell("ours", "weight"), cell("ours", "index"), cell("ours", "plan"), share("ours")),
+            *(cell("ours_packed"), cell("ours_packed", "pack"), share("ours_packed")),
+        )
+    return out if out.row_count else None
+
+
+def threads(rows: Iterable[Row]) -> Table | None:
+    """Our times by number of threads, and how many times faster the most are than one; None if there is one number only."""
+    from rich.table import Table
+
+    rows = [row for row in rows if row.ours and row.p50_us]
+    counts = sorted({row.threads for row in rows})
+    if len(counts) < 2:
+        return None
+    out = Table(title="ours by number of threads", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    out.add_column("case")
+    for head in (*(f"{count} thread{'s' * (count > 1)}, µs" for count in counts), "times faster"):
+        out.add_column(head, justify="right")
+    cases: dict[str, dict[int, float]] = {}
+    for row in rows:
+        cases.setdefault(f"{row.case} {row.mode} {row.cache} {row.provider}", {})[row.threads] = row.p50_us
+    for name, times in cases.items():
+        if len(times) == len(counts):
+            out.add_row(name, *(f"{times[count]:.4g}" for count in counts), f"{times[counts[0]] / times[counts[-1]]:.2f}x")
     return out
 
 
@@ -96,8 +161,8 @@ def summary(rows: Iterable[Row]) -> list[str]:
     return lines
 
 
-def plot(rows: Iterable[Row], path: str | Path, title: str = "") -> None:
-    """Draw our ratio to the strongest gated rival, one bar per case; the line at 1 is the rival.
+def plot(rows: Iterable[Row], path: str | Path, title: str = "") -> Path:
+    """Draw our ratio to the strongest gated rival, one bar per case, and return the file; the line at 1 is the rival.
 
     Raises:
         ValueError: there is no row of ours to draw.
@@ -131,6 +196,7 @@ def plot(rows: Iterable[Row], path: str | Path, title: str = "") -> None:
     axes.set_title(title or _caption(bars[0][0]), fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+    return Path(path)
 
 
 def _caption(row: Row) -> str:

@@ -47,6 +47,36 @@ def test_select():
         select("poem")
 
 
+def test_select_keeps_the_dtype_unless_asked():
+    assert {case.dtype for case in select("linear")} == {"float32", "bfloat16"}
+    assert {case.dtype for case in select("linear", dtypes=("float32",))} == {"float32"}
+    tiny = select("linear", match="4096-512", densities=(0.00195,), batches=(8,))
+    assert [case.fan_in for case in tiny] == [8]
+
+
+def test_linear_cases_cover_what_was_promised():
+    found = {case.id: case for case in select("linear")}
+    for what in ("4096-512/0.00195/n64", "784-224/0.0179/n8", "3072-768/0.1/n17", "3072-768/0.1/n1000", "1001-333/0.1/n3", "500-1/0.1/n1"):
+        assert f"sparse_linear/{what}/float32/rows" in found
+    assert found["sparse_linear/1000-300/0.001/n17/float32/rows"].fan_in == 1
+    for dtype in ("float32", "bfloat16"):
+        for block in ("", "/block32"):
+            assert ("fwd_bwd", "hot") in found[f"sparse_linear/3072-768/0.1{block}/n64/{dtype}/rows"].runs
+            assert ("fwd", "cold") in found[f"sparse_linear/3072-768/0.1{block}/n1/{dtype}/rows"].runs
+    assert {case.block_size for case in found.values()} == {1, 16, 32, 64}
+    assert all(case.runs[0] == ("fwd", "hot") for case in found.values())
+    assert all(case.in_features % case.block_size == 0 and case.out_features % case.block_size == 0 for case in found.values())
+
+
+@pytest.mark.parametrize("known", [("random",), ("random", "balanced")])
+def test_balanced_cases_wait_for_the_topology(monkeypatch, known):
+    monkeypatch.setattr(cases, "linear_topologies", lambda: known)
+    balanced = [case for case in cases.linear_cases() if case.topology == "balanced"]
+    assert bool(balanced) == ("balanced" in known)
+    assert all(case.fan_in * 32 % case.in_features == 0 and "/balanced/" in case.id and not case.quick for case in balanced)
+    assert {case.fan_in for case in balanced if case.in_features == 3072} == ({96, 192, 288, 768, 1536} if balanced else set())
+
+
 def test_the_papers_layers_are_there():
     ids = {case.id for case in cases.conv_cases()}
     for groups in (1, 2, 4, 8, 16):

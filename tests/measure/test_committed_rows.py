@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -12,8 +13,8 @@ from sparsekern.measure import cases
 from sparsekern.measure.floors import GOALS, MUSTS
 from sparsekern.measure.providers.common import served_by
 from sparsekern.measure.providers.conv import _layer
+from sparsekern.measure.providers.linear import make_layer
 from sparsekern.measure.rows import read_rows
-from sparsekern.nn import SparseLinear
 from sparsekern.ops import backends
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "bench" / "results").glob("*.jsonl"))
@@ -21,7 +22,7 @@ FILES = sorted((Path(__file__).resolve().parents[2] / "bench" / "results").glob(
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_goals_are_met(file):
-    rows = {row.case: row for row in read_rows(file) if row.provider == "ours" and row.mode == "fwd" and row.cache == "hot"}
+    rows = {row.case: row for row in read_rows(file) if row.provider == "ours" and row.key[1:4] == ("fwd", "hot", "1t")}
     assert rows
     for case, floors in GOALS.items():
         for rival, floor in floors.items():
@@ -32,10 +33,15 @@ def test_goals_are_met(file):
 @pytest.mark.parametrize("case", MUSTS)
 def test_musts_hold_in_the_median_of_all_runs(case):
     files = [*FILES, *sorted((FILES[0].parent / "repeats").glob("*.jsonl"))]
-    runs = [row.ratios for f in files for row in read_rows(f) if row.case == case and row.provider == "ours" and row.mode == "fwd"]
+    runs = [row.ratios for f in files for row in read_rows(f) if row.key == (case, "fwd", "hot", "1t", "ours")]
     assert runs
     for rival, must in MUSTS[case].items():
         assert median(ratios[rival][1] for ratios in runs) >= must, f"{case}: {rival}"
+
+
+@cache
+def layers(case):
+    return make_layer(case).to(getattr(torch, case.dtype))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
@@ -45,12 +51,12 @@ def test_the_dispatcher_chooses_what_was_measured(file):
     checked = 0
     for row in read_rows(file):
         provider = f"cpu/{row.machine['isa']}"
-        if row.provider != "ours" or row.mode != "fwd" or row.case not in known or provider not in backends.providers():
+        if row.key[1:] != ("fwd", "hot", "1t", "ours") or row.case not in known or provider not in backends.providers():
             continue
         case = known[row.case]
         if row.op == "sparse_linear":
-            layer = SparseLinear(case.in_features, case.out_features, density=case.density, block_size=case.block_size, seed=0)
-            x = torch.empty(case.batch, case.in_features)
+            layer = layers(case.with_(batch=1, runs=()))
+            x = torch.empty(case.batch, case.in_features, dtype=layer.weight.dtype)
         else:
             layer = _layer(case, 0)
             x = torch.empty(case.batch, case.channels, case.size, case.size)

@@ -92,9 +92,20 @@ def test_compare_gives_verdicts():
     a = [row("ours", 100.0), row("dense", 100.0), row("csr", 100.0), row("gone", 1.0)]
     b = [row("ours", 50.0), row("dense", 101.0), row("csr", 150.0), row("new", 1.0)]
     both, single = compare.compare(a, b)
-    assert [(c.key[3], c.verdict) for c in both] == [("ours", "FAST"), ("dense", "SAME"), ("csr", "SLOW")]
+    assert [(c.key[-1], c.verdict) for c in both] == [("ours", "FAST"), ("dense", "SAME"), ("csr", "SLOW")]
     assert both[0].ratio == 2.0
-    assert [key[3] for key in single] == ["gone", "new"]
+    assert [key[-1] for key in single] == ["gone", "new"]
+
+
+def test_threads_are_part_of_the_key():
+    one, two = row("ours", 100.0), row("ours", 60.0, threads=2)
+    assert (one.key[3], two.key[3]) == ("1t", "2t")
+    both, single = compare.compare([one], [two])
+    assert not both
+    assert len(single) == 2
+    assert list(show.groups([one, two])) == [one.key[:-1], two.key[:-1]]
+    mine = dataclasses.replace(ours(dense=1.0), threads=2)  # goals are of one thread; the general promise is of any
+    assert {c.floor for c in compare.check([mine])} == {floors.NEVER_SLOWER}
 
 
 def test_check_holds_rows_against_floors():
@@ -132,6 +143,18 @@ def test_measure_gives_a_row_per_provider(cold):
     assert mine.p50_us == mine.wall_us
     assert set(mine.ratios) >= {"dense", "csr"}
     assert all(r.error < 1e-5 for r in rows if r.p50_us)
+    assert mine.memory_bytes["weight"] == 32 * 16 * 4
+    assert by_name["dense"].memory == (32 * 64 + 32) * 4
+    assert by_name["mkl_ie"].p50_us or by_name["mkl_ie"].reason
+
+
+def test_more_threads_say_so():
+    from sparsekern.measure.cases import LinearCase
+    from sparsekern.measure.protocol import threads
+
+    with threads(2):
+        rows = measure(LinearCase("small", 4, in_features=64, out_features=32, density=0.25), rounds=2, min_time_ms=0.1)
+    assert {(r.threads, r.key[3], r.machine["threads"]) for r in rows} == {(2, "2t", 2)}
 
 
 def test_cpu_clock():

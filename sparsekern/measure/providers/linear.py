@@ -7,19 +7,27 @@ dense_prepacked  float32: MKL's packed weight; bfloat16: oneDNN's blocked weight
 masked_dense     training only: F.linear(x, weight * mask), what mask-simulated sparsity costs
 csr              F.linear with a CSR weight       csr_mm   addmv / addmm on x given feature-major
 embedding_bag    rows of x, feature-major, gathered and summed with per-sample weights
+
+Other packages', printed and not gated (see :mod:`~sparsekern.measure.providers.mkl`, :mod:`~sparsekern.measure.providers.packages`):
+
+mkl_ie           MKL's inspector-executor, x and out as in the case: the fastest of its ways, transposes included
+mkl_ie_features  the same with x given, and out left, feature-major: free transposes
+sparseprop, sparselab   their layers, forward and training
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsekern.measure.cases import LinearCase
-from sparsekern.measure.providers.common import Setup, gradients_of, layer_of, leaf, served_by, to_csr
+from sparsekern.measure.providers import mkl, packages
+from sparsekern.measure.providers.common import Setup, gradients_of, layer_of, leaf, served_by, to_bsr, to_csr
 
 
 def linear_setup(case: LinearCase, mode: str = "fwd", layer: nn.Module | None = None, seed: int = 0) -> Setup:
@@ -31,16 +39,7 @@ def linear_setup(case: LinearCase, mode: str = "fwd", layer: nn.Module | None = 
     """
     dtype = getattr(torch, case.dtype)
     generator = torch.Generator().manual_seed(seed)
-    if layer is None:
-        layer = layer_of("SparseLinear")(
-            case.in_features,
-            case.out_features,
-            fan_in=case.fan_in,
-            block_size=case.block_size,
-            topology=case.topology,
-            seed=seed,
-        )
-    layer = layer.to(dtype)
+    layer = (layer if layer is not None else make_layer(case, seed)).to(dtype)
     x = torch.randn(case.batch, case.in_features, generator=generator).to(dtype)
     if case.layout == "features":
         x = x.t().contiguous().t()
@@ -69,7 +68,18 @@ def linear_setup(case: LinearCase, mode: str = "fwd", layer: nn.Module | None = 
         _add_training(setup, layer, x, weight, mask, bias, grad_out)
     else:
         _add_inference(setup, layer, x, weight, bias)
+        _add_mkl(setup, x, weight, bias)
+    _add_packages(setup, x, weight, bias, grad_out)
     return setup
+
+
+def make_layer(case: LinearCase, seed: int = 0) -> nn.Module:
+    """``sparsekern.nn.SparseLinear`` of the case's sizes, float32, no kept weight zero."""
+    sizes = case.in_features, case.out_features
+    layer = layer_of("SparseLinear")(*sizes, fan_in=case.fan_in, block_size=case.block_size, topology=case.topology, seed=seed)
+    with torch.no_grad():  # formats made from a dense weight would not keep a zero
+        layer.weight.masked_fill_(layer.weight == 0, 2.0**-20)
+    return layer
 
 
 def _add_inference(setup: Setup, layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -79,7 +89,8 @@ def _add_inference(setup: Setup, layer: nn.Module, x: Tensor, weight: Tensor, bi
     features = x.t().contiguous()  # [in, N]
     serves = served_by("sparse_linear", layer, x, setup.mode)
     layer.requires_grad_(False)
-    setup.add("ours", lambda: lambda: layer(x), ours=True, layout=layout, served_by=serves)
+    held, dense = layer_memory(layer), {"weight": weight.nbytes, "bias": bias.nbytes}
+    setup.add("ours", lambda: lambda: layer(x), ours=True, layout=layout, served_by=serves, memory=held)
     if hasattr(layer, "pack"):
         packed = copy.deepcopy(layer).pack()
         setup.add(
@@ -89,22 +100,79 @@ def _add_inference(setup: Setup, layer: nn.Module, x: Tensor, weight: Tensor, bi
             packed=True,
             layout=layout,
             served_by=served_by("sparse_linear", packed, x, setup.mode),
+            memory=layer_memory(packed),
         )
-    setup.add("dense", lambda: lambda: F.linear(x, weight, bias), layout=layout)
+    setup.add("dense", lambda: lambda: F.linear(x, weight, bias), layout=layout, memory=dense)
     setup.add("dense_prepacked", lambda: _prepacked(x, weight, bias), packed=True, layout=layout)
     csr = to_csr(weight)
-    setup.add("csr", lambda: lambda: F.linear(x, csr, bias), layout=layout)
+    csr_held = csr_memory(csr, bias)
+    setup.add("csr", lambda: lambda: F.linear(x, csr, bias), layout=layout, memory=csr_held)
     row, column = x.reshape(-1), bias[:, None]
     if batch == 1:
-        setup.add("csr_mm", lambda: lambda: torch.addmv(bias, csr, row)[None], layout=other)
+        setup.add("csr_mm", lambda: lambda: torch.addmv(bias, csr, row)[None], layout=other, memory=csr_held)
     else:
-        setup.add("csr_mm", lambda: lambda: torch.addmm(column, csr, features).t(), layout=other)
+        setup.add("csr_mm", lambda: lambda: torch.addmm(column, csr, features).t(), layout=other, memory=csr_held)
     table, values = condensed(layer.weight.detach(), layer.index)  # [out, fan_in] each
     setup.add(
         "embedding_bag",
         lambda: lambda: F.embedding_bag(table, features, per_sample_weights=values, mode="sum").add_(column).t(),
         layout=other,
+        memory={"weight": values.nbytes, "index": table.nbytes, "bias": bias.nbytes},
     )
+
+
+def _add_mkl(setup: Setup, x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """MKL on x as the case has it, and with free transposes where those would cost something."""
+    layout, block = setup.layout, setup.case.block_size
+    about = dict(packed=True, outside=True, served_by="MKL")
+    if x.dtype != torch.float32:
+        setup.missing("mkl_ie", "MKL's sparse product is timed in float32 only", layout=layout, **about)
+        return
+
+    @cache
+    def weights() -> list[Tensor]:
+        return [to_csr(weight)] + ([to_bsr(weight, block)] if block > 1 else [])
+
+    if x.size(0) == 1:
+        ways = {"mkl_ie": (layout, [mkl.one_row])}
+    elif layout == "features":
+        ways = {"mkl_ie": (layout, [mkl.features])}
+    else:
+        ways = {"mkl_ie": (layout, [mkl.transposed, mkl.column]), "mkl_ie_features": ("features", [mkl.features])}
+    for name, (taken, calls) in ways.items():
+        setup.add(name, lambda calls=calls: mkl.fastest(calls, weights(), bias, x), layout=taken, **about)
+
+
+def _add_packages(setup: Setup, x: Tensor, weight: Tensor, bias: Tensor, grad_out: Tensor) -> None:
+    """The layers of other packages: forward, or forward and their gradients as dense tensors."""
+    kept = weight.nonzero(as_tuple=True)
+    for name, make in (("sparseprop", packages.sparseprop_layer), ("sparselab", packages.sparselab_layer)):
+        about = dict(layout=setup.layout, outside=True, served_by=name)
+        if x.dtype != torch.float32:
+            setup.missing(name, "float32 only", **about)
+            continue
+        try:
+            layer, values = make(weight, bias)
+        except Exception as error:  # absent or broken: shown as the reason
+            setup.missing(name, (str(error).strip() or type(error).__name__).splitlines()[0][:160], **about)
+            continue
+        about["memory"] = packages.memory(layer)
+        if setup.mode == "fwd":
+            layer.requires_grad_(False)
+            setup.add(name, lambda layer=layer: lambda: layer(x), **about)
+            continue
+        leaves = [leaf(x), values, layer.bias]
+
+        def outputs(grads, weight=weight):
+            dense = torch.zeros_like(weight).index_put_(kept, grads[1].flatten())
+            return {"grad_x": grads[0], "grad_weight": dense, "grad_bias": grads[2]}
+
+        setup.add(
+            name,
+            lambda layer=layer, leaves=leaves: lambda: torch.autograd.grad(layer(leaves[0]), leaves, grad_out),
+            outputs=outputs,
+            **about,
+        )
 
 
 def _add_training(setup: Setup, layer: nn.Module, x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor, grad_out: Tensor) -> None:
@@ -129,33 +197,49 @@ def _add_training(setup: Setup, layer: nn.Module, x: Tensor, weight: Tensor, mas
         ours=True,
         layout=layout,
         served_by=served_by("sparse_linear", layer, x, setup.mode),
+        memory=layer_memory(layer),
     )
+    dense_held = {"weight": weight.nbytes, "bias": bias.nbytes}
     leaves = [leaf(x), leaf(weight), leaf(bias)]
     keep = mask.to(weight.dtype)
-    setup.add("dense", lambda: gradients_of(F.linear, leaves, grad_out), outputs=dense_grads, layout=layout)
+    setup.add("dense", lambda: gradients_of(F.linear, leaves, grad_out), outputs=dense_grads, layout=layout, memory=dense_held)
     setup.add(
         "masked_dense",
         lambda: gradients_of(lambda x, w, b: F.linear(x, w * keep, b), leaves, grad_out),
         outputs=dense_grads,
         layout=layout,
+        memory=dense_held | {"mask": keep.nbytes},
     )
     csr = [leaf(x), to_csr(weight).requires_grad_(), leaf(bias)]
     setup.add(
         "csr",
         lambda: gradients_of(F.linear, csr, grad_out),
         layout=layout,
+        memory=csr_memory(csr[1].detach(), bias),
         outputs=lambda grads: dense_grads([g.to_dense() if g.layout != torch.strided else g for g in grads]),
     )
     setup.missing("dense_prepacked", "prepacked weights have no gradient", packed=True, layout=layout)
+    reason = "MKL has no product for the gradient of kept weights"
+    setup.missing("mkl_ie", reason, packed=True, layout=layout, outside=True, served_by="MKL")
 
 
 def _prepacked(x: Tensor, weight: Tensor, bias: Tensor) -> Callable[[], Tensor]:
     """The dense product with a weight that its library rearranged beforehand."""
     if x.dtype == torch.float32:
         packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, x.size(0))
-        return lambda: torch.ops.mkl._mkl_linear(x, packed, weight, bias, x.size(0))
+
+        def run() -> Tensor:
+            return torch.ops.mkl._mkl_linear(x, packed, weight, bias, x.size(0))
+
+        run.memory = {"weight": weight.nbytes, "bias": bias.nbytes, "pack": torch.ops.mkldnn._nbytes(packed)}  # the op takes both
+        return run
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, x.size(0))
-    return lambda: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+    def run() -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+    run.memory = {"bias": bias.nbytes, "pack": torch.ops.mkldnn._nbytes(packed)}
+    return run
 
 
 def _reference(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor, grad_out: Tensor, mode: str) -> dict[str, Tensor]:
@@ -163,6 +247,18 @@ def _reference(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor, grad_out: 
     if mode == "fwd":
         return {"out": F.linear(x, weight, bias)}
     return {"grad_x": grad_out @ weight, "grad_weight": (grad_out.t() @ x) * mask, "grad_bias": grad_out.sum(0)}
+
+
+def layer_memory(layer: nn.Module) -> dict[str, int]:
+    """Bytes that a SparseLinear holds between calls; a packed one keeps its natural weight too, to be unpacked again."""
+    held = {name: t.nbytes for name, t in (("weight", layer.weight), ("index", layer.index), ("bias", layer.bias)) if t is not None}
+    derived = {"plan": getattr(layer, "_plan", None), "pack": getattr(layer, "_packed", None)}
+    return held | {name: t.nbytes for name, t in derived.items() if t is not None}
+
+
+def csr_memory(csr: Tensor, bias: Tensor) -> dict[str, int]:
+    """Bytes of a CSR tensor and a bias; torch's indices are 64-bit."""
+    return {"weight": csr.values().nbytes, "index": csr.crow_indices().nbytes + csr.col_indices().nbytes, "bias": bias.nbytes}
 
 
 def condensed(weight: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
