@@ -30,9 +30,24 @@ def cpp(sanitize: str = "") -> list[list[str]]:
     return [configure + options, [tool("cmake"), "--build", str(build)], run]
 
 
+def cuda(sanitize: str = "") -> list[list[str]]:
+    """The CUDA kernels: in the emulator, through mutants of their source, and through nvcc where it is installed."""
+    build = ROOT / "build" / ("cuda-" + sanitize.replace(",", "-") if sanitize else "cuda")
+    tool = lambda name: str(Path(sys.executable).parent / name)  # noqa: E731
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        print("no C++ compiler: the CUDA kernels are not tested")
+        return []
+    configure = [tool("cmake"), "-S", str(ROOT), "-B", str(build), "-GNinja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
+    options = ["-DSPARSEKERN_TORCH=OFF", "-DSPARSEKERN_PYTHON=OFF", "-DSPARSEKERN_CUDA_TESTS=ON", f"-DSPARSEKERN_SANITIZE={sanitize}"]
+    make = [tool("cmake"), "--build", str(build), "--target", "cuda_tests"]
+    run = [tool("ctest"), "--test-dir", str(build), "-L", "cuda", "-j2", "--output-on-failure"]
+    return [configure + options, make, run, *([] if sanitize else [[*PYTEST, "tests/cuda"]])]
+
+
 SUITES = {
     "lint": lambda: [[sys.executable, "-m", "ruff", "check", "."], [sys.executable, "-m", "ruff", "format", "--check", "."]],
     "cpp": cpp,
+    "cuda": cuda,
     "ops": lambda: [[*PYTEST, "tests/ops"]],
     "layers": lambda: [[*PYTEST, "tests/nn", "tests/topology", "tests/data", "tests/transform"]],
     "models": lambda: [[*PYTEST, "tests/models"]],
@@ -54,6 +69,7 @@ SUITES = {
 #: Only with --full, and before everything else the same suites with their slow tests.
 FULL = {
     "sanitize": lambda: cpp("address,undefined"),
+    "sanitize_cuda": lambda: cuda("address,undefined"),
     "package": lambda: [[*PYTEST[:-2], "tests/test_packaging.py"]],
 }
 
