@@ -8,8 +8,9 @@
 namespace sk {
 namespace {
 
-void forward(const ConvJob& job, const float* x, const float* weight, const float* bias, bool relu, float* out, const Pool& pool) {
-  (job.channels_last ? conv_nhwc : conv_nchw)(job, x, weight, bias, relu, out, pool);
+void forward(const ConvJob& job, const float* x, const float* weight, const float* bias, const float* shortcut, bool relu, float* out,
+             const Pool& pool) {
+  (job.channels_last ? conv_nhwc : conv_nchw)(job, x, weight, bias, shortcut, relu, out, pool);
 }
 
 // [K, C/G, KH, KW] -> contiguous [C, K/G, KH, KW], taps reversed: the weight of grad_x seen as a forward convolution
@@ -48,8 +49,9 @@ struct Strides {
 
 }  // namespace
 
-void grouped_conv2d_fwd(const Conv2dShape& shape, const float* x, const float* weight, const float* bias, bool relu, float* out, const Pool& pool) {
-  forward(ConvJob{shape}, x, weight, bias, relu, out, pool);
+void grouped_conv2d_fwd(const Conv2dShape& shape, const float* x, const float* weight, const float* bias, const float* shortcut, bool relu,
+                        float* out, const Pool& pool) {
+  forward(ConvJob{shape}, x, weight, bias, shortcut, relu, out, pool);
 }
 
 void grouped_conv2d_grad_x(const Conv2dShape& s, const float* grad_out, const float* weight, float* grad_x, const Pool& pool) {
@@ -64,10 +66,11 @@ void grouped_conv2d_grad_x(const Conv2dShape& s, const float* grad_out, const fl
   job.pad_w = s.dilation_w * (s.KW - 1) - s.pad_w;
   Scratch flipped(size_t(s.C * (s.K / s.groups) * s.KH * s.KW) * sizeof(float));
   flip_weight(s, weight, flipped.as<float>(), pool);
-  forward(job, grad_out, flipped.as<float>(), nullptr, false, grad_x, pool);
+  forward(job, grad_out, flipped.as<float>(), nullptr, nullptr, false, grad_x, pool);
 }
 
-void grouped_conv2d_fwd(const Conv2dShape& s, const double* x, const double* weight, const double* bias, bool relu, double* out, const Pool& pool) {
+void grouped_conv2d_fwd(const Conv2dShape& s, const double* x, const double* weight, const double* bias, const double* shortcut, bool relu,
+                        double* out, const Pool& pool) {
   const int64_t in_group = s.C / s.groups, out_group = s.K / s.groups, taps = s.KH * s.KW;
   const Strides xs(s.channels_last, s.C, s.H * s.W), os(s.channels_last, s.K, s.OH * s.OW);
   parallel(pool, s.N * s.K, 1, [&](int64_t begin, int64_t end) {
@@ -75,14 +78,16 @@ void grouped_conv2d_fwd(const Conv2dShape& s, const double* x, const double* wei
       const int64_t n = i / s.K, k = i % s.K;
       const double* image = x + n * s.C * s.H * s.W + k / out_group * in_group * xs.channel;
       const double* w = weight + k * in_group * taps;
-      double* plane = out + n * s.K * s.OH * s.OW + k * os.channel;
+      const int64_t first = n * s.K * s.OH * s.OW + k * os.channel;
       for (int64_t oy = 0; oy < s.OH; ++oy)
         for (int64_t ox = 0; ox < s.OW; ++ox) {
           double sum = bias ? bias[k] : 0.0;
           for_each_tap(s, oy, ox, [&](int64_t pixel, int64_t tap) {
             for (int64_t j = 0; j < in_group; ++j) sum += image[j * xs.channel + pixel * xs.pixel] * w[j * taps + tap];
           });
-          plane[(oy * s.OW + ox) * os.pixel] = relu && sum < 0.0 ? 0.0 : sum;
+          const int64_t at = first + (oy * s.OW + ox) * os.pixel;
+          if (shortcut) sum += shortcut[at];
+          out[at] = relu && sum < 0.0 ? 0.0 : sum;
         }
     }
   });
@@ -127,6 +132,11 @@ void grouped_conv2d_grad_weight(const Conv2dShape& s, const double* grad_out, co
       }
     }
   });
+}
+
+void add_shortcut(const float* shortcut, bool relu, float* out, int64_t count, const Pool& pool) {
+  const ConvPlaneKernels& kernels = SK_PICK_KERNELS(conv_plane_kernels);
+  parallel(pool, count, 1 << 15, [&](int64_t begin, int64_t end) { kernels.add_shortcut(shortcut + begin, relu, out + begin, end - begin); });
 }
 
 // ---- who serves. The rules hold what was measured against torch's own convolution in the same layout; a null reason

@@ -2,7 +2,8 @@
 //
 //   out[n, k, oy, ox] = bias[k] + sum_{j, ky, kx} weight[k, j, ky, kx] *
 //                       x[n, g*C/G + j, oy*stride_h + ky*dilation_h - pad_h, ox*stride_w + kx*dilation_w - pad_w]
-//   with g = k / (K/G); pixels outside the image count as zeros. relu = true applies max(0, .) and keeps NaN.
+//   with g = k / (K/G); pixels outside the image count as zeros. A shortcut [N, K, OH, OW], in the layout of out and never
+//   out itself, is added to the sum; then relu = true applies max(0, .) and keeps NaN.
 //
 // Layouts: x [N, C, H, W] and out [N, K, OH, OW], both NCHW or both channels_last (NHWC in memory); weight
 // [K, C/G, KH, KW] contiguous or channels_last, whatever x is; grad_weight always contiguous. Nothing is read or
@@ -29,9 +30,10 @@ struct Conv2dShape {
 };
 
 SK_API void grouped_conv2d_fwd(const Conv2dShape& shape,
-                               const float* x,       // [N, C, H, W]
-                               const float* weight,  // [K, C/G, KH, KW]
-                               const float* bias,    // [K] or null
+                               const float* x,         // [N, C, H, W]
+                               const float* weight,    // [K, C/G, KH, KW]
+                               const float* bias,      // [K] or null
+                               const float* shortcut,  // [N, K, OH, OW] or null
                                bool relu,
                                float* out,  // [N, K, OH, OW]
                                const Pool& pool);
@@ -47,10 +49,13 @@ SK_API void grouped_conv2d_grad_weight(const Conv2dShape& shape,
                                        const Pool& pool);
 
 // The same three products in double precision: plain loops, right for everything, not fast.
-SK_API void grouped_conv2d_fwd(const Conv2dShape& shape, const double* x, const double* weight, const double* bias, bool relu, double* out,
-                               const Pool& pool);
+SK_API void grouped_conv2d_fwd(const Conv2dShape& shape, const double* x, const double* weight, const double* bias, const double* shortcut, bool relu,
+                               double* out, const Pool& pool);
 SK_API void grouped_conv2d_grad_x(const Conv2dShape& shape, const double* grad_out, const double* weight, double* grad_x, const Pool& pool);
 SK_API void grouped_conv2d_grad_weight(const Conv2dShape& shape, const double* grad_out, const double* x, double* grad_weight, const Pool& pool);
+
+// out = out + shortcut, then relu: the end of a residual block behind a convolution that torch computed. Both [count].
+SK_API void add_shortcut(const float* shortcut, bool relu, float* out, int64_t count, const Pool& pool);
 
 // Who should serve a product: our kernel, or torch's own convolution where that is the faster one. Decided from the
 // sizes and the instruction set only, never from values.

@@ -26,8 +26,10 @@ void for_each_weight(const Conv2dShape& s, F f) {
 }
 
 // out [N, K, OH, OW] of the job, in the layout the name says
-void conv_nchw(const ConvJob& job, const float* x, const float* weight, const float* bias, bool relu, float* out, const Pool& pool);
-void conv_nhwc(const ConvJob& job, const float* x, const float* weight, const float* bias, bool relu, float* out, const Pool& pool);
+void conv_nchw(const ConvJob& job, const float* x, const float* weight, const float* bias, const float* shortcut, bool relu, float* out,
+               const Pool& pool);
+void conv_nhwc(const ConvJob& job, const float* x, const float* weight, const float* bias, const float* shortcut, bool relu, float* out,
+               const Pool& pool);
 
 // Units of work per piece, so that starting a thread pays: about 2^18 multiply-adds.
 inline int64_t conv_grain(double macs_per_unit) {
@@ -53,6 +55,7 @@ struct PlaneTile {
   int64_t terms;          // C/G * KH*KW
   const float* weight;    // [rows][terms] as it lies in memory
   const float* bias;      // [rows] or null
+  const float* shortcut;  // as out, or null
   bool relu;
   // outputs
   float* out;
@@ -77,6 +80,7 @@ struct ConvPlaneKernels {
   int lanes;
   PlaneTileFn tile[kPlaneRows + 1][kPlaneVectors + 1];  // [output channels][vectors], null where registers run out
   PlaneWeightTileFn weight_tile[5];                     // [output channels 1..4]
+  void (*add_shortcut)(const float* shortcut, bool relu, float* out, int64_t count);
   // rows x columns from src (pixel stride 1) to dst; dst has row stride dst_row
   void (*copy_rows)(const float* src, int64_t src_row, int64_t rows, int64_t columns, float* dst, int64_t dst_row);
   // the same from channels_last: `channels` planes at once
@@ -125,7 +129,8 @@ struct LaneTile {
   const float* bias;          // [V*lanes], always there
   const int32_t* index;       // [lanes]
   uint32_t second;
-  uint64_t lanes;  // one bit per output channel of the block that exists
+  uint64_t lanes;         // one bit per output channel of the block that exists
+  const float* shortcut;  // as out, or null
   bool relu;
   // outputs
   float* out;

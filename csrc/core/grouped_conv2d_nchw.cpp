@@ -41,7 +41,8 @@ std::vector<PlaneVector> plane_vectors(const ConvJob& job, const Planes& planes)
 
 }  // namespace
 
-void conv_nchw(const ConvJob& job, const float* x, const float* weight, const float* bias, bool relu, float* out, const Pool& pool) {
+void conv_nchw(const ConvJob& job, const float* x, const float* weight, const float* bias, const float* shortcut, bool relu, float* out,
+               const Pool& pool) {
   if (job.N * job.K * job.OH * job.OW == 0) return;
   const ConvPlaneKernels& kernels = SK_PICK_KERNELS(conv_plane_kernels);
   const Planes planes(job, kernels, /*may_be_direct=*/true);
@@ -79,6 +80,7 @@ void conv_nchw(const ConvJob& job, const float* x, const float* weight, const fl
           tile.weight = weight + k * tile.terms;
           tile.bias = bias ? bias + k : nullptr;
           tile.out = out + (n * job.K + k) * tile.out_plane;
+          tile.shortcut = shortcut ? shortcut + (n * job.K + k) * tile.out_plane : nullptr;
           for (size_t p = p0; p < std::min(pixel_tiles.size(), p0 + block); ++p) {
             tile.x = source + pixel_tiles[p].first * kernels.lanes;
             tile.vectors = vectors.data() + pixel_tiles[p].first;

@@ -9,16 +9,27 @@ namespace {
 
 constexpr int kAccumulators = W == 16 ? 24 : 12;  // of 32 or 16 registers
 
+// out[pixels of v] = v + shortcut, then relu
 #if defined(__AVX512F__)
-SK_INLINE void store_pixels(float* plane, const PlaneVector& at, vf v) {
-  const __m512 packed = _mm512_maskz_compress_ps(__mmask16(at.mask), reinterpret_cast<__m512>(v));
-  _mm512_mask_storeu_ps(plane + at.first, __mmask16((1u << at.count) - 1), packed);
+SK_INLINE void store_pixels(float* plane, const float* shortcut, bool with_relu, const PlaneVector& at, vf v) {
+  const __mmask16 pixels = __mmask16((1u << at.count) - 1);
+  vf packed = reinterpret_cast<vf>(_mm512_maskz_compress_ps(__mmask16(at.mask), reinterpret_cast<__m512>(v)));
+  if (shortcut) packed += reinterpret_cast<vf>(_mm512_maskz_loadu_ps(pixels, shortcut + at.first));
+  if (with_relu) packed = relu(packed);
+  _mm512_mask_storeu_ps(plane + at.first, pixels, reinterpret_cast<__m512>(packed));
 }
 #else
-SK_INLINE void store_pixels(float* plane, const PlaneVector& at, vf v) {
-  if (at.count == W) return store(plane + at.first, v);
-  float* out = plane + at.first;
-  SK_UNROLL for (int l = 0; l < W; ++l) if (at.mask >> l & 1)* out++ = v[l];
+SK_INLINE void store_pixels(float* plane, const float* shortcut, bool with_relu, const PlaneVector& at, vf v) {
+  if (at.count == W) {
+    if (shortcut) v += load(shortcut + at.first);
+    return store(plane + at.first, with_relu ? relu(v) : v);
+  }
+  int64_t pixel = at.first;
+  SK_UNROLL for (int l = 0; l < W; ++l) {
+    if (!(at.mask >> l & 1)) continue;
+    const float sum = shortcut ? v[l] + shortcut[pixel] : v[l];
+    plane[pixel++] = with_relu ? relu(sum) : sum;
+  }
 }
 #endif
 
@@ -41,7 +52,15 @@ void tile(const PlaneTile& t) {
     }
   }
   SK_UNROLL for (int r = 0; r < Rows; ++r) SK_UNROLL for (int v = 0; v < Vectors; ++v)
-      store_pixels(t.out + r * t.out_plane, t.vectors[v], t.relu ? relu(acc[r][v]) : acc[r][v]);
+      store_pixels(t.out + r * t.out_plane, t.shortcut ? t.shortcut + r * t.out_plane : nullptr, t.relu, t.vectors[v], acc[r][v]);
+}
+
+void add_shortcut(const float* shortcut, bool with_relu, float* out, int64_t count) {
+  const auto sum_of = [&](vf a, vf b) { return with_relu ? relu(a + b) : a + b; };
+  int64_t i = 0;
+  for (; i + W <= count; i += W) store(out + i, sum_of(load(out + i), load(shortcut + i)));
+  const int rest = int(count - i);
+  if (rest) store_first(out + i, sum_of(load_first(out + i, rest), load_first(shortcut + i, rest)), rest);
 }
 
 // sums[row][pair] = sum over images and pixels of grad_out * x
@@ -114,6 +133,7 @@ extern const ConvPlaneKernels conv_plane_kernels = {
     W,
     {{}, SK_TILES(1), SK_TILES(2), SK_TILES(3), SK_TILES(4), SK_TILES(5), SK_TILES(6), SK_TILES(7), SK_TILES(8)},
     {nullptr, weight_tile<1>, weight_tile<2>, weight_tile<3>, weight_tile<4>},
+    add_shortcut,
     copy_rows,
     copy_rows_nhwc,
 };

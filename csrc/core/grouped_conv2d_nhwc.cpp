@@ -132,7 +132,7 @@ struct Packing {
 
 // The job is free of padding, except for same-size padding (`edges`) and rows outside with the row kernels.
 void run(const ConvJob& job, const LaneConfig& config, bool edges, const std::vector<LaneMap>& blocks, const Packing& packing, const float* x,
-         bool relu, float* out, const Pool& pool) {
+         const float* shortcut, bool relu, float* out, const Pool& pool) {
   const int R = config.R, P = config.P;
   const int64_t C = job.C, taps = job.KH * job.KW;
   const bool flat = taps == 1 && job.stride_h == 1 && job.stride_w == 1;  // pixels of all images in one line
@@ -177,6 +177,7 @@ void run(const ConvJob& job, const LaneConfig& config, bool edges, const std::ve
     t.lanes = map.channels >= 64 ? ~uint64_t(0) : (uint64_t(1) << map.channels) - 1;
     const int64_t out_pixel = flat ? pixel : (n * job.OH + oy) * job.OW + pixels.first;
     t.out = out + out_pixel * job.K + map.first_channel;
+    if (shortcut) t.shortcut = shortcut + out_pixel * job.K + map.first_channel;
     config.tile[map.kind][pixels.edges](t);
   };
   // unit of rows r: R rows; the last one also takes the remaining rows, with an overlapping tile
@@ -240,7 +241,8 @@ void run(const ConvJob& job, const LaneConfig& config, bool edges, const std::ve
 
 }  // namespace
 
-void conv_nhwc(const ConvJob& original, const float* x, const float* weight, const float* bias, bool relu, float* out, const Pool& pool) {
+void conv_nhwc(const ConvJob& original, const float* x, const float* weight, const float* bias, const float* shortcut, bool relu, float* out,
+               const Pool& pool) {
   if (original.N * original.K * original.OH * original.OW == 0) return;
   ConvJob job = original;
   const ConvLaneKernels& kernels = SK_PICK_KERNELS(conv_lane_kernels);
@@ -289,7 +291,7 @@ void conv_nhwc(const ConvJob& original, const float* x, const float* weight, con
   });
   const Packing packing{kernels, weight, bias, position, columns, config.V * lanes};
 
-  if (!copy) return run(job, config, edges, blocks, packing, x, relu, out, pool);
+  if (!copy) return run(job, config, edges, blocks, packing, x, shortcut, relu, out, pool);
   ConvJob inner = job;
   inner.H = job.padded_h(), inner.W = job.padded_w();
   inner.pad_h = inner.pad_w = 0;
@@ -299,7 +301,8 @@ void conv_nhwc(const ConvJob& original, const float* x, const float* weight, con
   for (int64_t n = 0; n < job.N; n += chunk) {
     inner.N = std::min(chunk, job.N - n);
     pad_images(job, x + n * job.H * job.W * job.C, inner.N, images.as<float>(), pool);
-    run(inner, config, false, blocks, packing, images.as<float>(), relu, out + n * job.OH * job.OW * job.K, pool);
+    const int64_t first = n * job.OH * job.OW * job.K;
+    run(inner, config, false, blocks, packing, images.as<float>(), shortcut ? shortcut + first : nullptr, relu, out + first, pool);
   }
 }
 

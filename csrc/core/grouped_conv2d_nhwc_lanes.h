@@ -130,7 +130,7 @@ struct RowSource {
 
 #endif
 
-// ---- accumulators: [R][V][P] vectors, started with the bias, stored with or without relu
+// ---- accumulators: [R][V][P] vectors, started with the bias, stored with or without shortcut and relu
 template <int R, int V, int P>
 SK_INLINE void start(vf (&acc)[R][V][P], const LaneTile& t) {
   SK_UNROLL for (int v = 0; v < V; ++v) {
@@ -138,8 +138,24 @@ SK_INLINE void start(vf (&acc)[R][V][P], const LaneTile& t) {
     SK_UNROLL for (int r = 0; r < R; ++r) SK_UNROLL for (int p = 0; p < P; ++p) acc[r][v][p] = bias;
   }
 }
+// the lanes whose bit is set; a vector is full or ends early
+SK_INLINE vf load_lanes(const float* p, uint64_t lanes) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<vf>(_mm512_maskz_loadu_ps(__mmask16(lanes), p));
+#else
+  lanes &= (1u << W) - 1;
+  return lanes == (1u << W) - 1 ? load(p) : load_first(p, __builtin_popcountll(lanes));
+#endif
+}
 template <int R, int V, int P>
 SK_INLINE void finish(vf (&acc)[R][V][P], const LaneTile& t) {
+  if (t.shortcut) {
+    SK_UNROLL for (int r = 0; r < R; ++r) {
+      const float* shortcut = t.shortcut + r * t.out_row;
+      SK_UNROLL for (int p = 0; p < P; ++p, shortcut += t.out_pixel) SK_UNROLL for (int v = 0; v < V; ++v) acc[r][v][p] +=
+          load_lanes(shortcut + v * W, t.lanes >> (v * W));
+    }
+  }
   SK_UNROLL for (int r = 0; r < R; ++r) {
     float* out = t.out + r * t.out_row;
     SK_UNROLL for (int p = 0; p < P; ++p, out += t.out_pixel) SK_UNROLL for (int v = 0; v < V; ++v) {

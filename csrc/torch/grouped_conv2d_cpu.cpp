@@ -99,6 +99,21 @@ Tensor torch_backward(const Tensor& grad_out, const Tensor& x, const Tensor& wei
 // torch's result in the layout that was promised
 Tensor promised(const Tensor& y, bool cl) { return in_layout(y, cl); }
 
+bool has_sizes(const Tensor& t, int64_t N, int64_t C, int64_t H, int64_t W) {
+  return t.dim() == 4 && t.size(0) == N && t.size(1) == C && t.size(2) == H && t.size(3) == W;
+}
+
+// y + shortcut, then relu, in y, which torch just made; both in one layout
+Tensor add_shortcut_to(const Tensor& y, const Tensor& shortcut, bool relu, const Pool& threads) {
+  const int64_t count = y.numel();
+  const FloatInput added(shortcut, count, threads);
+  const FloatOutput sum(y, threads);
+  if (is_half(y.scalar_type())) to_f32(half_of(y.scalar_type()), static_cast<const uint16_t*>(y.const_data_ptr()), sum.data(), count, threads);
+  add_shortcut(added.data(), relu, sum.data(), count, threads);
+  sum.finish();
+  return y;
+}
+
 template <class T>
 const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
@@ -106,8 +121,9 @@ const T* data(const Tensor& t) {
 
 }  // namespace
 
-Tensor grouped_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride_h, int64_t stride_w, int64_t pad_h,
-                      int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups, bool relu) {
+Tensor grouped_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& shortcut,
+                      int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups,
+                      bool relu) {
   const Window window{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups};
   check_image(x, "grouped_conv2d: x");
   STD_TORCH_CHECK(weight.is_cpu() && weight.scalar_type() == x.scalar_type() && weight.dim() == 4, "grouped_conv2d: weight");
@@ -117,21 +133,25 @@ Tensor grouped_conv2d(const Tensor& x, const Tensor& weight, const std::optional
                                  !fp64 && channels_last(weight));
   STD_TORCH_CHECK(!bias || (bias->is_cpu() && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 && bias->size(0) == s.K),
                   "grouped_conv2d: bias");
+  STD_TORCH_CHECK(!shortcut || (shortcut->is_cpu() && shortcut->scalar_type() == x.scalar_type() && has_sizes(*shortcut, s.N, s.K, s.OH, s.OW)),
+                  "grouped_conv2d: shortcut");
   const Pool threads = pool();
+  const std::optional<Tensor> added = shortcut ? std::optional<Tensor>(in_layout(*shortcut, cl)) : std::nullopt;
   if (torch_wins(s, ConvProduct::forward, x.scalar_type())) {
     const Tensor y = promised(torch_forward(x, weight, bias, window), cl);
+    if (added) return add_shortcut_to(y, *added, relu, threads);
     return relu ? call<1>("aten::relu_", "", y) : y;
   }
   const Tensor xs = in_layout(x, cl), w = in_layout(weight, s.weight_channels_last), out = new_image(x, s.N, s.K, s.OH, s.OW, cl);
   const std::optional<Tensor> b = as_contiguous(bias);
   if (fp64) {
-    grouped_conv2d_fwd(s, data<double>(xs), data<double>(w), b ? data<double>(*b) : nullptr, relu, static_cast<double*>(out.mutable_data_ptr()),
-                       threads);
+    grouped_conv2d_fwd(s, data<double>(xs), data<double>(w), b ? data<double>(*b) : nullptr, added ? data<double>(*added) : nullptr, relu,
+                       static_cast<double*>(out.mutable_data_ptr()), threads);
     return out;
   }
-  const FloatInput xf(xs, xs.numel(), threads), wf(w, w.numel(), threads), bf(b, threads);
+  const FloatInput xf(xs, xs.numel(), threads), wf(w, w.numel(), threads), bf(b, threads), af(added, threads);
   const FloatOutput y(out, threads);
-  grouped_conv2d_fwd(s, xf.data(), wf.data(), bf.data(), relu, y.data(), threads);
+  grouped_conv2d_fwd(s, xf.data(), wf.data(), bf.data(), af.data(), relu, y.data(), threads);
   y.finish();
   return out;
 }

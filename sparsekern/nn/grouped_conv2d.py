@@ -109,12 +109,34 @@ class GroupedConv2d(nn.Conv2d):
         """Kept fraction of the dense layer's weights."""
         return 1 / self.groups
 
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, activation: str | None = None) -> Tensor:
+        """``activation(conv(x) + shortcut)``; ``activation`` takes the place of the layer's own for this call."""
         padding = self.padding
         if self.padding_mode != "zeros":
             x = nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        return grouped_conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups, self.activation)
+        activation = self.activation if activation is None else activation
+        return grouped_conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, activation, shortcut)
+
+    def add_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """``relu(self(x) + shortcut)``, the end of a residual block, in one pass; hooks of the layer see it as a call.
+
+        Args:
+            x: as in a call of the layer.
+            shortcut: of the result's shape and dtype, in any layout.
+
+        Raises:
+            ValueError: ``grouped_conv2d: shortcut must be [1, 16, 5, 5] like the result; got [1, 16, 1, 1]``
+
+        Example:
+            >>> layer, x = GroupedConv2d(8, 16, 1), torch.randn(1, 8, 5, 5)
+            >>> shortcut = torch.randn(1, 16, 5, 5)
+            >>> torch.allclose(layer.add_relu(x, shortcut), (layer(x) + shortcut).relu(), atol=1e-5)
+            True
+        """
+        if self.activation != "none":  # two activations
+            return torch.relu(self(x) + shortcut)
+        return self(x, shortcut, "relu")
 
     # ---- to and from dense
 

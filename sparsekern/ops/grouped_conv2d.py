@@ -1,8 +1,10 @@
 """grouped_conv2d: a 2-D convolution in filter groups, with the exact meaning of ``torch.nn.functional.conv2d``.
 
-    x [N, C, H, W]   weight [K, C/G, KH, KW]   bias [K] or None
+    x [N, C, H, W]   weight [K, C/G, KH, KW]   bias [K] or None   shortcut [N, K, OH, OW] or None
     out[n, k, oy, ox] = bias[k] + sum_{j, ky, kx} weight[k, j, ky, kx]
                         * x[n, g*C/G + j, oy*stride + ky*dilation - padding, ox*stride + kx*dilation - padding],   g = k // (K/G)
+
+A ``shortcut`` is added to it, and then comes the activation: the end of a residual block, in one pass.
 
 Filter groups follow Ioannou et al., "Deep Roots", arXiv 1605.06489 (section 3): a k x k convolution in G groups costs 1/G.
 """
@@ -46,7 +48,7 @@ def _laid_out_like(x: Tensor, out: Tensor) -> Tensor:
 # ---- check
 
 
-def check(x: Any, weight: Any, bias: Any, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, relu=False) -> None:
+def check(x: Any, weight: Any, bias: Any, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, shortcut: Any = None) -> None:
     """Everything that can be wrong with the arguments of the op; ``x`` may still be one image ``[C, H, W]``."""
     _check_tensors(x, weight)
     d.must(min(weight.shape) > 0, NAME, "weight", "[K, C/G, KH, KW], each at least 1", list(weight.shape))
@@ -64,6 +66,12 @@ def check(x: Any, weight: Any, bias: Any, stride_h, stride_w, pad_h, pad_w, dila
     reach_h, reach_w = dilation_h * (weight.shape[2] - 1) + 1, dilation_w * (weight.shape[3] - 1) + 1
     fits = x.shape[-2] + 2 * pad_h >= reach_h and x.shape[-1] + 2 * pad_w >= reach_w
     d.must(fits, NAME, "x", f"at least {reach_h} x {reach_w} with its padding", list(x.shape))
+    if shortcut is not None:
+        d.check_like(NAME, "shortcut", shortcut, x)
+        height = _out_size(x.shape[-2], weight.shape[2], stride_h, pad_h, dilation_h)
+        width = _out_size(x.shape[-1], weight.shape[3], stride_w, pad_w, dilation_w)
+        sizes = [*x.shape[:-3], weight.shape[0], height, width]
+        d.must(list(shortcut.shape) == sizes, NAME, "shortcut", f"{sizes} like the result", list(shortcut.shape))
 
 
 def _check_tensors(x: Any, weight: Any) -> None:
@@ -95,10 +103,12 @@ def _compute(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(t.float() if t is not None and t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
 
 
-def reference(x, weight, bias, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, relu):
-    check(x, weight, bias, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups)
-    xc, wc, bc = _compute(x, weight, bias)
+def reference(x, weight, bias, shortcut, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, relu):
+    check(x, weight, bias, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, shortcut)
+    xc, wc, bc, added = _compute(x, weight, bias, shortcut)
     out = torch.nn.functional.conv2d(xc, wc, bc, (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups)
+    if added is not None:
+        out = out + added
     return _laid_out_like(x, (out.relu() if relu else out).to(x.dtype))
 
 
@@ -125,8 +135,8 @@ def _out_size(size, kernel, stride, padding, dilation):
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def fake(x, weight, bias, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, relu):
-    check(x, weight, bias, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups)
+def fake(x, weight, bias, shortcut, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, relu):
+    check(x, weight, bias, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, shortcut)
     height = _out_size(x.shape[2], weight.shape[2], stride_h, pad_h, dilation_h)
     width = _out_size(x.shape[3], weight.shape[3], stride_w, pad_w, dilation_w)
     return _new_like(x, (x.shape[0], weight.shape[0], height, width))
@@ -144,7 +154,9 @@ def _flops(grad_out, weight) -> int:
     return 2 * grad_out[0] * grad_out[2] * grad_out[3] * math.prod(weight)
 
 
-def flops(x, weight, bias, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, relu, *args, out_shape=None, **kwargs) -> int:
+def flops(
+    x, weight, bias, shortcut, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, *args, out_shape=None, **kwargs
+) -> int:
     height = _out_size(x[2], weight[2], stride_h, pad_h, dilation_h)
     return _flops((x[0], weight[0], height, _out_size(x[3], weight[3], stride_w, pad_w, dilation_w)), weight)
 
@@ -161,7 +173,9 @@ def flops_grad_weight(grad_out, x, kernel_h, kernel_w, sh, sw, ph, pw, dh, dw, g
 
 
 def _vjp(doors, need, grad, x, weight, shapes, rest):
-    (*window, _) = rest
+    shortcut, *window, relu = rest
+    if relu or shortcut is not None:
+        raise RuntimeError(f"{NAME}: a fused relu or shortcut has no gradient; call sparsekern.ops.{NAME}, which does not fuse then")
     return (
         doors.grad_x(grad, weight, *shapes[0][2:], *window) if need[0] else None,
         doors.grad_weight(grad, x, *shapes[1][2:], *window) if need[1] else None,
@@ -171,7 +185,7 @@ def _vjp(doors, need, grad, x, weight, shapes, rest):
 def _vjp_grad_x(doors, need, grad, grad_out, weight, shapes, rest):
     window = rest[2:]
     return (
-        doors.forward(grad, weight, None, *window, False) if need[0] else None,
+        doors.forward(grad, weight, None, None, *window, False) if need[0] else None,
         doors.grad_weight(grad_out, grad, *shapes[1][2:], *window) if need[1] else None,
     )
 
@@ -179,7 +193,7 @@ def _vjp_grad_x(doors, need, grad, grad_out, weight, shapes, rest):
 def _vjp_grad_weight(doors, need, grad, grad_out, x, shapes, rest):
     window = rest[2:]
     return (
-        doors.forward(x, grad, None, *window, False) if need[0] else None,
+        doors.forward(x, grad, None, None, *window, False) if need[0] else None,
         doors.grad_x(grad_out, grad, *shapes[1][2:], *window) if need[1] else None,
     )
 
@@ -187,7 +201,7 @@ def _vjp_grad_weight(doors, need, grad, grad_out, x, shapes, rest):
 # ---- samples
 
 
-def _sample(device, dtype, x, out_channels, kernel, bias=True, layout=torch.contiguous_format, **window) -> dict[str, Any]:
+def _sample(device, dtype, x, out_channels, kernel, bias=True, layout=torch.contiguous_format, shortcut=None, **window) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(sum(x) + out_channels)
 
     def draw(*size):
@@ -195,9 +209,11 @@ def _sample(device, dtype, x, out_channels, kernel, bias=True, layout=torch.cont
 
     weight = draw(out_channels, x[-3] // window.get("groups", 1), *((kernel, kernel) if isinstance(kernel, int) else kernel))
     image = draw(*x)
-    return dict(
-        x=image.to(memory_format=layout) if len(x) == 4 else image, weight=weight, bias=draw(out_channels) if bias else None, **window
-    )
+    x = image.to(memory_format=layout) if len(x) == 4 else image
+    inputs = dict(x=x, weight=weight, bias=draw(out_channels) if bias else None, **window)
+    if shortcut is not None:
+        inputs["shortcut"] = draw(*shortcut)
+    return inputs
 
 
 def samples(device: torch.device, dtype: torch.dtype) -> list[d.Sample]:
@@ -224,7 +240,13 @@ def samples(device: torch.device, dtype: torch.dtype) -> list[d.Sample]:
         "last_stride": make((2, 12, 9, 8), 18, 3, stride=2, padding=1, groups=6, layout=last),
         "last_seven": make((1, 8, 10, 9), 8, 7, padding=3, groups=2, layout=last),
         "last_one_channel": make((2, 1, 6, 6), 3, 3, layout=last),
+        "shortcut": make((2, 6, 9, 11), 8, 3, padding=1, groups=2, shortcut=(2, 8, 9, 11)),
+        "shortcut_image": make((6, 9, 8), 10, 1, bias=False, shortcut=(10, 9, 8)),
+        "last_shortcut": make((1, 24, 15, 15), 48, 1, layout=last, shortcut=(1, 48, 15, 15)),
+        "last_shortcut_stride": make((2, 12, 9, 8), 18, 3, stride=2, groups=6, layout=last, shortcut=(2, 18, 4, 3)),
     }
+    bottleneck = good["last_shortcut"]
+    good["last_both"] = {**bottleneck, "shortcut": bottleneck["shortcut"].to(memory_format=last)}
     root = good["last_odd_batch"]
     good["last_weight"] = {**root, "weight": root["weight"].to(memory_format=last)}
     good["weight_last"] = {**good["odd_batch"], "weight": good["odd_batch"]["weight"].to(memory_format=last)}
@@ -258,6 +280,13 @@ def bad_samples() -> list[d.BadSample]:
         ("padding_word", {"padding": "full"}, ValueError, "padding must be an int, two, 'same' or 'valid'; got 'full'"),
         ("padding_same_stride", {"padding": "same", "stride": 2}, ValueError, "padding must be numbers where stride is not 1; got 'same'"),
         ("dilation_zero", {"dilation": (1, 0)}, ValueError, "dilation must be at least 1; got (1, 0)"),
+        ("shortcut_not_tensor", {"shortcut": 1.0}, TypeError, "shortcut must be a tensor; got float"),
+        ("shortcut_shape", {"shortcut": x[:, :4]}, ValueError, "shortcut must be [2, 4, 3, 3] like the result; got [2, 4, 5, 5]"),
+        ("shortcut_broadcast", {"shortcut": torch.ones(1, 4, 1, 1)}, ValueError,
+         "shortcut must be [2, 4, 3, 3] like the result; got [1, 4, 1, 1]"),
+        ("shortcut_dtype", {"shortcut": torch.ones(2, 4, 3, 3).half()}, ValueError,
+         "shortcut must be torch.float32 like x; got torch.float16"),
+        ("shortcut_device", {"shortcut": torch.ones(2, 4, 3, 3, device="meta")}, ValueError, "shortcut must be on cpu like x; got meta"),
         ("activation", {"activation": "gelu"}, ValueError, "activation must be one of ('none', 'relu'); got 'gelu'"),
     ]  # fmt: skip
     return [d.BadSample(name, {**good, **inputs}, error, f"{NAME}: {sentence}") for name, inputs, error, sentence in bad]
@@ -271,8 +300,8 @@ OP = d.define(
     d.Op(
         name=NAME,
         forward=d.Product(
-            NAME, f"Tensor x, Tensor weight, Tensor? bias, {_WINDOW}, bool relu",
-            reference, fake, flops, _vjp, bias=True,
+            NAME, f"Tensor x, Tensor weight, Tensor? bias, Tensor? shortcut, {_WINDOW}, bool relu",
+            reference, fake, flops, _vjp, bias=True, structure=1,
         ),
         grad_x=d.Product(
             NAME + "_grad_x", f"Tensor grad_out, Tensor weight, SymInt height, SymInt width, {_WINDOW}",
@@ -310,7 +339,7 @@ def explain_grouped_conv2d(x_shape, weight_shape, window, channels_last: bool, d
 
 
 def _fuses(*tensors: Tensor | None) -> bool:
-    """Whether the activation may run inside the op: nobody will differentiate it."""
+    """Whether shortcut and activation may run inside the op: nobody will differentiate it."""
     if isinstance(d._interpreter(), d._Interpreter) or d.forward_ad._current_level >= 0:
         return False
     return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
@@ -338,6 +367,18 @@ def _resolve_word(x, weight, bias, stride, padding, dilation, groups):
     return x, (*stride, total_h // 2, total_w // 2, *dilation, groups)
 
 
+def _call_with_end(x, weight, bias, window, relu: bool, shortcut) -> Tensor:
+    """With a shortcut or a ReLU: inside the op, or behind it where the whole must be differentiable."""
+    if _fuses(x, weight, bias, shortcut):
+        return OP.call(x, weight, bias, shortcut, *window, relu)
+    out = OP.call(x, weight, bias, None, *window, False)
+    if shortcut is not None:
+        if shortcut.shape != out.shape or shortcut.dtype != out.dtype or shortcut.device != out.device:
+            raise RuntimeError("torch would broadcast or promote")  # the public function says it in our words
+        out = out + shortcut  # in the layout of the first of the two
+    return out.relu() if relu else out
+
+
 def grouped_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -347,8 +388,9 @@ def grouped_conv2d(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     activation: str = "none",
+    shortcut: Tensor | None = None,
 ) -> Tensor:
-    """Convolve in filter groups, as ``torch.nn.functional.conv2d`` does, optionally with a ReLU at the end.
+    """Convolve in filter groups, as ``torch.nn.functional.conv2d`` does, optionally with a sum and a ReLU at the end.
 
     Args:
         x: ``[N, C, H, W]`` or ``[C, H, W]``, float32, float64, float16 or bfloat16. A channels_last x gives a channels_last output,
@@ -358,6 +400,7 @@ def grouped_conv2d(
         stride, padding, dilation: an int or ``(rows, columns)``; padding also ``"same"`` (stride 1) or ``"valid"``.
         groups: the channels are cut into so many groups; ``groups=C`` is depthwise, 1 dense.
         activation: ``"none"`` or ``"relu"``, applied while the result is in registers if no gradient is needed.
+        shortcut: a tensor of the result's shape and dtype in any layout, added before the activation; in registers like it.
 
     Returns:
         ``[N, K, OH, OW]`` (or ``[K, OH, OW]``), dtype of ``x``; accumulated in float32 (float64 for float64).
@@ -383,15 +426,17 @@ def grouped_conv2d(
     try:
         image, w, b = d.autocast(x.unsqueeze(0) if x.dim() == 3 else x, weight, bias)
         image, window = _resolve(image, w, b, *arguments)
-        fused = activation == "relu" and _fuses(image, w, b)
-        out = OP.call(image, w, b, *window, fused)
-        if activation == "relu" and not fused:
-            out = out.relu()
+        if activation == "none" and shortcut is None:
+            out = OP.call(image, w, b, None, *window, False)
+        else:
+            (added,) = d.autocast(shortcut.unsqueeze(0) if shortcut is not None and x.dim() == 3 else shortcut)
+            out = _call_with_end(image, w, b, window, activation == "relu", added)
         return out.squeeze(0) if x.dim() == 3 else out
     except (RuntimeError, TypeError, AttributeError, IndexError):
         _check_tensors(x, weight)  # says it in our words; falls through when the error was another one
         _check_pairs(stride=stride, padding=padding, dilation=dilation)
-        check(x, weight, bias, *_resolve(x, weight, bias, *arguments)[1])
+        padded, window = _resolve(x, weight, bias, *arguments)
+        check(x if shortcut is None else padded, weight, bias, *window, shortcut)
         raise
 
 

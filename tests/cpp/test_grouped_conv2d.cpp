@@ -163,14 +163,16 @@ Conv2dShape shape(int64_t N, int64_t C, int64_t H, int64_t W, int64_t K, int64_t
 void check(const Conv2dShape& s) {
   if (s.OH < 1 || s.OW < 1 || s.H + 2 * s.pad_h < s.dilation_h * (s.KH - 1) + 1 || s.W + 2 * s.pad_w < s.dilation_w * (s.KW - 1) + 1) return;
   ++cases;
-  const bool at_end = cases % 3 != 0, relu = cases % 2 == 0, with_bias = cases % 4 < 2;
+  const bool at_end = cases % 3 != 0, relu = cases % 2 == 0, with_bias = cases % 4 < 2, with_shortcut = cases % 3 == 1;
   Fenced<float> x(s.N * s.C * s.H * s.W, at_end), weight(s.K * (s.C / s.groups) * s.KH * s.KW, at_end);
-  Fenced<float> bias(s.K, at_end), grad_out(s.N * s.K * s.OH * s.OW, at_end);
-  fill(x), fill(weight), fill(bias), fill(grad_out);
+  Fenced<float> bias(s.K, at_end), grad_out(s.N * s.K * s.OH * s.OW, at_end), shortcut(grad_out.size(), at_end);
+  fill(x), fill(weight), fill(bias), fill(grad_out), fill(shortcut);
   float* b = with_bias ? bias.data() : nullptr;
-  const Reference r = reference(s, x, weight, b, grad_out);
+  float* added = with_shortcut ? shortcut.data() : nullptr;
+  Reference r = reference(s, x, weight, b, grad_out);
+  for (size_t i = 0; with_shortcut && i < r.out.size(); ++i) r.out[i].add(shortcut[i], 1.0);
   check_product<float>("forward", s, r.out, relu,
-                       [&](float* out, const sk::Pool& pool) { sk::grouped_conv2d_fwd(s, x.data(), weight.data(), b, relu, out, pool); });
+                       [&](float* out, const sk::Pool& pool) { sk::grouped_conv2d_fwd(s, x.data(), weight.data(), b, added, relu, out, pool); });
   check_product<float>("grad_x", s, r.grad_x, false,
                        [&](float* out, const sk::Pool& pool) { sk::grouped_conv2d_grad_x(s, grad_out.data(), weight.data(), out, pool); });
   check_product<float>("grad_weight", s, r.grad_weight, false,
@@ -181,18 +183,20 @@ void check(const Conv2dShape& s) {
   const int64_t in_group = s.C / s.groups, taps = s.KH * s.KW;
   for (int64_t i = 0; i < int64_t(weight.size()); ++i)
     weight_cl[i / (in_group * taps) * in_group * taps + i % taps * in_group + i / taps % in_group] = weight[i];
-  check_product<float>("forward, permuted weight", s, r.out, relu,
-                       [&](float* out, const sk::Pool& pool) { sk::grouped_conv2d_fwd(permuted, x.data(), weight_cl.data(), b, relu, out, pool); });
+  check_product<float>("forward, permuted weight", s, r.out, relu, [&](float* out, const sk::Pool& pool) {
+    sk::grouped_conv2d_fwd(permuted, x.data(), weight_cl.data(), b, added, relu, out, pool);
+  });
   check_product<float>("grad_x, permuted weight", s, r.grad_x, false,
                        [&](float* out, const sk::Pool& pool) { sk::grouped_conv2d_grad_x(permuted, grad_out.data(), weight_cl.data(), out, pool); });
   if (cases % 5) return;
-  Fenced<double> xd(x.size(), at_end), weightd(weight.size(), at_end), biasd(s.K, at_end), grad_outd(grad_out.size(), at_end);
+  Fenced<double> xd(x.size(), at_end), weightd(weight.size(), at_end), biasd(s.K, at_end), grad_outd(grad_out.size(), at_end),
+      shortcutd(grad_out.size(), at_end);
   for (size_t i = 0; i < x.size(); ++i) xd[i] = x[i];
   for (size_t i = 0; i < weight.size(); ++i) weightd[i] = weight[i];
   for (size_t i = 0; i < bias.size(); ++i) biasd[i] = bias[i];
-  for (size_t i = 0; i < grad_out.size(); ++i) grad_outd[i] = grad_out[i];
+  for (size_t i = 0; i < grad_out.size(); ++i) grad_outd[i] = grad_out[i], shortcutd[i] = shortcut[i];
   check_product<double>("forward fp64", s, r.out, relu, [&](double* out, const sk::Pool& pool) {
-    sk::grouped_conv2d_fwd(s, xd.data(), weightd.data(), b ? biasd.data() : nullptr, relu, out, pool);
+    sk::grouped_conv2d_fwd(s, xd.data(), weightd.data(), b ? biasd.data() : nullptr, added ? shortcutd.data() : nullptr, relu, out, pool);
   });
   check_product<double>("grad_x fp64", s, r.grad_x, false,
                         [&](double* out, const sk::Pool& pool) { sk::grouped_conv2d_grad_x(s, grad_outd.data(), weightd.data(), out, pool); });
@@ -208,7 +212,7 @@ void check_special_values(bool channels_last) {
     fill(x), fill(weight);
     x[at(s, s.C, s.H, s.W, 0, 5, 4, 6)] = std::nanf("");
     Reference r = reference(s, x, weight, nullptr, out);
-    sk::grouped_conv2d_fwd(s, x.data(), weight.data(), nullptr, true, out.data(), sk::kSerial);
+    sk::grouped_conv2d_fwd(s, x.data(), weight.data(), nullptr, nullptr, true, out.data(), sk::kSerial);
     ++cases;
     for (size_t i = 0; i < out.size(); ++i)
       if (std::isnan(out[i]) != std::isnan(r.out[i].value)) {

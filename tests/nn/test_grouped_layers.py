@@ -125,6 +125,28 @@ def test_channels_last_model():
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", ["none", "relu"])
+@VARIANT
+def test_add_relu(options, activation):
+    layer, theirs = twins(options)
+    layer.activation = activation
+    x = torch.randn(2, 12, 11, 14).to(memory_format=torch.channels_last)
+    shortcut = torch.randn(theirs(x).shape)
+    want = theirs(x).relu() if activation == "relu" else theirs(x)
+    want = (want + shortcut).relu()
+    torch.testing.assert_close(layer.add_relu(x, shortcut), want, rtol=1e-5, atol=1e-5)
+    seen = []
+    handle = layer.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    with torch.no_grad():
+        torch.testing.assert_close(layer.add_relu(x, shortcut), want, rtol=1e-5, atol=1e-5)
+        compiled = torch.compile(layer.add_relu, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x, shortcut), want, rtol=1e-5, atol=1e-5)
+    handle.remove()
+    assert seen[0] == want.shape
+    layer.add_relu(x, shortcut.requires_grad_()).square().sum().backward()
+    torch.testing.assert_close(shortcut.grad, 2 * want, rtol=1e-4, atol=1e-4)
+
+
 def test_travels():
     layer = GroupedConv2d(12, 24, 3, groups=4, activation="relu")
     x = torch.randn(2, 12, 8, 8)

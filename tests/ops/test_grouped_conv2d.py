@@ -89,6 +89,56 @@ def test_relu_is_the_same_fused_or_not(layout):
 
 
 @KERNELS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dense", POLICIES)
+@pytest.mark.parametrize("layouts", itertools.product(LAYOUTS, repeat=2), ids=str)
+def test_shortcut_is_the_same_fused_or_not(layouts, dense, dtype):
+    torch.manual_seed(0)
+    # last tiles that overlap the one before must not add twice: 15 * 15 pixels, 40 channels, rows of 13
+    for kernel, groups, stride, size in (
+        (1, 1, 1, (15, 15)),
+        (1, 2, 2, (9, 11)),
+        (3, 4, 1, (10, 13)),
+        (3, 1, 1, (7, 7)),
+        (5, 8, 1, (9, 17)),
+    ):
+        x, weight, bias = torch.randn(2, 16, *size), torch.randn(40, 16 // groups, kernel, kernel), torch.randn(40)
+        x, weight, bias = x.to(dtype, memory_format=layouts[0]), weight.to(dtype), bias.to(dtype)
+        args = (bias, stride, kernel // 2, 1, groups)
+        with backends.use(backends.providers()[-1], dense=dense):
+            plain = grouped_conv2d(x, weight, *args)
+            shortcut = torch.randn(plain.shape).to(dtype, memory_format=layouts[1])
+            for activation in ("none", "relu"):
+                fused = grouped_conv2d(x, weight, *args, activation, shortcut)
+                leaf = shortcut.clone().requires_grad_()
+                trained = grouped_conv2d(x, weight, *args, activation, leaf)
+                want = plain.float() + shortcut
+                want = want.relu() if activation == "relu" else want
+                assert fused.stride() == trained.stride() == plain.stride() and fused.dtype == dtype
+                rtol = 1e-5 if dtype == torch.float32 else 2**-6
+                torch.testing.assert_close(fused.float(), want, rtol=rtol, atol=10 * rtol)
+                torch.testing.assert_close(trained.float(), want, rtol=rtol, atol=10 * rtol)
+                (grad,) = torch.autograd.grad(trained.sum(), leaf)
+                passes = torch.ones_like(trained) if activation == "none" else (trained > 0).to(dtype)
+                assert torch.equal(grad, passes)
+
+
+def test_shortcut_of_one_image():
+    x, weight, shortcut = torch.randn(6, 9, 8), torch.randn(4, 3, 3, 3), torch.randn(4, 9, 8)
+    want = F.conv2d(x, weight, groups=2, padding=1) + shortcut
+    torch.testing.assert_close(grouped_conv2d(x, weight, groups=2, padding=1, shortcut=shortcut), want)
+    with pytest.raises(ValueError, match=r"^grouped_conv2d: shortcut must be \[4, 9, 8\] like the result; got \[1, 4, 9, 8\]$"):
+        grouped_conv2d(x, weight, groups=2, padding=1, shortcut=shortcut[None])
+
+
+def test_fused_end_is_not_differentiated_silently():
+    x, weight = torch.randn(1, 4, 5, 5), torch.randn(4, 2, 3, 3, requires_grad=True)
+    out = torch.ops.sparsekern.grouped_conv2d(x, weight, None, torch.randn(1, 4, 3, 3), 1, 1, 0, 0, 1, 1, 2, False)
+    with pytest.raises(RuntimeError, match="a fused relu or shortcut has no gradient"):
+        out.sum().backward()
+
+
+@KERNELS
 @pytest.mark.parametrize("dense", POLICIES)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_nan_and_inf_reach_what_they_reach_in_torch(layout, dense):
