@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from sparsekern.ops import define as d
 
@@ -317,6 +318,14 @@ d.LIBRARY.define(
     "_sparse_linear_gradients(Tensor grad_out, Tensor x, Tensor? weight, Tensor index, Tensor? plan, int block_out, int block_in, "
     "bool condensed) -> (Tensor, Tensor, Tensor)"
 )
+
+
+@register_flop_formula(torch.ops.sparsekern._sparse_linear_gradients)
+def _flops_gradients(grad_out, x, weight, index, plan, block_out, block_in, condensed, *args, out_shape=None, **kwargs) -> int:
+    products = 1 if weight is None else 2
+    return products * flops_grad_weight(grad_out, x, index, plan, block_out, block_in, condensed)
+
+
 _all_gradients = torch.ops.sparsekern._sparse_linear_gradients.default._op
 
 

@@ -1,6 +1,8 @@
-"""What follows a convolution, into it: a ReLU while the sums are in registers. And what inference does not need, away."""
+"""What follows a convolution, into it: a shortcut and a ReLU while the sums are in registers. And what inference does not need, away."""
 
 from __future__ import annotations
+
+import operator
 
 import torch
 from torch import fx, nn
@@ -35,13 +37,62 @@ def swap_convolutions(graph: fx.GraphModule) -> list[str]:
     return swapped
 
 
+_ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
+
+
+def _writes(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node may change what it reads."""
+    if node.op == "call_module":
+        return bool(getattr(module_of(graph, node), "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name.endswith("_") or name.startswith("i") or bool(node.kwargs.get("inplace"))
+
+
+def _sum_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """``(convolution, shortcut)`` behind an addition that can become part of the convolution."""
+    is_add = node.target in _ADD_FUNCTIONS if node.op == "call_function" else node.op == "call_method" and node.target in ("add", "add_")
+    if not is_add or len(node.args) != 2 or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
+        return None
+    for source, shortcut in (node.args, node.args[::-1]):
+        conv = module_of(graph, source)
+        ours = isinstance(conv, GroupedConv2d) and conv.activation == "none" and len(source.args) == 1 and source is not shortcut
+        if not (ours and only_reader(source) and only_call(graph, source)):
+            continue
+        if _writes(graph, node) and node.args[0] is shortcut and not only_reader(shortcut):
+            continue  # x += conv(y), and x is read again
+        order = list(graph.graph.nodes)
+        between = order[order.index(source) + 1 : order.index(node)]
+        if not any(_writes(graph, other) and source.args[0] in other.args for other in between):
+            return source, shortcut
+    return None
+
+
+def fuse_add_relu(graph: fx.GraphModule) -> list[str]:
+    """The end of a residual block, ``relu(conv(x) + shortcut)``, becomes one call of the convolution."""
+    fused = []
+    for node in list(graph.graph.nodes):
+        added = node.args[0] if node.args else None
+        if not (isinstance(added, fx.Node) and is_relu(graph, node) and only_reader(added)):
+            continue
+        found = _sum_of(graph, added)
+        if found is None:
+            continue
+        conv, shortcut = found
+        added.prepend(conv)  # by then the shortcut is there
+        conv.args = (*conv.args, shortcut, "relu")
+        drop(graph, node, conv)
+        graph.graph.erase_node(added)
+        fused.append(conv.target)
+    return fused
+
+
 def fuse_relu(graph: fx.GraphModule) -> list[str]:
     """A ReLU that alone reads a convolution of ours becomes that convolution's activation."""
     fused = []
     for node in list(graph.graph.nodes):
         source = node.args[0] if node.args else None
         conv = module_of(graph, source)
-        if not (isinstance(conv, GroupedConv2d) and conv.activation == "none" and is_relu(graph, node)):
+        if not (isinstance(conv, GroupedConv2d) and len(source.args) == 1 and conv.activation == "none" and is_relu(graph, node)):
             continue
         if only_reader(source) and only_call(graph, source):
             conv.activation = "relu"

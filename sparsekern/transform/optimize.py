@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from sparsekern.measure.protocol import interleave
 from sparsekern.nn import SparseLinear
 from sparsekern.transform.fold import fold_batch_norm
-from sparsekern.transform.fuse import drop_identities, fuse_relu, swap_convolutions
+from sparsekern.transform.fuse import drop_identities, fuse_add_relu, fuse_relu, swap_convolutions
 from sparsekern.transform.graph import layers, tidy, traced
 from sparsekern.transform.report import OptimizeReport
 
@@ -21,7 +21,8 @@ CONVOLUTIONS = (nn.Conv2d,)
 def optimize(model: nn.Module, *example: Any, pack: bool = True, rounds: int = 5) -> nn.Module:
     """A frozen copy of ``model`` for inference that computes the same, faster; ``.report`` says what was done and what it brought.
 
-    Folds batch-norms into the layers before them, lets convolutions apply the ReLU behind them, drops what inference does not need,
+    Folds batch-norms into the layers before them, lets convolutions add the shortcut and apply
+    the ReLU behind them, drops what inference does not need,
     packs the weights of ``SparseLinear``, and keeps one layout from end to end: the copy is timed with NCHW and with channels_last
     activations against the model as it came, and the fastest of the three is returned.
 
@@ -84,6 +85,7 @@ def _candidates(model: nn.Module, example: tuple, pack: bool, report: OptimizeRe
     drop_identities(graph)
     report.folded = fold_batch_norm(graph)
     report.swapped = swap_convolutions(graph)
+    report.summed = fuse_add_relu(graph)
     report.fused = fuse_relu(graph)
     report.packed = _pack(graph) if pack else []
     tidy(graph)

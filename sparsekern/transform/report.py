@@ -17,6 +17,7 @@ class OptimizeReport:
     folded: list[str] = field(default_factory=list)  # batch-norms, by name
     swapped: list[str] = field(default_factory=list)  # nn.Conv2d -> GroupedConv2d
     fused: list[str] = field(default_factory=list)  # convolutions that took a ReLU
+    summed: list[str] = field(default_factory=list)  # convolutions that took a shortcut and a ReLU
     packed: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)  # what was not done -> why
     times_us: dict[str, float] = field(default_factory=dict)
@@ -34,6 +35,7 @@ class OptimizeReport:
             for what, names in (
                 ("batch-norms folded", self.folded),
                 ("convolutions swapped", self.swapped),
+                ("shortcuts fused", self.summed),
                 ("ReLUs fused", self.fused),
                 ("layers packed", self.packed),
             )

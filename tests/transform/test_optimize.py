@@ -13,7 +13,8 @@ from sparsekern import GroupedConv2d, SparseLinear, StochasticConv2d
 from sparsekern.models import create_model, model_card
 from sparsekern.transform import optimize
 from sparsekern.transform.fold import fold_batch_norm
-from sparsekern.transform.graph import traced
+from sparsekern.transform.fuse import fuse_add_relu, swap_convolutions
+from sparsekern.transform.graph import tidy, traced
 
 
 def settle(model: nn.Module) -> nn.Module:
@@ -47,6 +48,8 @@ def test_a_network_computes_the_same(name):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not fast.training and not any(p.requires_grad for p in fast.parameters())
     assert set(fast.report.times_us) == {"model", "optimized", "channels_last"}
+    if name.startswith("resnet50"):
+        assert len(fast.report.summed) == 16  # one per block
     norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     behind_pooling = name == "simplenet_310k"
     assert len(fast.report.folded) == norms - behind_pooling
@@ -108,6 +111,49 @@ def test_a_layer_that_others_need_as_it_is_is_left(how):
 def test_a_batch_norm_without_statistics_is_left():
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
     assert folded(model, torch.randn(2, 4, 3, 3)) == []
+
+
+class Residual(nn.Module):
+    """The ways in which networks write the end of a block."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how = how
+        self.conv, self.short, self.relu = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        if self.how == "late shortcut":
+            y = self.conv(x)
+            return self.relu(y + self.short(x))
+        if self.how == "in place":
+            s = self.short(x)
+            y = self.conv(x)
+            y += s
+            return torch.relu_(y)
+        if self.how == "into the input":
+            return torch.relu(x.clone().add_(self.conv(x)))
+        if self.how == "shortcut read again":
+            s = self.short(x).sigmoid()
+            s += self.conv(x)
+            return torch.relu(s) + s
+        if self.how == "input written":
+            x = x.clone()
+            y = self.conv(x)
+            s = self.relu(x)
+            return torch.relu(y + s)
+        return torch.relu(torch.add(self.conv(x), x, alpha=2))
+
+
+@pytest.mark.parametrize("how, fuses", [("late shortcut", 1), ("in place", 1), ("into the input", 1), ("shortcut read again", 0),
+                                        ("input written", 0), ("scaled", 0)])  # fmt: skip
+@torch.no_grad()
+def test_shortcuts(how, fuses):
+    model, x = Residual(how).double().eval(), torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    graph = traced(model)
+    swap_convolutions(graph)
+    assert len(fuse_add_relu(graph)) == fuses
+    tidy(graph)
+    torch.testing.assert_close(graph(x), model(x), rtol=1e-12, atol=1e-12)
 
 
 class Untraceable(nn.Module):
