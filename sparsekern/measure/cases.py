@@ -323,13 +323,15 @@ def select(
         raise ValueError(f"bench: kind must be one of {', '.join(BUILDERS)}; got {kind}")
     chosen: dict[str, Case] = {}
     printed = {f"{density:.3g}" for density in densities}
-    for base in BUILDERS[kind]():
+    known = {case.id: case for case in BUILDERS[kind]()}
+    for base in known.values():
         if (quick and not base.quick) or (printed and f"{base.density:.3g}" not in printed):
             continue
         for batch in batches or (base.batch,):
             for dtype in dtypes or (base.dtype,):
                 for layout in layouts or (base.layout,):
                     case = base.with_(batch=batch, dtype=dtype, layout=layout)
+                    case = known.get(case.id) or case.with_(runs=(("fwd", "hot"),))  # extra runs are of the named case alone
                     parts = case.id.split("/")
                     if all(word in parts or word in case.id for word in match.replace(",", " ").split()):
                         chosen.setdefault(case.id, case)

@@ -157,7 +157,8 @@ def summary(rows: Iterable[Row]) -> list[str]:
         best = row.best_rival()
         if best:
             name, (low, middle, high) = best
-            lines.append(f"{row.case} {row.mode} {row.cache}: {row.provider} {middle:.2f}x {name} ({low:.2f}..{high:.2f})")
+            run = f"{row.mode} {row.cache}" + f" {row.threads}t" * (row.threads > 1)
+            lines.append(f"{row.case} {run}: {row.provider} {middle:.2f}x {name} ({low:.2f}..{high:.2f})")
     return lines
 
 

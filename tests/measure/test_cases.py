@@ -52,6 +52,8 @@ def test_select_keeps_the_dtype_unless_asked():
     assert {case.dtype for case in select("linear", dtypes=("float32",))} == {"float32"}
     tiny = select("linear", match="4096-512", densities=(0.00195,), batches=(8,))
     assert [case.fan_in for case in tiny] == [8]
+    own = [case.runs for case in select("linear", match="3072-768/0.1/n", batches=(1, 2, 64), dtypes=("float32",))]
+    assert own == [(("fwd", "hot"), ("fwd", "cold")), (("fwd", "hot"),), (("fwd", "hot"), ("fwd_bwd", "hot"))]
 
 
 def test_linear_cases_cover_what_was_promised():
