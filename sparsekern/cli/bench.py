@@ -23,7 +23,7 @@ def add_command(commands: Any) -> None:
     bench.add_argument("--cold", action="store_true", help="weights out of the private caches before every call (default: some cases both)")
     bench.add_argument("--both", action="store_true", help="hot and cold")
     bench.add_argument("--list", action="store_true", help="print the ids of the chosen cases and stop")
-    bench.add_argument("--rounds", type=int, default=9)
+    bench.add_argument("--rounds", type=int, default=7)
     bench.add_argument("--min-time-ms", type=float, default=3.0)
     bench.add_argument("--threads", default="1", metavar="N,N", help="of torch, ours and every rival (default: 1)")
     bench.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="cpu: for one thread on a core that others use too")

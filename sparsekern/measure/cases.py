@@ -199,9 +199,9 @@ def _linear(shape: tuple[int, int], batch: int, density: float, **more) -> Linea
 
 
 def _random_cases() -> list[LinearCase]:
-    """Random fan-in for every shape, density and batch, and the tiny fan-ins 8 and 14."""
+    """Random fan-in for every shape, density and batch, the tiny fan-ins 8 and 14, and 75 %, where many a layer is better off dense."""
     grid = [(shape, density) for shape in LINEAR_SHAPES for density in LINEAR_DENSITIES if round(density * shape[0]) >= 1]
-    grid += [((4096, 512), 8 / 4096), ((784, 224), 14 / 784)]
+    grid += [((4096, 512), 8 / 4096), ((784, 224), 14 / 784), *((shape, 0.75) for shape in FEED_FORWARD)]
     return [_linear(shape, batch, density) for shape, density in grid for batch in LINEAR_BATCHES]
 
 
@@ -211,8 +211,8 @@ def _block_cases() -> list[LinearCase]:
         _linear(shape, batch, density, block_size=block_size)
         for shape in FEED_FORWARD
         for block_size in (16, 32, 64)
-        for density in LINEAR_DENSITIES
-        if round(density * shape[0] / block_size) >= 1
+        for density in (0.75, *LINEAR_DENSITIES)
+        if round(density * shape[0] / block_size) >= 1 and (density < 0.75 or block_size == 32)
         for batch in LINEAR_BATCHES
     ]
 

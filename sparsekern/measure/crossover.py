@@ -234,15 +234,23 @@ def _lines(axes, curve: Curve) -> dict[str, object]:
     """Draw a line per provider, as times faster than dense; the lines by provider."""
     drawn = {}
     for name, (_, colour, style, width) in LINES.items():
-        points = []
-        for density, rows in sorted(curve.points.items()):
-            row, dense = rows.get(name), rows.get("dense")
-            if row is not None and dense is not None and row.p50_us and dense.p50_us:
-                points.append((density, dense.p50_us / row.p50_us))
+        times = [(density, _times_faster(rows, name)) for density, rows in sorted(curve.points.items())]
+        points = [(density, speedup) for density, speedup in times if speedup]
         if points:
             marker = "o" if name.startswith("ours") else None
             (drawn[name],) = axes.plot(*zip(*points), style, color=colour, linewidth=width, marker=marker, markersize=3.5)
     return drawn
+
+
+def _times_faster(rows: dict[str, Row], name: str) -> float | None:
+    """How many times faster than dense a provider is, by the ratios of paired rounds that the words are taken from."""
+    row = rows.get(name if name.startswith("ours") else "ours")
+    if row is None or "dense" not in row.ratios:
+        return None
+    times = row.ratios["dense"][1]
+    if row.provider == name:
+        return times
+    return times / row.ratios[name][1] if name in row.ratios else None
 
 
 def _apart(densities: list[float]) -> list[float]:

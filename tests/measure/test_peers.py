@@ -205,6 +205,14 @@ def test_a_wrong_rival_of_another_package_has_no_speed_but_stops_nothing():
     assert theirs.memory == {}
 
 
+def test_dense_training_in_bfloat16_is_printed_and_not_gated():
+    setup = linear_setup(CASE, "fwd_bwd")
+    errors = setup.check()
+    assert 1e-4 < errors["dense_bf16"] < 4 * torch.finfo(torch.bfloat16).eps
+    assert "dense_bf16" not in setup.gated(setup.available["ours"])
+    assert "dense_bf16" not in linear_setup(CASE.with_(dtype="bfloat16"), "fwd_bwd").available
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the list of loaded libraries is read from /proc")
 def test_every_openmp_gets_torchs_threads(one_more_thread):
     packages.same_threads()

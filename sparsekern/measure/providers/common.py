@@ -32,6 +32,7 @@ class Provider:
     packed: bool = False  # works on frozen weights, rearranged beforehand
     layout: str = ""  # of the input it takes; rivals in another layout than the case's are printed, not gated
     served_by: str = "torch"
+    dtype: torch.dtype | None = None  # where it is not the case's: printed, not gated, and held to that dtype's error
     outside: bool = False  # of another package: printed, not gated, and not available where it is wrong
     memory: dict[str, int] = field(default_factory=dict)  # bytes held between calls, by part: weight, index, bias, plan, pack
 
@@ -81,8 +82,8 @@ class Setup:
         return {p.name: p for p in self.providers if p.call is not None}
 
     def gated(self, ours: Provider) -> list[str]:
-        """The rivals that ``ours`` must not lose to: torch's, in the same layout, and prepacked ones only if ours is packed too."""
-        rivals = [p for p in self.available.values() if not p.ours and not p.outside and p.layout == ours.layout]
+        """The rivals that ``ours`` must not lose to: torch's, of the same dtype and layout, prepacked ones only if ours is packed too."""
+        rivals = [p for p in self.available.values() if not (p.ours or p.outside or p.dtype) and p.layout == ours.layout]
         return [p.name for p in rivals if ours.packed or not p.packed]
 
     def check(self) -> dict[str, float]:
@@ -95,11 +96,10 @@ class Setup:
             ArithmeticError: ``<case>: <provider> must be within <bound> of float64 in <output>; got <error>``
         """
         results = {name: p.outputs(p.call()) for name, p in self.available.items()}
-        multiple = ERROR_MULTIPLE[self.dtype]
         for name, outputs in results.items():
-            worst = 0.0
+            worst, dtype = 0.0, self.available[name].dtype or self.dtype
             for output, truth in self.reference.items():
-                bound = multiple * max(relative_error(results[self.baseline][output], truth), torch.finfo(self.dtype).eps)
+                bound = ERROR_MULTIPLE[dtype] * max(relative_error(results[self.baseline][output], truth), torch.finfo(dtype).eps)
                 error = relative_error(outputs[output], truth)
                 if not error <= bound:
                     said = f"{name} must be within {bound:.2g} of float64 in {output}; got {error:.2g}"

@@ -5,6 +5,7 @@ x [N, in]   weight [out, in], kept entries only   bias [out]   →   out [N, out
 dense            F.linear on the dense weight (kept entries, zeros elsewhere)
 dense_prepacked  float32: MKL's packed weight; bfloat16: oneDNN's blocked weight ("pk16")
 masked_dense     training only: F.linear(x, weight * mask), what mask-simulated sparsity costs
+dense_bf16       training in float32 only: dense in bfloat16, which many would train in; printed, not gated
 csr              F.linear with a CSR weight       csr_mm   addmv / addmm on x given feature-major
 embedding_bag    rows of x, feature-major, gathered and summed with per-sample weights
 
@@ -203,6 +204,10 @@ def _add_training(setup: Setup, layer: nn.Module, x: Tensor, weight: Tensor, mas
     leaves = [leaf(x), leaf(weight), leaf(bias)]
     keep = mask.to(weight.dtype)
     setup.add("dense", lambda: gradients_of(F.linear, leaves, grad_out), outputs=dense_grads, layout=layout, memory=dense_held)
+    if x.dtype == torch.float32:
+        half = [leaf(t.bfloat16()) for t in (x, weight, bias)]
+        about = dict(layout=layout, dtype=torch.bfloat16, memory={"weight": weight.nbytes // 2, "bias": bias.nbytes // 2})
+        setup.add("dense_bf16", lambda: gradients_of(F.linear, half, grad_out.bfloat16()), outputs=dense_grads, **about)
     setup.add(
         "masked_dense",
         lambda: gradients_of(lambda x, w, b: F.linear(x, w * keep, b), leaves, grad_out),
