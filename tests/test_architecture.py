@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "sparsekern"
 
 MAY_IMPORT = {
     "version": set(),
-    "topology": set(),
+    "drawing": set(),
+    "topology": {"drawing"},
     "ops": set(),
     "nn": {"ops", "topology"},
     "data": set(),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.topology.draw import generator
+from sparsekern.topology.huge import huge_fan_in_table, is_huge
 
 _CHUNK = 1 << 22  # random numbers drawn at a time
 
@@ -26,7 +27,7 @@ def fan_in_table(in_blocks: int, out_blocks: int, fan_in: int, *, seed: int | No
         ValueError: ``fan_in_table: fan_in must be in [1, 8]; got 9``
 
     Cost:
-        O(OB * IB).
+        O(OB * IB); O(connections) where more than 2^28 are possible and at most one in 32 is kept.
 
     Source:
         Pre-defined sparsity with fixed fan-in: Dey et al., "Characterizing Sparse Connectivity Patterns in Neural Networks", section 2.
@@ -38,6 +39,8 @@ def fan_in_table(in_blocks: int, out_blocks: int, fan_in: int, *, seed: int | No
     if not 1 <= fan_in <= in_blocks:
         raise ValueError(f"fan_in_table: fan_in must be in [1, {in_blocks}]; got {fan_in}")
     draw = generator(seed)
+    if is_huge(in_blocks, out_blocks, fan_in):
+        return torch.from_numpy(huge_fan_in_table(in_blocks, out_blocks, fan_in, draw))
     table = torch.empty(out_blocks, fan_in, dtype=torch.int32, device="cpu")
     step = max(1, _CHUNK // in_blocks)
     for first in range(0, out_blocks, step):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.topology.draw import generator
+from sparsekern.topology.huge import huge_regular_table, is_huge
 
 _CHUNK = 1 << 22  # random numbers drawn at a time
 
@@ -33,7 +34,8 @@ def regular_table(in_blocks: int, out_blocks: int, fan_in: int, *, seed: int | N
             ``regular_table: fan_in must be a multiple of 4, or fan_out = 6 * fan_in / 8 is not whole; got 3``
 
     Cost:
-        O(OB * IB).
+        O(OB * IB); O(connections) where more than 2^28 are possible and at most one in 32 is kept: then a shuffled deck is dealt, and
+        connections that came twice trade places with others.
 
     Source:
         Fixed fan-in and fan-out: Dey et al., "Characterizing Sparse Connectivity Patterns in Neural Networks", section 2.
@@ -44,13 +46,10 @@ def regular_table(in_blocks: int, out_blocks: int, fan_in: int, *, seed: int | N
         >>> table.shape, table.flatten().sort().values.tolist()      # every input once
         (torch.Size([4, 2]), [0, 1, 2, 3, 4, 5, 6, 7])
     """
-    if not 1 <= fan_in <= in_blocks:
-        raise ValueError(f"regular_table: fan_in must be in [1, {in_blocks}]; got {fan_in}")
-    step = fan_in_step(in_blocks, out_blocks)
-    if fan_in % step:
-        rule = f"a multiple of {step}, or fan_out = {out_blocks} * fan_in / {in_blocks} is not whole"
-        raise ValueError(f"regular_table: fan_in must be {rule}; got {fan_in}")
+    check_regular("regular_table", in_blocks, out_blocks, fan_in)
     draw = generator(seed)
+    if is_huge(in_blocks, out_blocks, fan_in):
+        return torch.from_numpy(huge_regular_table(in_blocks, out_blocks, fan_in, draw))
     table = np.empty((out_blocks, fan_in), dtype=np.int32)
     unfed = np.full(in_blocks, out_blocks * fan_in / in_blocks)  # [IB] rows that each input must still feed, whole numbers
     chunk = max(1, _CHUNK // in_blocks)
@@ -67,6 +66,17 @@ def regular_table(in_blocks: int, out_blocks: int, fan_in: int, *, seed: int | N
             unfed[row] -= 1
     table.sort(axis=1)
     return torch.from_numpy(table)
+
+
+def check_regular(op: str, in_blocks: int, out_blocks: int, fan_in: int) -> int:
+    """Return the fan-out; raise where it is not whole."""
+    if not 1 <= fan_in <= in_blocks:
+        raise ValueError(f"{op}: fan_in must be in [1, {in_blocks}]; got {fan_in}")
+    step = fan_in_step(in_blocks, out_blocks)
+    if fan_in % step:
+        rule = f"a multiple of {step}, or fan_out = {out_blocks} * fan_in / {in_blocks} is not whole"
+        raise ValueError(f"{op}: fan_in must be {rule}; got {fan_in}")
+    return out_blocks * fan_in // in_blocks
 
 
 def fan_in_step(in_blocks: int, out_blocks: int) -> int:

@@ -15,8 +15,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from sparsekern.topology.junctions import Junction, as_junctions, check
+from sparsekern.topology.windows import Shape, window_counts, window_ids
 
 MEASURES = ("present", "fair_share")
 
@@ -32,15 +34,40 @@ class Scatter:
         """S, in [0, 1]: the smallest entry of the vector."""
         return min(self.vector)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each entry is: ``("S_1f", "S_1b", ..., "S_f", "S_b")``."""
+        single = len(self.vector) == 2
+        junctions = 1 if single else len(self.vector) // 2 - 1
+        return tuple(f"S_{i + 1}{d}" for i in range(junctions) for d in "fb") + (() if single else ("S_f", "S_b"))
 
-def scatter(junctions: Sequence[Tensor], sizes: Sequence[int | tuple[int, ...]] | None = None, *, measure: str = "present") -> Scatter:
+
+@dataclass(frozen=True)
+class Windows:
+    """The two window matrices of one (equivalent) junction, and what their entries ideally are."""
+
+    left: Tensor  # [N_right, k_left] connections (paths) from each left window to each right neuron
+    right: Tensor  # [k_right, N_left] connections (paths) from each left neuron to each right window
+    ideal_left: int
+    ideal_right: int
+
+    def scatter(self, measure: str = "present") -> tuple[float, float]:
+        """``(S_f, S_b)``."""
+        scores = []
+        for counts, ideal in ((self.left, self.ideal_left), (self.right, self.ideal_right)):
+            reached = counts >= 1 if measure == "present" else (counts / ideal).clamp_max(1)
+            scores.append(float(reached.double().mean()))
+        return scores[0], scores[1]
+
+
+def scatter(junctions: Sequence[Tensor], sizes: Sequence[Shape] | None = None, *, measure: str = "present") -> Scatter:
     """Measure how evenly the junctions of a network spread their connections.
 
     Args:
         junctions: one per junction, from the input on: an index table ``[N_right, fan_in]`` of integers, as of ``SparseLinear``, or an
             adjacency matrix ``[N_right, N_left]`` of bools, as ``layer.weight_dense() != 0``.
-        sizes: neurons of each junction's left layer; needed for tables. A shape, ``(64,)`` for 64, says how a layer's neurons lie;
-            only layers in a line are served yet.
+        sizes: neurons of each junction's left layer, and of the output or not; needed for tables. A shape, ``(28, 28)`` or
+            ``(256, 4, 4)`` (channels first), says how a layer's neurons lie: its windows are then rectangles or cuboids.
         measure: ``"present"`` counts the windows with at least one connection (the paper's equation 1); ``"fair_share"`` takes
             ``min(connections / ideal, 1)``, as the authors' later code does. They differ where the ideal number is above 1.
 
@@ -55,7 +82,7 @@ def scatter(junctions: Sequence[Tensor], sizes: Sequence[int | tuple[int, ...]] 
             ``scatter: junctions[0] must be of a whole mean fan-out of at least 1; got 2.5``
 
     Cost:
-        O(N_right * N_left) memory and time per junction, and the product of the matrices.
+        O(connections) per junction; for the equivalent one the product of its windows with each junction's matrix.
 
     Example:
         The network (8, 4, 4) of the paper's figures 4 and 6, fan-in 2 in both junctions:
@@ -66,53 +93,28 @@ def scatter(junctions: Sequence[Tensor], sizes: Sequence[int | tuple[int, ...]] 
         >>> spread.vector, spread.value
         ((0.75, 1.0, 1.0, 1.0, 0.75, 1.0), 0.75)
     """
-    _check(measure in MEASURES, "measure", f"one of {MEASURES}", repr(measure))
-    _check(len(junctions) > 0, "junctions", "at least one", "none")
-    _check(sizes is None or len(sizes) == len(junctions), "sizes", f"one per junction, {len(junctions)}", sizes and len(sizes))
-    vector: list[float] = []
-    paths, fan_in, fan_out = None, 1, 1  # of the equivalent junction so far
-    for i, junction in enumerate(junctions):
-        adjacent = adjacency(junction, None if sizes is None else _in_a_line(sizes[i]), f"junctions[{i}]")
-        if paths is not None:
-            fits = adjacent.shape[1] == paths.shape[0]
-            rule = f"of {paths.shape[0]} left neurons, the right ones of the junction before it"
-            _check(fits, f"junctions[{i}]", rule, adjacent.shape[1])
-        fan = _mean_fans(adjacent, f"junctions[{i}]")
-        vector += junction_scatter(adjacent, *fan, measure=measure)
-        paths = adjacent if paths is None else adjacent @ paths
-        fan_in, fan_out = fan_in * fan[0], fan_out * fan[1]
-    if len(junctions) > 1:
-        vector += junction_scatter(paths, fan_in, fan_out, measure=measure)
-    return Scatter(tuple(vector))
+    check(measure in MEASURES, "scatter", "measure", f"one of {MEASURES}", repr(measure))
+    return Scatter(tuple(score for one in _all_windows(junctions, sizes, "scatter") for score in one.scatter(measure)))
 
 
-def adjacency(junction: Tensor, size: int | None = None, name: str = "junction") -> Tensor:
-    """``[N_right, N_left]`` float64 of zeros and ones, from a table of integers and the left ``size``, or from a bool matrix.
+def window_matrices(junctions: Sequence[Tensor], sizes: Sequence[Shape] | None = None) -> list[Windows]:
+    """The window matrices behind :func:`scatter`: of each junction and, for more than one, of the equivalent junction at the end.
 
     Example:
-        >>> adjacency(torch.tensor([[0, 2], [1, 2]]), size=3).tolist()
-        [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]
+        >>> first = torch.tensor([[0, 1], [4, 5], [2, 6], [3, 7]])
+        >>> window_matrices([first], [8])[0].left.tolist()
+        [[2.0, 0.0], [0.0, 2.0], [1.0, 1.0], [1.0, 1.0]]
     """
-    _check(junction.dim() == 2 and not junction.is_floating_point(), name, "[N_right, fan_in] integers or [N_right, N_left] bools",
-           f"{list(junction.shape)} {junction.dtype}")  # fmt: skip
-    if junction.dtype == torch.bool:
-        _check(size in (None, junction.shape[1]), name, f"of {size} left neurons", junction.shape[1])
-        return junction.double()
-    _check(size is not None, "sizes", "given for index tables", None)
-    low, high = (int(junction.min()), int(junction.max())) if junction.numel() else (0, -1)
-    _check(low >= 0 and high < size, name, f"in [0, {size})", low if low < 0 else high)
-    empty = torch.zeros(junction.shape[0], size, dtype=torch.float64, device=junction.device)
-    adjacent = empty.scatter(1, junction.long(), 1.0)
-    _check(int(adjacent.sum()) == junction.numel(), name, "without a connection twice", "duplicates")
-    return adjacent
+    return _all_windows(junctions, sizes, "window_matrices")
 
 
-def window_adjacency(adjacent: Tensor, windows: int, *, side: str) -> Tensor:
+def window_adjacency(adjacent: Tensor, windows: int | Tensor, *, side: str) -> Tensor:
     """Connections between windows of one side and the neurons of the other.
 
     Args:
         adjacent: ``[N_right, N_left]``, connections or paths.
-        windows: number of windows of neighbours; divides the neurons of that side.
+        windows: number of windows of neighbours, which divides the neurons of that side; or ``[N]`` the window of each neuron, as of
+            :func:`~sparsekern.topology.window_ids`.
         side: ``"left"`` gives ``[N_right, windows]``, ``"right"`` gives ``[windows, N_left]``.
 
     Example:
@@ -120,38 +122,50 @@ def window_adjacency(adjacent: Tensor, windows: int, *, side: str) -> Tensor:
         [[2.0, 0.0], [1.0, 1.0]]
     """
     dim = {"left": 1, "right": 0}[side]
-    return adjacent.unflatten(dim, (windows, -1)).sum(dim + 1)
+    if isinstance(windows, int):
+        return adjacent.unflatten(dim, (windows, -1)).sum(dim + 1)
+    shape = list(adjacent.shape)
+    shape[dim] = int(windows.max()) + 1
+    return adjacent.new_zeros(shape).index_add_(dim, windows.to(adjacent.device), adjacent)
 
 
 def junction_scatter(adjacent: Tensor, fan_in: int, fan_out: int, *, measure: str = "present") -> tuple[float, float]:
-    """``(S_f, S_b)`` of one (equivalent) junction ``adjacent [N_right, N_left]``."""
-    scores = []
-    for side, size, fan in (("left", adjacent.shape[1], fan_in), ("right", adjacent.shape[0], fan_out)):
-        windows = math.gcd(size, fan)
-        counts, ideal = window_adjacency(adjacent, windows, side=side), fan // windows
-        reached = counts >= 1 if measure == "present" else (counts / ideal).clamp_max(1)
-        scores.append(float(reached.double().mean()))
-    return scores[0], scores[1]
+    """``(S_f, S_b)`` of one (equivalent) junction ``adjacent [N_right, N_left]`` whose neurons lie in a line."""
+    left, right = math.gcd(adjacent.shape[1], fan_in), math.gcd(adjacent.shape[0], fan_out)
+    counts = window_adjacency(adjacent, left, side="left"), window_adjacency(adjacent, right, side="right")
+    return Windows(*counts, fan_in // left, fan_out // right).scatter(measure)
 
 
-def _mean_fans(adjacent: Tensor, name: str) -> tuple[int, int]:
+def _all_windows(junctions: Sequence[Tensor], sizes: Sequence[Shape] | None, op: str) -> list[Windows]:
+    checked = as_junctions(junctions, sizes, op)
+    layers: list[Shape] = list(sizes) if sizes is not None else [j.left for j in checked]
+    layers += [checked[-1].right] if len(layers) == len(checked) else []
+    fans = [_mean_fans(junction, op, f"junctions[{i}]") for i, junction in enumerate(checked)]
+    found = [_windows([j], layers[i], layers[i + 1], *fans[i]) for i, j in enumerate(checked)]
+    if len(checked) > 1:
+        fan_in, fan_out = (math.prod(side) for side in zip(*fans))
+        found.append(_windows(checked, layers[0], layers[-1], fan_in, fan_out))
+    return found
+
+
+def _windows(junctions: list[Junction], left: Shape, right: Shape, fan_in: int, fan_out: int) -> Windows:
+    """Of the equivalent junction; only the windows, never its full matrix, go through the product."""
+    cut_left, cut_right = window_counts(left, fan_in), window_counts(right, fan_out)
+    k_left, k_right = math.prod(cut_left), math.prod(cut_right)
+    from_left = junctions[0].left_windows(window_ids(left, cut_left), k_left)
+    for junction in junctions[1:]:
+        from_left = junction.times(from_left)
+    to_right = junctions[-1].right_windows(window_ids(right, cut_right), k_right)
+    for junction in reversed(junctions[:-1]):
+        to_right = junction.transposed_times(to_right.T.contiguous()).T
+    return Windows(from_left, to_right, fan_in // k_left, fan_out // k_right)
+
+
+def _mean_fans(junction: Junction, op: str, name: str) -> tuple[int, int]:
     """Fan-in and fan-out, whole numbers: those of every neuron, or of the mean neuron of a random pattern."""
-    connections = int(adjacent.sum())
-    fans = []
-    for word, neurons in zip(("fan-in", "fan-out"), adjacent.shape):
-        whole = neurons > 0 and connections > 0 and connections % neurons == 0
-        _check(whole, name, f"of a whole mean {word} of at least 1", connections / max(1, neurons))
-        fans.append(connections // neurons)
+    connections, fans = junction.connections, []
+    for word, size in (("fan-in", junction.right), ("fan-out", junction.left)):
+        whole = size > 0 and connections > 0 and connections % size == 0
+        check(whole, op, name, f"of a whole mean {word} of at least 1", connections / max(1, size))
+        fans.append(connections // size)
     return fans[0], fans[1]
-
-
-def _in_a_line(size: int | tuple[int, ...]) -> int:
-    if isinstance(size, tuple):
-        _check(len(size) == 1, "sizes", "numbers of neurons, or shapes of one dimension", size)
-        return size[0]
-    return size
-
-
-def _check(condition: bool, arg: str, rule: str, got: object) -> None:
-    if not condition:
-        raise ValueError(f"scatter: {arg} must be {rule}; got {got}")

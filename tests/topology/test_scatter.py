@@ -8,7 +8,7 @@ from math import comb
 import pytest
 import torch
 
-from sparsekern.topology import adjacency, fan_in_table, regular_table, scatter, window_adjacency
+from sparsekern.topology import adjacency, fan_in_table, path_counts, regular_table, scatter, window_adjacency, window_ids, window_matrices
 from sparsekern.topology.scatter import junction_scatter
 
 # the (8, 4, 4) network of figures 4 and 6
@@ -92,11 +92,55 @@ def test_bad_patterns_score_low():
     assert scatter([blocks, blocks], [16, 16]).value == 0.25
 
 
+def test_two_and_three_dimensions():
+    """The four windows of a 4 x 4 image are its quadrants; of 16 neurons in a line, its rows."""
+    four = torch.tensor([[0, 2, 8, 10], [0, 1, 4, 5], [0, 4, 8, 12], [3, 6, 9, 12]])  # one per quadrant; one quadrant; half; diagonal
+    assert window_matrices([four], [(4, 4)])[0].left.tolist() == [[1, 1, 1, 1], [4, 0, 0, 0], [2, 0, 2, 0], [0, 2, 2, 0]]
+    assert window_matrices([four], [16])[0].left.tolist() == [[2, 0, 2, 0], [2, 2, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+    cube = torch.tensor([[0, 3, 4, 7], [0, 1, 2, 3]])  # [C, H, W] = [2, 2, 2]: 4 windows cut two of the three dimensions
+    got = window_matrices([cube], [(2, 2, 2), 2])[0]
+    assert got.left.shape == (2, 4) and got.left.sum(1).tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("sizes", [[64, 1024, 64], [(8, 8), (4, 16, 16), (8, 8)], [(8, 8), 1024]])
+def test_tables_matrices_and_the_definition_agree(sizes, monkeypatch):
+    """Window by window from the full product, from tables, from bool matrices, and as large tables are multiplied."""
+    tables = morse(5)
+    matrices = [adjacency(tables[0], 64).bool(), adjacency(tables[1], 1024).bool()]
+    got = window_matrices(tables, sizes)
+    layers = [*sizes, 64][:3]
+    for one, part, (left, right), fans in zip(
+        got, ([0], [1], [0, 1]), ((0, 1), (1, 2), (0, 2)), ((8, 128), (128, 8), (1024, 1024)), strict=True
+    ):
+        paths = path_counts([tables[i] for i in part], [sizes[i] for i in part])
+        for dim, layer, fan, counts, ideal in (
+            (1, layers[left], fans[0], one.left, one.ideal_left), (0, layers[right], fans[1], one.right, one.ideal_right)
+        ):  # fmt: skip
+            k = counts.shape[dim]
+            assert fan == k * ideal and torch.equal(counts.sum(dim), paths.sum(dim))
+            if isinstance(layer, int):
+                assert torch.equal(window_adjacency(paths, window_ids(layer, k), side="left" if dim else "right"), counts)
+    again = window_matrices(matrices, sizes)
+    assert all(torch.equal(a.left, b.left) and torch.equal(a.right, b.right) for a, b in zip(got, again))
+    monkeypatch.setattr("sparsekern.topology.junctions._DENSE", 0)
+    again = window_matrices(tables, sizes)
+    assert all(torch.equal(a.left, b.left) and torch.equal(a.right, b.right) for a, b in zip(got, again))
+    assert torch.equal(path_counts(tables, sizes), adjacency(tables[1], 1024) @ adjacency(tables[0], 64))
+
+
+def test_large_layers_need_no_matrix():
+    """A matrix of 10^5 x 10^5 would be 80 GB."""
+    size = 100_000
+    first = torch.arange(size * 4).reshape(size, 4) % size
+    got = scatter([first, first], [size, size])
+    assert len(got.vector) == 6 and got.vector[0] == 0.25 and got.names == ("S_1f", "S_1b", "S_2f", "S_2b", "S_f", "S_b")
+
+
 def test_bad_arguments():
     for sentence, junctions, sizes, options in [
         ("sizes must be given for index tables; got None", [FIRST], None, {}),
-        ("sizes must be one per junction, 2; got 1", [FIRST, SECOND], [8], {}),
-        ("sizes must be numbers of neurons, or shapes of one dimension; got (2, 4)", [FIRST], [(2, 4)], {}),
+        ("sizes must be one per junction, 2, or one per layer; got 1", [FIRST, SECOND], [8], {}),
+        ("sizes must be of 4 output neurons at its end; got (2, 4)", [FIRST], [8, (2, 4)], {}),
         ("junctions must be at least one; got none", [], None, {}),
         ("junctions[1] must be of 4 left neurons, the right ones of the junction before it; got 8", [FIRST, FIRST], [8, 8], {}),
         ("junctions[0] must be in [0, 7); got 7", [FIRST], [7], {}),

@@ -1,0 +1,65 @@
+"""Tables made of others: blocks and panels spelt out element by element, and groups that do not mix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def expand_blocks(table: Tensor, block_size: int | tuple[int, int]) -> Tensor:
+    """Spell out a table of blocks element by element, for the tools that look at single neurons.
+
+    Args:
+        table: ``[OB, F]`` integers, the input blocks of each output block, from any generator.
+        block_size: ``(BO, BI)``, or one number for both; ``(V, 1)`` is a panel: ``V`` outputs share their inputs.
+
+    Returns:
+        ``[OB*BO, F*BI]`` int32, increasing where ``table`` is.
+
+    Example:
+        >>> expand_blocks(torch.tensor([[0, 2]]), (2, 2)).tolist()
+        [[0, 1, 4, 5], [0, 1, 4, 5]]
+    """
+    rows, columns = (block_size, block_size) if isinstance(block_size, int) else block_size
+    if rows < 1 or columns < 1:
+        raise ValueError(f"expand_blocks: block_size must be at least 1; got {block_size}")
+    inside = torch.arange(columns, dtype=torch.int32, device=table.device)
+    elements = (table.int()[:, :, None] * columns + inside).flatten(1)  # [OB, F*BI]
+    return elements.repeat_interleave(rows, dim=0)
+
+
+def grouped_table(in_blocks: int, out_blocks: int, groups: int) -> Tensor:
+    """Groups that do not mix: outputs of group ``g`` read all inputs of group ``g``, as a grouped convolution's channels do.
+
+    Returns:
+        ``[OB, IB/groups]`` int32.
+
+    Raises:
+        ValueError: ``grouped_table: groups must divide in_blocks and out_blocks, 64 and 10; got 4``
+
+    Example:
+        >>> grouped_table(4, 2, 2).tolist()
+        [[0, 1], [2, 3]]
+    """
+    if groups < 1 or in_blocks % groups or out_blocks % groups:
+        raise ValueError(f"grouped_table: groups must divide in_blocks and out_blocks, {in_blocks} and {out_blocks}; got {groups}")
+    inputs = torch.arange(in_blocks, dtype=torch.int32, device="cpu").reshape(groups, -1)
+    return inputs.repeat_interleave(out_blocks // groups, dim=0)
+
+
+def local_table(in_blocks: int, out_blocks: int, fan_in: int) -> Tensor:
+    """Every output reads ``fan_in`` inputs that lie side by side: the worst forward scatter of its fan-in.
+
+    The inputs are dealt round and round, so that each feeds the same number of outputs where that is a whole number.
+
+    Returns:
+        ``[OB, fan_in]`` int32, strictly increasing in each row.
+
+    Example:
+        >>> local_table(6, 3, 4).tolist()
+        [[0, 1, 2, 3], [0, 1, 4, 5], [2, 3, 4, 5]]
+    """
+    if not 1 <= fan_in <= in_blocks:
+        raise ValueError(f"local_table: fan_in must be in [1, {in_blocks}]; got {fan_in}")
+    dealt = torch.arange(out_blocks * fan_in, device="cpu").reshape(out_blocks, fan_in) % in_blocks
+    return dealt.sort(dim=1).values.int()

@@ -1,0 +1,49 @@
+"""Fixed fan-in, with or without fixed fan-out, in time and memory of the connections alone: for layers of very many inputs and outputs.
+
+The usual draws give every possible connection a random number, ``OB * IB`` of them. These give one to each real connection, and draw
+again where a connection came twice.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sparsekern.topology.draw import uniform
+from sparsekern.topology.swap import has_duplicates, separate
+
+_POSSIBLE = 1 << 28  # possible connections from which on ...
+_SPARSE = 32  # ... tables of at most one in so many are drawn here
+
+
+def is_huge(in_blocks: int, out_blocks: int, fan_in: int) -> bool:
+    """Whether a table is drawn here. It depends on the sizes alone, so a seed means the same table everywhere."""
+    return in_blocks * out_blocks > _POSSIBLE and fan_in * _SPARSE <= in_blocks
+
+
+def huge_fan_in_table(in_blocks: int, out_blocks: int, fan_in: int, draw: torch.Generator | None) -> np.ndarray:
+    """``[OB, fan_in]`` int32, increasing: every set of inputs is equally likely in each row, since no input is special."""
+    table = np.floor(uniform((out_blocks, fan_in), draw) * in_blocks).astype(np.int32)
+    table.sort(axis=1)
+    rows = np.arange(out_blocks)
+    while True:
+        rows = rows[has_duplicates(table[rows])]
+        if rows.size == 0:
+            return table
+        some = table[rows]
+        again = np.zeros(some.shape, dtype=bool)
+        again[:, 1:] = some[:, 1:] == some[:, :-1]
+        some[again] = np.floor(uniform(int(again.sum()), draw) * in_blocks).astype(np.int32)
+        some.sort(axis=1)
+        table[rows] = some
+
+
+def huge_regular_table(in_blocks: int, out_blocks: int, fan_in: int, draw: torch.Generator | None) -> np.ndarray:
+    """``[OB, fan_in]`` int32, increasing; every input in ``fan_out`` rows: a shuffled deck of connections, dealt, repaired by swaps."""
+    connections = out_blocks * fan_in
+    deck = np.argsort(uniform(connections, draw), kind="stable")
+    deck //= connections // in_blocks
+    table = deck.astype(np.int32).reshape(out_blocks, fan_in)
+    separate(table, draw)
+    table.sort(axis=1)
+    return table
