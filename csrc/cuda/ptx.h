@@ -5,7 +5,7 @@
 #include "cuda/numbers.h"
 
 #define SK_UNROLL _Pragma("unroll")
-#define SK_DEVICE static __device__ __forceinline__
+#define SK_DEVICE __device__ __forceinline__
 
 namespace sk {
 
