@@ -69,18 +69,24 @@ struct TileKernels {
   void (*prepare)(const Bf16Matrix& m, int64_t tile_depth, bool pairs, int64_t columns, uint16_t* out, int64_t begin, int64_t end);
   // Output blocks [begin, end) for all row groups of x; x is `pairs` where the weight is natural, else `rows`. `columns`: rows of x in a tile.
   void (*blocks)(const Bf16Blocks& w, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end);
-  // Output rows of panels [begin, end), 32 rows each: weights are expanded tile by tile. A natural weight is the left factor, and x
-  // `pairs`, or its tiles are `transposed` too, and x is `rows`, as for a packed weight.
-  void (*expanded)(const Bf16Rows& w, bool transposed, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end);
   // Kept blocks [begin, end) of a forward table: grad_weight[e] [rows][depth] = grad^T x, summed over the rows of x. grad^T is `rows`
   // and x^T `pairs`, both with k_tiles tiles of kTileDepth along the rows of x.
   void (*blocks_grad_weight)(const Bf16Blocks& w, int64_t fan_in, const Tiles& grad, const Tiles& x, int64_t k_tiles, uint16_t* grad_weight,
                              int64_t begin, int64_t end);
 };
+
+// Unstructured weights (amx_rows.cpp).
+struct RowKernels {
+  // Output rows of panels [begin, end), 32 rows each: weights are expanded tile by tile. A natural weight is the left factor, and x
+  // `pairs`, or its tiles are `transposed` too, and x is `rows`, as for a packed weight.
+  void (*expanded)(const Bf16Rows& w, bool transposed, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end);
+};
+
 #ifdef SK_HAVE_amx
 namespace amx {
 extern const TileKernels tile_kernels;
-}
+extern const RowKernels row_kernels;
+}  // namespace amx
 #endif
 
 }  // namespace sk

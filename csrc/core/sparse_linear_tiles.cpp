@@ -10,8 +10,10 @@ namespace sk {
 
 #ifdef SK_HAVE_amx
 static const TileKernels& tiles() { return amx::tile_kernels; }
+static const RowKernels& rows() { return amx::row_kernels; }
 #else
 static const TileKernels& tiles() { std::abort(); }  // sparse_linear_tiles() said no
+static const RowKernels& rows() { std::abort(); }
 #endif
 
 namespace {
@@ -81,7 +83,7 @@ void blocks_on_tiles(Bf16Blocks w, int64_t count, const Bf16Matrix& x, const Bf1
 void rows_on_tiles(const Bf16Rows& w, bool transposed, Bf16Matrix x, const Bf16Out& out, const Pool& pool) {
   x.overlap = x.depth > kTileDepth && x.depth % kTileDepth;
   by_chunk(x, kTileDepth, !w.ptr && !transposed, double(up(w.rows, 2 * kTile)), out, pool, [&](const Tiles& in, int64_t columns, const Bf16Out& y) {
-    parallel(pool, up(w.rows, 2 * kTile), 1, [&](int64_t begin, int64_t end) { tiles().expanded(w, transposed, in, columns, y, begin, end); });
+    parallel(pool, up(w.rows, 2 * kTile), 1, [&](int64_t begin, int64_t end) { rows().expanded(w, transposed, in, columns, y, begin, end); });
   });
 }
 

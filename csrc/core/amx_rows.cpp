@@ -1,0 +1,236 @@
+// sparse_linear in bf16 on matrix tiles, unstructured: weights are expanded, tile by tile, into a strip that stays in the first-level
+// cache while all rows of x pass by it. See sparse_linear_bf16.h for the words, amx_tiles.h for a tile's product.
+#include "core/amx_tiles.h"
+
+namespace sk::amx {
+namespace {
+
+SK_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+constexpr int64_t kStripTiles = 8;               // along K, at most: a strip of 2 x 8 tiles, 16 KB, and some of x fit into L1
+constexpr int64_t kTileValues = 512;             // bf16 in a tile
+constexpr int64_t kStripStep = 2 * kTileValues;  // from one K tile of a strip to the next; two tiles, 32 outputs, lie in between
+constexpr int64_t kMostGroupPairs = 16;          // of rows of x, in one call
+
+SK_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+// The weights of the set bits, in order, with zeros between them.
+SK_INLINE void expand(uint32_t mask, const uint16_t*& from, uint16_t* to) {
+  _mm512_store_si512(to, _mm512_maskz_expandloadu_epi16(mask, from));
+  from += __builtin_popcount(mask);
+}
+
+// The weights of 32 outputs after 32 outputs, each strip of them once and in order.
+//
+// Packed: two streams of tiles. A tile is expanded where the last user of the one before it has just left, so that the vector unit
+// expands while the tiles multiply.
+class PackedStrips {
+ public:
+  PackedStrips(const Bf16Rows& w, int64_t panel, int64_t end, uint16_t* strip) : w_(w), panel_(panel), end_(end), strip_(strip) {
+    next_panel();
+    for (int64_t k = 0; k < smaller(kStripTiles, w.k_tiles); ++k, next()) SK_UNROLL for (int q = 0; q < 4; ++q) quarter(k, q);
+  }
+  static constexpr bool kInPlace = true;
+  // Of K tile k of the strip to come the quarter q, 0..3: 4 pairs of inputs.
+  SK_INLINE void quarter(int64_t k, int q) {
+    constexpr int64_t kFar = 512;  // bytes: half a tile without zeros
+    SK_UNROLL for (int h = 0; h < 2; ++h) {
+      prefetch(reinterpret_cast<const char*>(from_[h]) + kFar);
+      prefetch(reinterpret_cast<const char*>(from_[h]) + kFar + 64);
+      uint16_t* to = strip_ + k * kStripStep + h * kTileValues;
+      SK_UNROLL for (int i = 4 * q; i < 4 * q + 4; ++i) expand(mask_[h][i], from_[h], to + i * kTileDepth);
+    }
+  }
+  SK_INLINE void next() {
+    mask_[0] += kTile, mask_[1] += kTile;
+    if (--left_ == 0) ++panel_, next_panel();
+  }
+  void begin(int64_t, int64_t, int64_t) {}
+
+ private:
+  void next_panel() {
+    left_ = w_.k_tiles;
+    for (int64_t h = 0; h < 2; ++h) {  // outputs that do not exist are the last ones again, and nobody's; so is what follows the last panel
+      const int64_t tile = smaller(2 * smaller(panel_, end_ - 1) + h, (w_.rows - 1) / kTile);
+      from_[h] = w_.weight + w_.ptr[tile], mask_[h] = w_.mask + tile * w_.k_tiles * kTile;
+    }
+  }
+
+  const Bf16Rows& w_;
+  int64_t panel_, end_, left_ = 0;
+  uint16_t* strip_;
+  const uint16_t* from_[2];
+  const uint32_t* mask_[2];
+};
+
+// Natural: every output has a row of its own. Transposed: into pairs of inputs x 16 outputs, in place.
+template <bool Transposed>
+class NaturalStrips {
+ public:
+  static constexpr bool kInPlace = false;
+  NaturalStrips(const Bf16Rows& w, int64_t, int64_t, uint16_t* strip) : w_(w), strip_(strip) {}
+
+  // K tiles [k0, k0 + count) of a panel.
+  SK_INLINE void begin(int64_t panel, int64_t k0, int64_t count) {
+    for (int64_t i = 0; i < 2 * kTile; ++i) {
+      const int64_t row = smaller(panel * 2 * kTile + i, w_.rows - 1);  // an output that does not exist is the last one again, and nobody's
+      if (k0 == 0) from_[i] = w_.weight + row * w_.fan_in;
+      const uint32_t* mask = w_.mask + row * w_.k_tiles + k0;
+      const uint16_t* from = from_[i];
+      uint16_t* to = strip_ + i * kTileDepth;
+      if (count == kStripTiles) {
+        SK_UNROLL for (int k = 0; k < kStripTiles; ++k) expand(mask[k], from, to + k * kStripStep);
+      } else {
+        for (int64_t k = 0; k < count; ++k) expand(mask[k], from, to + k * kStripStep);
+      }
+      from_[i] = from;
+      prefetch(from + 8), prefetch(from + 40), prefetch(from + 72);
+    }
+    if (Transposed) transpose_strip(2 * count);
+  }
+  void quarter(int64_t, int) {}
+  void next() {}
+
+ private:
+  void transpose_strip(int64_t tiles) {
+    for (int64_t k = 0; k < tiles; ++k) {
+      float* at = reinterpret_cast<float*>(strip_ + k * kTileValues);
+      vf t[W];
+      SK_UNROLL for (int i = 0; i < W; ++i) t[i] = load(at + i * W);
+      transpose(t);
+      SK_UNROLL for (int i = 0; i < W; ++i) store(at + i * W, t[i]);
+    }
+  }
+
+  const Bf16Rows& w_;
+  uint16_t* strip_;
+  const uint16_t* from_[2 * kTile];
+};
+
+// ---- products
+
+// As multiply(), but the weight tiles are in registers before between() may write where they came from.
+template <bool WeightLeft, int R, int G, class F>
+SK_INLINE void multiply_and_leave(const char* w, int64_t w_next, int64_t w_stride, const char* x, int64_t x_next, int64_t x_stride,
+                                  const F& between) {
+  if constexpr (WeightLeft) {
+    _tile_loadd(4, w, w_stride);
+    if constexpr (R > 1) _tile_loadd(5, w + w_next, w_stride);
+    _tile_loadd(6, x, x_stride);
+    if constexpr (G > 1) _tile_loadd(7, x + x_next, x_stride);
+  } else {
+    _tile_loadd(6, w, w_stride);
+    if constexpr (R > 1) _tile_loadd(7, w + w_next, w_stride);
+    _tile_loadd(4, x, x_stride);
+    if constexpr (G > 1) _tile_loadd(5, x + x_next, x_stride);
+  }
+  written();
+  _tile_dpbf16ps(0, 4, 6);
+  between(0);
+  if constexpr (R > 1 && WeightLeft) _tile_dpbf16ps(2, 5, 6);
+  if constexpr (R > 1 && !WeightLeft) _tile_dpbf16ps(2, 4, 7);
+  between(1);
+  if constexpr (G > 1 && WeightLeft) _tile_dpbf16ps(1, 4, 7);
+  if constexpr (G > 1 && !WeightLeft) _tile_dpbf16ps(1, 5, 6);
+  between(2);
+  if constexpr (R > 1 && G > 1) _tile_dpbf16ps(3, 5, 7);
+  between(3);
+  written();
+}
+
+struct PanelWork {
+  const Tiles& x;
+  int64_t columns;
+  const Bf16Out& out;
+  int64_t o, outputs, groups;
+  float* sums;  // [pairs of groups][4][256]
+};
+
+// The finished sums of one or two row groups of x and one or two output tiles.
+template <bool WeightLeft>
+SK_INLINE void write_sums(const PanelWork& p, const float* sums, const Groups& at, int64_t groups) {
+  for (int64_t i = 0; i < groups; ++i, sums += 256) {
+    const int64_t n = at.n[i], count = smaller(kTile, p.out.count - n);
+    if (WeightLeft && p.columns == 1) {
+      for (int64_t r = 0; r * kTile < p.outputs; ++r) write_row(sums + 512 * r, p.out, p.o + r * kTile, smaller(kTile, p.outputs - r * kTile));
+    } else if (!WeightLeft && p.outputs == 2 * kTile && p.out.col == 1 && count == kTile) {
+      write_two(sums, p.out, p.o, n);
+    } else {
+      for (int64_t r = 0; r * kTile < p.outputs; ++r)
+        write<WeightLeft>(sums + 512 * r, p.out, p.o + r * kTile, smaller(kTile, p.outputs - r * kTile), n, count);
+    }
+  }
+}
+
+// K tiles [k0, k0 + count), at hand in the strip, times row groups g and g + 1 of x; the last of the row groups leave room for the
+// first `coming` tiles of the strip to come.
+template <bool WeightLeft, int R, int G, class Strips>
+SK_INLINE void multiply_strip(const PanelWork& p, const uint16_t* strip, int64_t k0, int64_t count, bool last, int64_t coming, Strips& strips,
+                              int64_t g) {
+  const bool stay = p.groups <= 2;  // the sums stay in the tiles
+  const int64_t stride = WeightLeft && p.columns == 1 ? 4 : 64;
+  const Groups at(p.x, g);
+  float* sums = p.sums + g / 2 * 1024;
+  if (k0 == 0)
+    clear<R, G>();
+  else if (!stay)
+    resume<R, G>(sums, stride);
+  written();
+  const char* w = reinterpret_cast<const char*>(strip);
+  int64_t k = 0;
+  if (Strips::kInPlace && g + G == p.groups)
+    for (; k < smaller(count, coming); ++k, w += kStripStep * 2) {
+      multiply_and_leave<WeightLeft, R, G>(w, kTileValues * 2, 64, p.x.at(at.n[0], k0 + k), at.next, p.x.stride,
+                                           [&](int q) { strips.quarter(k, q); });
+      strips.next();
+    }
+  for (; k < count; ++k, w += kStripStep * 2) multiply<WeightLeft, R, G>(w, kTileValues * 2, 64, p.x.at(at.n[0], k0 + k), at.next, p.x.stride);
+  if (last || !stay) keep<R, G>(sums, stride);
+  if (last) write_sums<WeightLeft>(p, sums, at, G);
+}
+
+template <bool WeightLeft, int R, class Strips>
+SK_INLINE void multiply_groups(const PanelWork& p, const uint16_t* strip, int64_t k0, int64_t count, bool last, int64_t coming, Strips& strips) {
+  int64_t g = 0;
+  for (; g + 2 <= p.groups; g += 2) multiply_strip<WeightLeft, R, 2>(p, strip, k0, count, last, coming, strips, g);
+  if (g < p.groups) multiply_strip<WeightLeft, R, 1>(p, strip, k0, count, last, coming, strips, g);
+  if (Strips::kInPlace)
+    for (int64_t k = count; k < coming; ++k, strips.next()) SK_UNROLL for (int q = 0; q < 4; ++q) strips.quarter(k, q);
+}
+
+template <bool WeightLeft, class Strips>
+SK_INLINE void all_panels(const Bf16Rows& w, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end) {
+  alignas(64) uint16_t strip[kStripTiles * kStripStep];
+  alignas(64) float sums[kMostGroupPairs * 1024];
+  const TileConfig config(WeightLeft ? kTile : columns, kTileDepth, WeightLeft ? columns : kTile);
+  Strips strips(w, begin, end, strip);
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const int64_t o = panel * 2 * kTile, outputs = smaller(2 * kTile, w.rows - o);
+    const PanelWork p{x, columns, out, o, outputs, (out.count + kTile - 1) / kTile, sums};
+    for (int64_t k0 = 0; k0 < w.k_tiles; k0 += kStripTiles) {
+      const int64_t count = smaller(kStripTiles, w.k_tiles - k0), left = w.k_tiles - k0 - count;
+      const int64_t coming = smaller(kStripTiles, left ? left : w.k_tiles);
+      strips.begin(panel, k0, count);
+      if (outputs > kTile)
+        multiply_groups<WeightLeft, 2>(p, strip, k0, count, left == 0, coming, strips);
+      else
+        multiply_groups<WeightLeft, 1>(p, strip, k0, count, left == 0, coming, strips);
+    }
+  }
+}
+
+void expanded(const Bf16Rows& w, bool transposed, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end) {
+  if (w.ptr)
+    all_panels<false, PackedStrips>(w, x, columns, out, begin, end);
+  else if (transposed)
+    all_panels<false, NaturalStrips<true>>(w, x, columns, out, begin, end);
+  else
+    all_panels<true, NaturalStrips<false>>(w, x, columns, out, begin, end);
+}
+
+}  // namespace
+
+extern const RowKernels row_kernels;
+const RowKernels row_kernels{expanded};
+
+}  // namespace sk::amx
