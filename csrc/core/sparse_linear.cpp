@@ -168,11 +168,17 @@ void expanded_product(int64_t N, const ExpandedRows& w, int64_t out_features, co
   });
 }
 
-void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* plan_data, const float* x, Strides x_s, const float* weight, const float* bias,
+void sparse_linear_fwd(const SparseLinearShape& sizes, const int32_t* plan_data, const float* x, Strides x_s, const float* weight, const float* bias,
                        float* y, Strides y_s, const Pool& pool) {
-  if (s.N == 0 || s.out() == 0) return;
+  if (sizes.N == 0 || sizes.out() == 0) return;
   const Plan plan(plan_data);
-  if (sparse_linear_plain_kernel(s, Product::forward) == LinearKernel::expanded)
+  SparseLinearShape s = sizes;
+  s.balanced = plan.balanced();
+  const LinearKernel kernel = sparse_linear_plain_kernel(s, Product::forward);
+  if (kernel == LinearKernel::balanced)
+    balanced_product(s.N, {plan.at(Plan::kBalancedRuns), plan.balanced_words(), weight, plan.at(Plan::kBalancedOrder), nullptr, 0, s.OB, s.F}, s.in(),
+                     x, x_s, bias, y, y_s, pool);
+  else if (kernel == LinearKernel::expanded)
     expanded_product(s.N, expanded_rows(s, plan, weight), s.out(), x, x_s, bias, y, y_s, pool);
   else if (is_condensed(s))
     condensed(s.N, plan.forward(), {plan.at(Plan::kPanels)}, x, x_s, s.in(), {weight}, bias, y, y_s, s.out(), pool);

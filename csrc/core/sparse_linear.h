@@ -15,6 +15,7 @@ struct SparseLinearShape {
   int64_t N;              // rows of x
   int64_t OB, F, BO, BI;  // output blocks, fan-in in blocks, block size
   int64_t IB;             // input blocks
+  bool balanced = false;  // condensed, and every output has equally many inputs in each window of 32 (what a plan or a pack found)
   int64_t in() const { return IB * BI; }
   int64_t out() const { return OB * BO; }
   int64_t kept() const { return OB * F * BO * BI; }  // stored weights
@@ -33,6 +34,7 @@ enum class LinearKernel : int {
   expanded_amx = 6,   // bf16: unstructured rows expanded, strip by strip, into matrix tiles
   expanded = 7,       // few rows, many connections: rows of the weight expanded in registers, x loaded as it lies
   dense_rows = 8,     // the same, packed: the zeros are kept
+  balanced = 9,       // few rows, window-balanced: permutes of two registers of x in place of gathers
 };
 enum class LinearType : int { fp32 = 0, fp16 = 1, bf16 = 2 };
 
@@ -57,6 +59,8 @@ struct PlanError {
 SK_API PlanError sparse_linear_plan(const SparseLinearShape& s, const int32_t* index, std::vector<int32_t>& plan);
 // O(1): is this array a plan made for these sizes?
 SK_API bool sparse_linear_plan_fits(const SparseLinearShape& s, const int32_t* plan, int64_t length);
+// Is the table window-balanced (and is there a processor to use it)?
+SK_API bool sparse_linear_plan_balanced(const int32_t* plan);
 
 // ---- fp32 products. x_stride and y_stride are (row, column) strides in floats: (in, 1) natural, (1, N) feature-major.
 struct Strides {

@@ -192,9 +192,10 @@ void expanded_2(const ExpandedRows&, const float*, int64_t, const float*, float*
 void expanded_3(const ExpandedRows&, const float*, int64_t, const float*, float*, int64_t, int64_t, int64_t, int64_t);
 void expanded_4(const ExpandedRows&, const float*, int64_t, const float*, float*, int64_t, int64_t, int64_t, int64_t);
 void expand_to_dense(const ExpandedRows&, float*, int64_t, int64_t);
-#define SK_EXPANDED {expanded_1, expanded_2, expanded_3, expanded_4}, dense_rows, expand_to_dense
+void balanced(const BalancedRows&, const float*, int64_t, int64_t, const float*, float*, int64_t, int64_t, float*, int64_t, int64_t);
+#define SK_EXPANDED {expanded_1, expanded_2, expanded_3, expanded_4}, dense_rows, balanced, expand_to_dense
 #else
-#define SK_EXPANDED {nullptr, nullptr, nullptr, nullptr}, dense_rows, nullptr
+#define SK_EXPANDED {nullptr, nullptr, nullptr, nullptr}, dense_rows, nullptr, nullptr
 #endif
 void block_tile_1(const BlockWork&);
 void block_tile_2(const BlockWork&);

@@ -10,22 +10,26 @@ namespace sk {
 namespace {
 
 // per microsecond
-constexpr double kGathered = 5500;                             // connections, x in L1 or L2
-constexpr double kScattered = 900;                             // weights written into a dense matrix
-constexpr double kExpanded[] = {0, 800, 750, 680, 600};        // vectors of positions expanded for 1 to 4 rows of x
-constexpr double kDenseRows = 500;                             // vectors of positions for 8 rows of x
-constexpr double kSums = 650;                                  // vectors summed to one number
-constexpr double kExpandedToDense = 400;                       // vectors of positions written into a dense matrix
-constexpr double kMemory = 9000;                               // bytes of fresh memory zeroed or of activations transposed
-constexpr double kPanelFlops[] = {0, 45e3, 72e3, 80e3, 90e3};  // feature-major, by vectors of columns
-constexpr double kTileFlops = 115e3;                           // blocks
-constexpr double kSampledFlops = 45e3;                         // grad_weight
+constexpr double kGathered = 5500;                                      // connections, x in L1 or L2
+constexpr double kScattered = 900;                                      // weights written into a dense matrix
+constexpr double kExpanded[] = {0, 800, 750, 680, 600};                 // vectors of positions expanded for 1 to 4 rows of x
+constexpr double kDenseRows = 500;                                      // vectors of positions for 8 rows of x
+constexpr double kBalanced[] = {0, 1365, 840, 590, 520, 0, 0, 0, 300};  // vectors of 16 connections for 1, 2, 3, 4, 8 rows of x
+constexpr double kTurned = 720;                                         // vectors of a natural weight turned for them
+constexpr double kSums = 650;                                           // vectors summed to one number
+constexpr double kExpandedToDense = 400;                                // vectors of positions written into a dense matrix
+constexpr double kMemory = 9000;                                        // bytes of fresh memory zeroed or of activations transposed
+constexpr double kPanelFlops[] = {0, 45e3, 72e3, 80e3, 90e3};           // feature-major, by vectors of columns
+constexpr double kTileFlops = 115e3;                                    // blocks
+constexpr double kSampledFlops = 45e3;                                  // grad_weight
 // matrix tiles (AMX), per microsecond
 constexpr double kTileProducts = 85;    // 16 x 32 by 32 x 16, operands in L1 and L2
 constexpr double kTileTransposes = 37;  // of 16 x 32 values in registers, with their loads and stores
 constexpr double kExpandedTiles = 60;   // 16 x 32 positions from a mask; part of it hides behind products
 
 constexpr double kMasked = 600;  // connections made into bits
+
+constexpr int64_t kMostBalancedRows = 64;
 
 double dense_flops(int64_t N, bool half_precision) {  // F.linear, measured at 1, 8, 32, 64, 256 rows
   if (half_precision) return N <= 1 ? 11e3 : N <= 8 ? 80e3 : N <= 64 ? 500e3 : 1000e3;
@@ -34,6 +38,17 @@ double dense_flops(int64_t N, bool half_precision) {  // F.linear, measured at 1
 
 int64_t groups(int64_t n) { return (n + kTile - 1) / kTile; }
 
+// The balanced kernel, 8 rows of x at a time.
+double balanced_us(const SparseLinearShape& s, bool packed) {
+  const double vectors = double(groups(s.OB)) * s.F;
+  double each = packed ? 0.0 : 1 / kTurned;
+  for (int64_t left = s.N, here = 0; left > 0; left -= here) {
+    here = left >= 8 ? 8 : left >= 4 ? 4 : left;
+    each += 1 / kBalanced[here];
+  }
+  return vectors * each;
+}
+
 // Our fp32 kernels, conversions of half types included.
 double plain_us(const SparseLinearShape& s, Product product, LinearKernel kernel, bool half_precision) {
   const double kept = double(s.kept());
@@ -41,6 +56,8 @@ double plain_us(const SparseLinearShape& s, Product product, LinearKernel kernel
   double us = 2.0;
   if (kernel == LinearKernel::gather)
     us += s.N * kept / kGathered + s.N * s.OB / kSums;
+  else if (kernel == LinearKernel::balanced)
+    us += balanced_us(s, false);
   else if (kernel == LinearKernel::dense_rows)
     us += double(groups(s.OB)) * s.IB * ((s.N + 7) / 8) / kDenseRows;
   else if (kernel == LinearKernel::expanded)
@@ -82,9 +99,12 @@ double tiles_us(const SparseLinearShape& s, Product product, bool packed) {
 LinearKernel sparse_linear_plain_kernel(const SparseLinearShape& s, Product product) {
   const bool few = s.N <= 2;
   if (s.BO * s.BI > 1) return few && product == Product::forward ? LinearKernel::block_dot : LinearKernel::block_tile;
-  const LinearKernel kernel = few ? LinearKernel::gather : LinearKernel::feature_major;
-  if (product != Product::forward || !can_expand(s) || s.N > 16) return kernel;
-  return plain_us(s, product, LinearKernel::expanded, false) < plain_us(s, product, kernel, false) ? LinearKernel::expanded : kernel;
+  LinearKernel kernel = few ? LinearKernel::gather : LinearKernel::feature_major;
+  if (product != Product::forward) return kernel;
+  const auto faster = [&](LinearKernel other) { return plain_us(s, product, other, false) < plain_us(s, product, kernel, false); };
+  if (can_expand(s) && s.N <= 16 && faster(LinearKernel::expanded)) kernel = LinearKernel::expanded;
+  if (can_balance(s) && s.N <= kMostBalancedRows && faster(LinearKernel::balanced)) kernel = LinearKernel::balanced;
+  return kernel;
 }
 
 LinearChoice sparse_linear_choice(const SparseLinearShape& s, Product product, LinearType type, int threads) {
@@ -117,9 +137,14 @@ LinearKernel sparse_linear_packed_choice(const SparseLinearShape& s, LinearType 
     plain = can_expand(s) && s.N <= 4 && !cached ? LinearKernel::expanded : LinearKernel::dense_rows;
   }
   if (blocks) return tiles && tile_blocks(s) ? LinearKernel::block_amx : plain;
-  const double weight_conversion_us = double(s.kept()) / 4000;  // done when it was packed
-  const bool faster = tiles_us(s, Product::forward, true) < plain_us(s, Product::forward, plain, true) - weight_conversion_us;
-  return tiles && pack_rows(s) && faster ? LinearKernel::expanded_amx : plain;
+  const bool half_precision = type != LinearType::fp32;
+  const double weight_conversion_us = half_precision ? double(s.kept()) / 4000 : 0.0;  // done when it was packed
+  const auto us_of = [&](LinearKernel kernel) {
+    if (kernel != LinearKernel::balanced) return plain_us(s, Product::forward, kernel, half_precision) - weight_conversion_us;
+    return 2.0 + balanced_us(s, true) + (half_precision ? double(s.in() + s.out()) * s.N / 4000 : 0.0);
+  };
+  if (can_balance(s) && s.N <= kMostBalancedRows && us_of(LinearKernel::balanced) < us_of(plain)) plain = LinearKernel::balanced;
+  return tiles && pack_rows(s) && tiles_us(s, Product::forward, true) < us_of(plain) ? LinearKernel::expanded_amx : plain;
 }
 
 }  // namespace sk

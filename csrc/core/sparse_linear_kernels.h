@@ -37,6 +37,17 @@ struct DenseRows {
   int64_t rows, inputs;
 };
 
+// A condensed weight whose table is window-balanced (sparse_linear_balanced.h), for few rows of x.
+struct BalancedRows {
+  static constexpr int64_t kLanes = 16;
+  const int32_t* runs;     // BalancedPlan::runs
+  const uint32_t* words;   // BalancedPlan::words
+  const float* weight;     // in the order of the runs, [groups][fan_in][kLanes], zero behind the last row; or, with `order`, [rows][fan_in]
+  const int32_t* order;    // BalancedPlan::order, or null
+  const uint16_t* halves;  // null, or in place of `weight`: bf16, [groups][halves_step], pairs of connections of a step side by side
+  int64_t halves_step, rows, fan_in;
+};
+
 // A dense tile per kept block: out[r][:] += sum_e sum_k weight[e*area + r*row_step + k*k_step] * in[source[e]*depth + k][:]
 struct BlockWork {
   const int32_t* entries;  // [count][2]: input block, position of the weight block
@@ -88,6 +99,10 @@ struct SparseLinearKernels {
   // y[n][r] = bias[r] + sum over all inputs, `count` rows n, groups of outputs [begin, end)
   void (*dense_rows)(const DenseRows& d, const float* x, int64_t x_row, int64_t count, const float* bias, float* y, int64_t y_row, int64_t y_col,
                      int64_t begin, int64_t end);
+  // y[n][r] = bias[r] + sum over the connections of r, `count` rows n, groups of kLanes outputs [begin, end). `turned`: with b.order,
+  // [fan_in][kLanes] to work in. Inputs come in whole windows of 32, also where x has fewer. Null without AVX-512.
+  void (*balanced)(const BalancedRows& b, const float* x, int64_t x_row, int64_t count, const float* bias, float* y, int64_t y_row, int64_t y_col,
+                   float* turned, int64_t begin, int64_t end);
   // dense [rows][inputs], rows [begin, end)
   void (*expand_to_dense)(const ExpandedRows& w, float* dense, int64_t begin, int64_t end);
   // grad_weight[k] (+)= sum_n grad[n][r] * x[n][source[k]], few rows n

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/sparse_linear_balanced.h"
 #include "core/sparse_linear_drive.h"
 #include "core/sparse_linear_tiles.h"
 
@@ -37,6 +38,10 @@ struct Pack {
     kDenseRows,  // 0: none; else it stands for kRowsWeight
     kNatural,    // 0: none, as the next: rows to expand
     kMask,
+    kBalancedRuns,  // 0: none, as the next; then kRowsWeight and kRowsSource are in the order of the runs
+    kBalancedWords,
+    kBalancedHalves,  // 0: none
+    kHalvesStep,
     kHeader = 32
   };
   static constexpr int32_t kMagicValue = 0x534b5031, kVersionValue = 4;
@@ -73,8 +78,8 @@ class Writer {
   std::vector<int32_t>& pack_;
 };
 
-// Rows 16 at a time: [groups][fan_in][16] sources and weights; or, where most connections are kept, the weights with their zeros,
-// [groups][inputs][16].
+// Rows 16 at a time: [groups][fan_in][16] sources and weights, in the order of the runs if the table is balanced; or, where most connections are
+// kept, the weights with their zeros, [groups][inputs][16].
 void pack_rows_of_16(const SparseLinearShape& s, const Plan& plan, const float* weight, bool wide, Writer& out) {
   constexpr int64_t L = Interleaved::kLanes;
   static_assert(L == DenseRows::kLanes, "one order of rows");
@@ -82,17 +87,45 @@ void pack_rows_of_16(const SparseLinearShape& s, const Plan& plan, const float* 
   const int64_t groups = (s.OB + L - 1) / L;
   std::vector<int32_t> source(groups * s.F * L);
   std::vector<float> values(groups * (zeros ? s.IB : s.F) * L);
+  const int32_t* order = s.balanced && !zeros ? plan.at(Plan::kBalancedOrder) : nullptr;
   for (int64_t row = 0; row < s.OB; ++row)
     for (int64_t f = 0; f < s.F; ++f) {
       const int32_t i = plan.index(row * s.F + f);
-      source[(row / L * s.F + f) * L + row % L] = i;
-      values[(zeros ? row / L * s.IB + i : row / L * s.F + f) * L + row % L] = weight[row * s.F + f];
+      const int64_t place = (row / L * s.F + (order ? order[f] : f)) * L + row % L;
+      source[place] = i;
+      values[zeros ? (row / L * s.IB + i) * L + row % L : place] = weight[row * s.F + f];
     }
   out.weights(zeros ? Pack::kDenseRows : Pack::kRowsWeight, values);
   out.sources(Pack::kRowsSource, source, wide);
   if (!zeros || !plan.mask()) return;
   out.weights(Pack::kNatural, std::vector<float>(weight, weight + s.kept()));
   out.table(Pack::kMask, reinterpret_cast<const int32_t*>(plan.mask()), s.OB * mask_words(s));
+}
+
+// What a balanced table needs beside its rows of 16: runs and positions; bf16 weights, 16 rows at a time, in the order of the runs too.
+void pack_balanced(const SparseLinearShape& s, const Plan& plan, const uint16_t* bf16, Writer& out, int32_t& halves_step) {
+  constexpr int64_t L = BalancedRows::kLanes;
+  const int32_t *runs = plan.at(Plan::kBalancedRuns), *order = plan.at(Plan::kBalancedOrder);
+  const int64_t groups = (s.OB + L - 1) / L;
+  out.table(Pack::kBalancedRuns, runs, plan.data[Plan::kBalancedOrder] - plan.data[Plan::kBalancedRuns]);
+  out.table(Pack::kBalancedWords, plan.at(Plan::kBalancedWords), groups * runs[0] * L);
+  if (!bf16) return;
+  std::vector<int64_t> place;  // [F] of each connection in the order of the runs: steps begin with a pair of connections
+  int64_t at = 0;
+  const int32_t* run = runs + 2;
+  for (int32_t r = 0; r < runs[1]; ++r, run += 3 + run[1] * run[2])
+    for (int32_t step = 0; step < run[2]; ++step) {
+      for (int32_t k = 0; k < run[0] * run[1]; ++k) place.push_back(at + k);
+      at += (run[0] * run[1] + 1) / 2 * 2;
+    }
+  halves_step = int32_t(at * L);
+  std::vector<uint16_t> values(groups * halves_step);
+  for (int64_t row = 0; row < s.OB; ++row)
+    for (int64_t f = 0; f < s.F; ++f) {
+      const int64_t k = place[order[f]];
+      values[row / L * halves_step + (k / 2 * L + row % L) * 2 + k % 2] = bf16[row * s.F + f];
+    }
+  out.halves(Pack::kBalancedHalves, values);
 }
 
 // The plan's segments, with connections renumbered in the order in which they are visited.
@@ -174,8 +207,11 @@ void pack_blocks(const SparseLinearShape& s, const Plan& plan, const float* weig
 
 }  // namespace
 
-void sparse_linear_pack(const SparseLinearShape& s, const int32_t* plan_data, const float* weight, const uint16_t* bf16, std::vector<int32_t>& pack) {
+void sparse_linear_pack(const SparseLinearShape& sizes, const int32_t* plan_data, const float* weight, const uint16_t* bf16,
+                        std::vector<int32_t>& pack) {
   const Plan plan(plan_data);
+  SparseLinearShape s = sizes;
+  s.balanced = plan.balanced();
   pack.assign(Pack::kHeader, 0);
   pack[Pack::kMagic] = Pack::kMagicValue;
   pack[Pack::kVersion] = Pack::kVersionValue;
@@ -187,6 +223,9 @@ void sparse_linear_pack(const SparseLinearShape& s, const int32_t* plan_data, co
   } else {
     const bool wide = plan_data[Plan::kWide] != 0;
     pack_rows_of_16(s, plan, weight, wide, out);
+    int32_t halves_step = 0;
+    if (s.balanced && !packs_zeros(s)) pack_balanced(s, plan, bf16, out, halves_step);
+    pack[Pack::kHalvesStep] = halves_step;
     pack_panels(plan, weight, wide, out);
   }
   if (bf16 && pack_rows(s) && isa_supported(Isa::amx)) pack_row_tiles(s, plan, bf16, out);
@@ -198,13 +237,15 @@ SparseLinearShape sparse_linear_pack_shape(const int32_t* pack, int64_t length) 
   if (length < Pack::kHeader || pack[Pack::kMagic] != Pack::kMagicValue || pack[Pack::kVersion] != Pack::kVersionValue ||
       pack[Pack::kLength] != length)
     return {0, 0, 0, 0, 0, 0};
-  return {0, pack[Pack::kOB], pack[Pack::kF], pack[Pack::kBO], pack[Pack::kBI], pack[Pack::kIB]};
+  return {0, pack[Pack::kOB], pack[Pack::kF], pack[Pack::kBO], pack[Pack::kBI], pack[Pack::kIB], pack[Pack::kBalancedRuns] != 0};
 }
 
-void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* pack_data, const float* x, Strides x_s, const float* bias, float* y,
+void sparse_linear_packed_fwd(const SparseLinearShape& sizes, const int32_t* pack_data, const float* x, Strides x_s, const float* bias, float* y,
                               Strides y_s, const Pool& pool) {
-  if (s.N == 0 || s.out() == 0) return;
+  if (sizes.N == 0 || sizes.out() == 0) return;
   const Pack pack{pack_data};
+  SparseLinearShape s = sizes;
+  s.balanced = pack_data[Pack::kBalancedRuns] != 0;
   const bool wide = pack_data[Pack::kWide] != 0;
   if (s.BO * s.BI > 1) {
     const int32_t *ptr = pack.at(Pack::kPtr), *entries = pack.at(Pack::kEntries);
@@ -214,6 +255,13 @@ void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* pack_da
     return;
   }
   const LinearKernel kernel = sparse_linear_packed_choice(s, LinearType::fp32);
+  if (kernel == LinearKernel::balanced) {
+    const uint16_t* halves = pack_data[Pack::kBalancedHalves] ? pack.halves(Pack::kBalancedHalves) : nullptr;
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(pack.at(Pack::kBalancedWords));
+    return balanced_product(
+        s.N, {pack.at(Pack::kBalancedRuns), words, pack.floats(Pack::kRowsWeight), nullptr, halves, pack_data[Pack::kHalvesStep], s.OB, s.F}, s.in(),
+        x, x_s, bias, y, y_s, pool);
+  }
   if (kernel == LinearKernel::expanded && pack_data[Pack::kMask]) {
     const uint32_t* mask = reinterpret_cast<const uint32_t*>(pack.at(Pack::kMask));
     return expanded_product(s.N, {mask, mask_words(s), s.in(), pack.floats(Pack::kNatural), s.F}, s.OB, x, x_s, bias, y, y_s, pool);

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/sparse_linear_balanced.h"
 #include "core/sparse_linear_columns.h"
 
 namespace sk {
@@ -131,6 +132,15 @@ PlanError sparse_linear_plan(const SparseLinearShape& s, const int32_t* index, s
       plan.resize(at + s.OB * mask_words(s));
       fill_mask(s, [&](int64_t k) { return index[k]; }, 0, s.OB, reinterpret_cast<uint32_t*>(plan.data() + at));
     }
+    if (isa_supported(Isa::avx512) && is_balanced(s.OB, s.F, s.IB, index)) {
+      const BalancedPlan balanced = balanced_plan(s.OB, s.F, s.IB, index);
+      begin_section(plan, Plan::kBalancedRuns);
+      plan.insert(plan.end(), balanced.runs.begin(), balanced.runs.end());
+      begin_section(plan, Plan::kBalancedOrder);
+      plan.insert(plan.end(), balanced.order.begin(), balanced.order.end());
+      begin_section(plan, Plan::kBalancedWords);
+      plan.insert(plan.end(), balanced.words.begin(), balanced.words.end());
+    }
   } else {
     begin_section(plan, Plan::kEntries);
     for (int64_t k = 0; k < kept; ++k) plan.insert(plan.end(), {index[k], int32_t(k)});
@@ -146,5 +156,7 @@ bool sparse_linear_plan_fits(const SparseLinearShape& s, const int32_t* plan, in
          plan[Plan::kOB] == s.OB && plan[Plan::kF] == s.F && plan[Plan::kBO] == s.BO && plan[Plan::kBI] == s.BI && plan[Plan::kIB] == s.IB &&
          plan[Plan::kLength] == length;
 }
+
+bool sparse_linear_plan_balanced(const int32_t* plan) { return Plan(plan).balanced(); }
 
 }  // namespace sk

@@ -28,7 +28,10 @@ struct SparseLinearPlan {
     kPanelsT,
     kEntries,
     kEntriesT,
-    kMask,  // 0: none
+    kMask,          // 0: none
+    kBalancedRuns,  // 0: none, as the next two: see sparse_linear_balanced.h
+    kBalancedOrder,
+    kBalancedWords,
     kHeader = 24
   };
   static constexpr int32_t kMagicValue = 0x534b4c31, kVersionValue = 3;
@@ -42,6 +45,8 @@ struct SparseLinearPlan {
   Connections transposed() const { return {at(kPtrT), at(kSourceT), data[kWide] != 0, kept()}; }  // rows: inputs
   const void* rank_t() const { return at(kRankT); }  // [kept] like the sources: the place of a transposed connection in its row of the weight
   const uint32_t* mask() const { return data[kMask] ? reinterpret_cast<const uint32_t*>(at(kMask)) : nullptr; }  // [rows][mask_words]
+  bool balanced() const { return data[kBalancedRuns] != 0; }
+  const uint32_t* balanced_words() const { return reinterpret_cast<const uint32_t*>(at(kBalancedWords)); }
   int32_t index(int64_t k) const { return data[kWide] ? at(kSource)[k] : reinterpret_cast<const uint16_t*>(at(kSource))[k]; }
 };
 
@@ -65,7 +70,8 @@ inline bool has_mask(const SparseLinearShape& s) {
 
 // Packs keep the zeros of such weights for few rows of x: 4 bytes a position, where the connections would take 6 to 8 each.
 constexpr int64_t kMostDenseRows = 16;
-inline bool packs_zeros(const SparseLinearShape& s) { return s.BO * s.BI == 1 && s.F * 3 >= s.IB; }
+inline bool packs_zeros(const SparseLinearShape& s) { return s.BO * s.BI == 1 && s.F * 3 >= s.IB && !(s.balanced && s.F * 4 < s.IB * 3); }
 inline bool can_expand(const SparseLinearShape& s) { return has_mask(s) && has_avx512(); }
+inline bool can_balance(const SparseLinearShape& s) { return s.balanced && has_avx512(); }
 
 }  // namespace sk

@@ -113,6 +113,7 @@ Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<
                   "sparse_linear: bias");
   const PlanHolder p(s, index, plan);
   const Pool threads = pool();
+  s.balanced = sparse_linear_plan_balanced(p.data);
   Tensor out = output_like(x, in.feature_major, s.out());
   const Path path = path_of(s, Product::forward, x, threads);
   if (path == Path::dense) {
@@ -222,8 +223,8 @@ Tensor plan_sparse_linear(const Tensor& index, int64_t in_features, int64_t bloc
 
 // [kernel code, estimate of ours in us, estimate of dense in us]; product 3: forward of a packed weight, no estimates
 Tensor choose_sparse_linear(const Tensor& like, int64_t N, int64_t in_features, int64_t OB, int64_t F, int64_t BO, int64_t BI, int64_t product,
-                            int64_t type) {
-  const SparseLinearShape s{N, OB, F, BO, BI, in_features / BI};
+                            int64_t type, bool balanced) {
+  const SparseLinearShape s{N, OB, F, BO, BI, in_features / BI, balanced};
   const LinearType t = LinearType(type);
   const bool packed = product == 3;
   const LinearChoice c = packed ? LinearChoice{sparse_linear_packed_choice(s, t), 0.0, 0.0}

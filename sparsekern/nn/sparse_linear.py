@@ -18,10 +18,12 @@ from sparsekern.ops.sparse_linear import (
     explain_sparse_linear,
     kept_weight,
     plan_sparse_linear,
+    planned_balanced,
     sparse_linear,
 )
+from sparsekern.ops.sparse_linear_packed import packed_balanced
 
-TOPOLOGIES = {"random": topologies.fan_in_table, "regular": topologies.regular_table}
+TOPOLOGIES = {"random": topologies.fan_in_table, "regular": topologies.regular_table, "balanced": topologies.balanced_table}
 
 
 def _check(condition: bool, arg: str, rule: str, got: Any) -> None:
@@ -40,6 +42,15 @@ def _fan_in_of(fan_out: int, in_features: int, out_features: int, step: int) -> 
     return fan_in
 
 
+def _strongest(strength: Tensor, fan_in: int, balanced: bool) -> Tensor:
+    """``[OB, fan_in]`` int32: the largest of each row of ``strength [OB, IB]``; balanced: of each window, as many as it gets."""
+    if not balanced:
+        return strength.topk(fan_in, dim=1).indices.sort(dim=1).values.int()
+    counts = topologies.balanced_counts(strength.shape[1], fan_in)
+    kept = [window.topk(count, dim=1).indices for window, count in zip(strength.split(32, dim=1), counts)]
+    return torch.cat([32 * i + k.sort(dim=1).values for i, k in enumerate(kept)], dim=1).int()
+
+
 class SparseLinear(PlannedModule):
     """``nn.Linear`` with a fixed fan-in: only the kept weights exist, in memory, in gradients and in optimisers.
 
@@ -53,8 +64,10 @@ class SparseLinear(PlannedModule):
         fan_out: kept outputs per input, in elements; the fan-in is then ``in_features * fan_out / out_features``, which must be whole.
         block_size: an int or ``(BO, BI)``: connections come in blocks of ``BO`` outputs x ``BI`` inputs. 1 is unstructured,
             ``(V, 1)`` a panel (``V`` outputs share their inputs), ``(16, 16)`` and up block-sparse.
-        topology: ``"random"``: a fixed fan-in; ``"regular"``: a fixed fan-in and a fixed fan-out. Default: ``"regular"`` with
-            ``fan_out``, else ``"random"``.
+        topology: ``"random"``: a fixed fan-in; ``"regular"``: a fixed fan-in and a fixed fan-out; ``"balanced"``: a fixed fan-in,
+            spread so that every output reads equally many inputs in each window of 32 (see
+            :func:`~sparsekern.topology.balanced_counts`), which is fastest for few rows of input; only for ``block_size=1``.
+            Default: ``"regular"`` with ``fan_out``, else ``"random"``.
         seed: draws the same topology on every machine and leaves torch's generator alone; None draws from it.
         device, dtype: as in ``nn.Linear``.
 
@@ -69,7 +82,8 @@ class SparseLinear(PlannedModule):
     Raises:
         ValueError: ``SparseLinear: fan_in, density and fan_out must be given one without the others; got fan_in and density``;
             ``SparseLinear: fan_out must be at least 16, or some of the 1024 outputs are unconnected; got 8``;
-            ``SparseLinear: fan_out must be a multiple of 5, or fan_in = 64 * fan_out / 10 is not whole; got 3``
+            ``SparseLinear: fan_out must be a multiple of 5, or fan_in = 64 * fan_out / 10 is not whole; got 3``;
+            ``SparseLinear: block_size must be 1 with topology 'balanced'; got 16``
 
     Cost:
         ``2 * N * out_features * fan_in`` FLOPs; training memory O(kept weights).
@@ -111,6 +125,7 @@ class SparseLinear(PlannedModule):
         _check(fan_out is None or topology == "regular", "topology", "'regular' with fan_out", repr(topology))
         block_out, block_in = (block_size, block_size) if isinstance(block_size, int) else block_size
         _check(block_out > 0 and block_in > 0, "block_size", "at least 1", block_size)
+        _check(topology != "balanced" or block_out == block_in == 1, "block_size", "1 with topology 'balanced'", block_size)
         _check(in_features > 0 and in_features % block_in == 0, "in_features", f"a positive multiple of {block_in}", in_features)
         _check(out_features > 0 and out_features % block_out == 0, "out_features", f"a positive multiple of {block_out}", out_features)
         # in a regular topology only the multiples of a step give a whole fan-out
@@ -259,9 +274,9 @@ class SparseLinear(PlannedModule):
     def from_dense(cls, linear: nn.Linear, *, index: Tensor | None = None, **options: Any) -> SparseLinear:
         """A sparse layer from a dense one, with its weights at the kept connections.
 
-        Without ``index`` each output (block) keeps its inputs (blocks) of largest magnitude; in a regular topology, where an output
-        cannot choose alone, the drawn connections keep their weights. ``options`` as in the constructor (``density``, ``fan_in`` or
-        ``fan_out``, ``block_size``, ``topology``).
+        Without ``index`` each output (block) keeps its inputs (blocks) of largest magnitude, in a balanced topology those of each
+        window; in a regular topology, where an output cannot choose alone, the drawn connections keep their weights. ``options`` as in
+        the constructor (``density``, ``fan_in`` or ``fan_out``, ``block_size``, ``topology``).
 
         Example:
             >>> sparse = SparseLinear.from_dense(nn.Linear(64, 32), density=0.5)
@@ -280,7 +295,7 @@ class SparseLinear(PlannedModule):
                 block_out, block_in = layer.block_size
                 blocks = linear.weight.unflatten(1, (-1, block_in)).unflatten(0, (-1, block_out))  # [OB, BO, IB, BI]
                 strength = blocks.float().pow(2).sum((1, 3))
-                index = strength.topk(layer.index.shape[1], dim=1).indices.sort(dim=1).values.int()
+                index = _strongest(strength, layer.index.shape[1], layer.topology == "balanced")
             layer.set_topology(index, kept_weight(linear.weight, index, layer.block_size))
             if linear.bias is not None:
                 layer.bias.copy_(linear.bias)
@@ -321,11 +336,12 @@ class SparseLinear(PlannedModule):
             f"SparseLinear {self.in_features} -> {self.out_features}, {self.density:.1%} kept, {rows} {plural}, {dtype}, served by {who}"
         ]
         lines[0] = lines[0].replace("%", " %")
+        sizes = rows, self.in_features, self.index.shape, self.block_size, self.weight.dtype
         if who != "reference":
-            choices = explain_sparse_linear(rows, self.in_features, self.index.shape, self.block_size, self.weight.dtype)
+            choices = explain_sparse_linear(*sizes, planned_balanced(self._current_plan()))
             for door, c in choices.items():
                 lines.append(f"  {door:12s} {c['kernel']:14s} estimated {c['ours_us']:.0f} us sparse, {c['dense_us']:.0f} us dense")
         if self._packed is not None:
-            kernel = explain_packed(rows, self.in_features, self.index.shape, self.block_size, self.weight.dtype)
+            kernel = explain_packed(*sizes, packed_balanced(self._packed))
             lines = [lines[0], f"  packed       {kernel:14s} {self._packed.numel() * 4} bytes beside the weight; forward only"]
         return "\n".join(lines)

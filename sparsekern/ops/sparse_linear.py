@@ -218,6 +218,20 @@ def _sample(device, dtype, lead, in_blocks, out_blocks, fan_in, block=(1, 1), bi
     return dict(x=draw(*lead, in_blocks * block[1]), weight=draw(*shape), index=index, bias=draw(out_blocks * block[0]) if bias else None)
 
 
+def _balanced(sample: dict[str, Any]) -> dict[str, Any]:
+    """The same with a window-balanced table: every row takes the first row's count in each window of 32 inputs."""
+    x, index = sample["x"], sample["index"]
+    generator = torch.Generator().manual_seed(x.shape[-1])
+    first, rows = index[0].tolist(), []
+    for _ in range(len(index)):
+        row = []
+        for begin in range(0, x.shape[-1], 32):
+            size, count = min(32, x.shape[-1] - begin), sum(begin <= i < begin + 32 for i in first)
+            row += sorted((begin + torch.randperm(size, generator=generator)[:count]).tolist())
+        rows.append(row)
+    return {**sample, "index": torch.tensor(rows, dtype=torch.int32).to(index.device)}
+
+
 def samples(device: torch.device, dtype: torch.dtype) -> list[d.Sample]:
     make = lambda *args, **kwargs: _sample(device, dtype, *args, **kwargs)  # noqa: E731
     good = {
@@ -241,9 +255,15 @@ def samples(device: torch.device, dtype: torch.dtype) -> list[d.Sample]:
         "most_kept_one_row": make((1,), 99, 50, 80),
         "most_kept_few_rows": make((7,), 70, 21, 60),
         "most_kept_narrow": make((3,), 20, 9, 17, bias=False),
+        "balanced_one_row": _balanced(make((1,), 200, 37, 21)),
+        "balanced_few_rows": _balanced(make((7,), 128, 50, 44, bias=False)),
+        "balanced_narrow": make((2, 2), 31, 20, 6),  # one window
+        "balanced_many_rows": _balanced(make((70,), 99, 18, 30)),
     }
     wide = make((18,), 12, 7, 4)
     good["sliced"] = {**wide, "x": make((18,), 25, 7, 4)["x"][:, 3:15]}
+    few = _balanced(make((3,), 70, 20, 15))
+    good["balanced_feature_major"] = {**few, "x": few["x"].t().contiguous().t()}
     good["feature_major"] = {**wide, "x": wide["x"].t().contiguous().t()}
     good["feature_major_wide"] = {**(big := make((128,), 12, 7, 4)), "x": big["x"].t().contiguous().t()}
     good["expanded"] = {**wide, "x": wide["x"][:1].expand(18, 12)}
@@ -341,7 +361,8 @@ OP.gradients = _gradients
 
 d.LIBRARY.define("plan_sparse_linear(Tensor index, int in_features, int block_out, int block_in) -> Tensor")
 d.LIBRARY.define(
-    "choose_sparse_linear(Tensor like, int N, int in_features, int OB, int F, int BO, int BI, int product, int type) -> Tensor"
+    "choose_sparse_linear(Tensor like, int N, int in_features, int OB, int F, int BO, int BI, int product, int type, "
+    "bool balanced) -> Tensor"
 )
 
 
@@ -360,7 +381,7 @@ def plan_sparse_linear(index: Tensor, in_features: int, block_size: tuple[int, i
 
     Cost:
         O(kept connections); about 12 bytes per connection, and on a processor with matrix tiles, where at least one connection in 32
-        is kept, a bit per position of the dense matrix.
+        is kept, a bit per position of the dense matrix; for a window-balanced table with AVX-512, 1 to 4 bytes more per connection.
     """
     d.check_tensor(NAME, "index", index)
     d.must(index.dtype == torch.int32 and index.dim() == 2, NAME, "index", "[OB, F] torch.int32", f"{list(index.shape)} {index.dtype}")
@@ -376,11 +397,22 @@ def plan_sparse_linear(index: Tensor, in_features: int, block_size: tuple[int, i
 
 
 # by the codes of core/sparse_linear.h
-KERNELS = ("gather", "feature-major", "block dot", "block tile", "dense", "block amx", "expanded amx", "expanded", "dense rows")
+KERNELS = ("gather", "feature-major", "block dot", "block tile", "dense", "block amx", "expanded amx", "expanded", "dense rows", "balanced")
 TYPES = {torch.float16: 1, torch.bfloat16: 2}
 
 
-def explain_sparse_linear(rows: int, in_features: int, index_shape, block_size, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+# a word of a plan's header (core/sparse_linear_plan.h), not 0 where the table is window-balanced
+_BALANCED = 19
+
+
+def planned_balanced(plan: Tensor | None) -> bool:
+    """Did the plan find that every output has equally many inputs in each window of 32, and a processor to use it?"""
+    return plan is not None and bool(plan[_BALANCED])
+
+
+def explain_sparse_linear(
+    rows: int, in_features: int, index_shape, block_size, dtype: torch.dtype, balanced: bool = False
+) -> dict[str, dict[str, Any]]:
     """Per product: which kernel serves ``rows`` rows, and the two estimates (microseconds) the choice was made by."""
     if not d.backends.has_kernels("cpu"):
         return {door: {"kernel": "reference"} for door in OP.products}
@@ -388,18 +420,20 @@ def explain_sparse_linear(rows: int, in_features: int, index_shape, block_size, 
     like = torch.empty(0, dtype=torch.float64)
     out = {}
     for code, door in enumerate(OP.products):
-        kernel, ours_us, dense_us = torch.ops.sparsekern.choose_sparse_linear(like, *sizes, code, TYPES.get(dtype, 0)).tolist()
+        kernel, ours_us, dense_us = torch.ops.sparsekern.choose_sparse_linear(like, *sizes, code, TYPES.get(dtype, 0), balanced).tolist()
         name = "plain fp64" if dtype == torch.float64 else KERNELS[int(kernel)]
         out[door] = {"kernel": name, "ours_us": round(ours_us, 1), "dense_us": round(dense_us, 1)}
     return out
 
 
-def explain_packed(rows: int, in_features: int, index_shape, block_size, dtype: torch.dtype) -> str:
+def explain_packed(rows: int, in_features: int, index_shape, block_size, dtype: torch.dtype, balanced: bool = False) -> str:
     """Which kernel serves ``rows`` rows on a weight packed in ``dtype``."""
     if not d.backends.has_kernels("cpu"):
         return "reference"
     sizes, packed = (rows, in_features, *index_shape, *block_size), 3
-    kernel = torch.ops.sparsekern.choose_sparse_linear(torch.empty(0, dtype=torch.float64), *sizes, packed, TYPES.get(dtype, 0))[0]
+    kernel = torch.ops.sparsekern.choose_sparse_linear(torch.empty(0, dtype=torch.float64), *sizes, packed, TYPES.get(dtype, 0), balanced)[
+        0
+    ]
     return KERNELS[int(kernel)]
 
 

@@ -19,8 +19,8 @@ from sparsekern.ops.sparse_linear import _laid_out_like, _rows, _rows_like, chec
 NAME = "sparse_linear_packed"
 
 # words of the header (core/sparse_linear_pack.cpp)
-_MAGIC, _SIZES, _LENGTH, _WIDE, _ROWS_WEIGHT, _ROWS_SOURCE, _WEIGHT, _ENTRIES, _DENSE_ROWS = (
-    0, slice(2, 7), 7, 8, 9, 10, 13, 15, 19,
+_MAGIC, _SIZES, _LENGTH, _WIDE, _ROWS_WEIGHT, _ROWS_SOURCE, _WEIGHT, _ENTRIES, _DENSE_ROWS, _BALANCED = (
+    0, slice(2, 7), 7, 8, 9, 10, 13, 15, 19, 22,
 )  # fmt: skip
 _MAGIC_VALUE, _LANES = 0x534B5031, 16
 
@@ -63,11 +63,16 @@ def unpack_sparse_linear(packed: Tensor) -> tuple[Tensor, Tensor]:
         return interleaved.reshape(groups, columns, _LANES).transpose(1, 2).reshape(-1, columns)[:ob]
 
     source = section(_ROWS_SOURCE, count) if int(packed[_WIDE]) else section(_ROWS_SOURCE, -(-count // 2)).view(torch.uint16)[:count].int()
-    index = rows(source)
+    index, order = rows(source).sort(dim=1)  # balanced packs hold the connections in another order
     if int(packed[_DENSE_ROWS]):  # with their zeros
         dense = rows(section(_DENSE_ROWS, groups * ib * _LANES).view(torch.float32), ib)
         return dense.gather(1, index.long()), index
-    return rows(section(_ROWS_WEIGHT, count).view(torch.float32)), index
+    return rows(section(_ROWS_WEIGHT, count).view(torch.float32)).gather(1, order), index
+
+
+def packed_balanced(packed: Tensor) -> bool:
+    """Is a window-balanced table packed for the kernel that uses it?"""
+    return bool(packed[_BALANCED])
 
 
 def reference(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int, kept: int) -> Tensor:
@@ -107,6 +112,7 @@ def pack_sparse_linear(weight: Tensor, index: Tensor, in_features: int) -> Tenso
     Returns:
         ``[*]`` int32 on the CPU: about 12 bytes per condensed weight, 8 per weight in blocks. With matrix tiles 2 more, and for
         condensed weights a bit per position of the dense matrix. From a third of all connections kept, 4 bytes per position too.
+        Window-balanced tables, with AVX-512: 1 to 4 bytes more per weight for their positions, and 2 for a bfloat16 weight.
 
     Raises:
         ValueError: ``sparse_linear_packed: weight must be float32, float16 or bfloat16 on a CPU with compiled kernels; got ...``

@@ -1,5 +1,6 @@
 """Which connections exist: index tables for the ops. Nothing here knows an op or a layer."""
 
+from sparsekern.topology.balanced import balanced_counts, balanced_table
 from sparsekern.topology.budget import DensityPlan, equal_budget_splits, plan_densities
 from sparsekern.topology.clash_free import clash_free_table
 from sparsekern.topology.conv_masks import conv_mask, mask_tables
@@ -18,6 +19,8 @@ __all__ = [
     "Scatter",
     "Windows",
     "adjacency",
+    "balanced_counts",
+    "balanced_table",
     "clash_free_table",
     "connected_units",
     "conv_mask",

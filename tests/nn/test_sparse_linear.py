@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sparsekern.nn import SparseLinear
+from sparsekern.ops import backends
 
 
 def bad(sentence, *args, **kwargs):
@@ -30,8 +31,11 @@ def test_bad_arguments():
     bad("in_features must be a positive multiple of 3; got 8", 8, 3, density=0.5, block_size=3)
     bad("out_features must be a positive multiple of 4; got 6", 8, 6, density=0.5, block_size=4)
     bad("block_size must be at least 1; got 0", 8, 4, density=0.5, block_size=0)
-    bad("topology must be one of ['random', 'regular']; got 'spiral'", 8, 4, density=0.5, topology="spiral")
+    bad("topology must be one of ['balanced', 'random', 'regular']; got 'spiral'", 8, 4, density=0.5, topology="spiral")
     bad("topology must be 'regular' with fan_out; got 'random'", 8, 4, fan_out=2, topology="random")
+    bad("topology must be 'regular' with fan_out; got 'balanced'", 8, 4, fan_out=2, topology="balanced")
+    bad("block_size must be 1 with topology 'balanced'; got 4", 8, 4, density=0.5, topology="balanced", block_size=4)
+    bad("fan_in must be a multiple of 1 in [1, 8]; got 9", 8, 4, fan_in=9, topology="balanced")
     bad("fan_out must be a whole number in [1, 4]; got 0", 8, 4, fan_out=0)
     bad("fan_out must be a whole number in [1, 4]; got 5", 8, 4, fan_out=5)
     bad("fan_out must be a whole number in [1, 4]; got 1.25", 8, 4, fan_out=1.25)
@@ -99,6 +103,58 @@ def test_fan_out_is_what_the_table_says():
     random = SparseLinear(24, 12, fan_in=5, seed=0)
     assert random.fan_out is None and "fan_out" not in repr(random) and SparseLinear(24, 12, fan_in=24).fan_out == 12
     assert SparseLinear(8, 4, fan_out=1, device="meta").to_empty(device="cpu").fan_out == 1  # nothing read from memory without values
+
+
+def windows(layer):
+    """[out, windows] kept weights in each window of 32 inputs."""
+    kept = (layer.weight_dense() != 0).int()
+    return torch.stack([window.sum(1) for window in kept.split(32, dim=1)], dim=1)
+
+
+def kernel(layer, rows):
+    """Which kernel explain() names for the forward product, or for a packed layer."""
+    return layer.explain(rows).splitlines()[1][15:29].strip()
+
+
+@torch.no_grad()
+def test_balanced():
+    layer = SparseLinear(100, 40, fan_in=13, topology="balanced", seed=1)
+    assert layer.fan_in == 13 and windows(layer).unique(dim=0).tolist() == [[4, 4, 4, 1]] and "fan_out" not in repr(layer)
+    assert SparseLinear(3072, 8, density=0.1, topology="balanced").fan_in == 307  # rounded once, and then exact
+    assert torch.equal(SparseLinear(100, 40, fan_in=13, topology="balanced", seed=1).index, layer.index)
+    for rows in (1, 3, 8, 100):
+        x = torch.randn(rows, 100)
+        want = layer.to_dense()(x)
+        torch.testing.assert_close(layer(x), want)
+        torch.testing.assert_close(layer.pack()(x), want)
+        layer.unpack()
+    meta = SparseLinear(100, 40, fan_in=13, topology="balanced", device="meta")
+    assert meta.weight.shape == layer.weight.shape and repr(meta) == repr(layer)
+
+
+def test_from_dense_balanced_keeps_the_largest_of_each_window():
+    dense = nn.Linear(70, 12)
+    layer = SparseLinear.from_dense(dense, fan_in=20, topology="balanced")
+    assert windows(layer).unique(dim=0).tolist() == [[9, 9, 2]]
+    size, kept = dense.weight.detach().abs(), layer.weight_dense() != 0
+    for window, keep in zip(size.split(32, dim=1), kept.split(32, dim=1)):
+        assert (window.masked_fill(~keep, 9.0).min(1).values > window.masked_fill(keep, 0.0).max(1).values).all()
+
+
+@torch.no_grad()
+@pytest.mark.skipif("cpu/avx512" not in backends.providers(), reason="the kernel needs AVX-512")
+def test_balance_is_found_in_any_table():
+    """What serves follows the table, not the name of the topology it was drawn from."""
+    balanced, random = (SparseLinear(640, 256, density=0.1, topology=name, seed=1) for name in ("balanced", "random"))
+    assert kernel(balanced, 1) == "balanced" and kernel(random, 1) == "gather"
+    assert kernel(balanced.pack(), 1) == "balanced" and kernel(random.pack(), 1) == "gather"
+    state = copy.deepcopy(balanced.unpack().state_dict())
+    balanced.load_state_dict(random.unpack().state_dict())
+    random.load_state_dict(state)
+    assert kernel(balanced, 1) == "gather" and kernel(random, 1) == "balanced"
+    assert kernel(random.pack(), 1) == "balanced"
+    x = torch.randn(1, 640)
+    torch.testing.assert_close(random(x), random.to_dense()(x))
 
 
 def test_from_dense_regular_keeps_the_drawn_connections():

@@ -153,7 +153,7 @@ def test_bad_input_gets_the_one_sentence(op, bad, provider):
         assert str(raised.value) == bad.sentence
 
 
-@pytest.mark.parametrize("op, name", [(op, name) for op, name in SAMPLES if op.gradients], ids=str)
+@pytest.mark.parametrize("op, name", [(op, name) for op, name in SAMPLES if op.gradients], ids=lambda v: getattr(v, "name", v))
 def test_gradients_in_one_call_are_those_of_the_products(op, name):
     inputs = next(s for s in op.samples(torch.device("cpu"), torch.float32) if s.name == name).inputs
     together, cotangent = value_and_gradients(op, inputs)
