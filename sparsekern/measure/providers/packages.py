@@ -61,6 +61,7 @@ def same_threads() -> None:
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return
-    libraries = {line.split()[-1] for line in maps.read_text().splitlines() if re.search(r"/lib(g|i)?omp[^/]*\.so[^/]*$", line)}
+    named = re.compile(r"/lib(gomp|iomp|omp)\d?(-[^/]*)?\.so[\d.]*$")
+    libraries = {line.split()[-1] for line in maps.read_text().splitlines() if named.search(line)}
     for path in libraries:
         ctypes.CDLL(path).omp_set_num_threads(torch.get_num_threads())
