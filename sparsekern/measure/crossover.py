@@ -208,7 +208,8 @@ def _draw(page: tuple[str, ...], found: list[Curve], file: Path) -> None:
     row = next(iter(next(iter(found[0].points.values())).values()))
     mode = "training step" if "fwd_bwd" in page else "forward"
     kind, dtype = page[:2]
-    title = f"SparseLinear, {kind} fan-in, {dtype}, {mode}, {row.cache} weights: times faster than F.linear (1× = dense)"
+    what = "blocks" if kind == "blocks" else f"{kind} fan-in"
+    title = f"SparseLinear, {what}, {dtype}, {mode}, {row.cache} weights: times faster than F.linear (1× = dense)"
     caption = f"{row.machine.get('cpu')}, {row.threads} thread{'s' * (row.threads > 1)}, torch {row.machine.get('torch')}"
     caption += f"; wins: more than {SAME_WITHIN:.0%} faster than every way of torch"
     wide = round(14 * size[0])  # characters in the figure's width
@@ -226,7 +227,7 @@ def _in_words(name: str, ratios: list[tuple[float, float]]) -> str:
         return ""
     density, densest = wins_below(ratios)
     lost = any(ratio <= WINS for at, ratio in ratios if at < density)
-    what = "nowhere" if density == 0 else f"up to {100 * density:.2g} %" if densest else f"below {100 * density:.2g} %"
+    what = "nowhere" if density == 0 else "at all densities timed" if densest else f"below {100 * density:.2g} %"
     return f"{LINES[name][0]}: wins {what}" + ", with gaps" * lost
 
 
