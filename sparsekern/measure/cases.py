@@ -230,11 +230,13 @@ def _balanced_cases() -> list[LinearCase]:
 
 
 def _odd_cases() -> list[LinearCase]:
-    """Off the grid: sizes that no vector divides, one output, a fan-in of one, and batches of 3, 17 and 1000."""
+    """Off the grid: sizes that no vector divides, one output, a fan-in of one, and batches of 3, 17 and 1000; and a layer so small that
+    its time is the call's, forward and training."""
     odd = [((1001, 333), 0.1, 1), ((1000, 300), 0.001, 1), ((500, 1), 0.1, 1), ((848, 400), 0.1, 16)]
     grid = [(shape, density, block, batch) for shape, density, block in odd for batch in (1, 3, 17, 1000)]
     grid += [(FEED_FORWARD[0], 0.1, 1, batch) for batch in (3, 17, 1000)]
-    return [_linear(shape, batch, density, block_size=block) for shape, density, block, batch in grid]
+    call = _linear((16, 16), 1, 0.25).with_(runs=(("fwd", "hot"), ("fwd_bwd", "hot")))
+    return [call, *(_linear(shape, batch, density, block_size=block) for shape, density, block, batch in grid)]
 
 
 def _bfloat16_cases() -> list[LinearCase]:

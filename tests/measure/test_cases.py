@@ -65,6 +65,7 @@ def test_linear_cases_cover_what_was_promised():
         for block in ("", "/block32"):
             assert ("fwd_bwd", "hot") in found[f"sparse_linear/3072-768/0.1{block}/n64/{dtype}/rows"].runs
             assert ("fwd", "cold") in found[f"sparse_linear/3072-768/0.1{block}/n1/{dtype}/rows"].runs
+    assert found["sparse_linear/16-16/0.25/n1/float32/rows"].runs == (("fwd", "hot"), ("fwd_bwd", "hot"))  # the call itself
     assert {case.block_size for case in found.values()} == {1, 16, 32, 64}
     assert all(case.runs[0] == ("fwd", "hot") for case in found.values())
     assert all(case.in_features % case.block_size == 0 and case.out_features % case.block_size == 0 for case in found.values())
