@@ -28,6 +28,7 @@ LINES = {
     "csr": ("torch CSR", "#b9b9b9", "-", 1.0),
     "mkl_ie_features": ("MKL sparse, free transposes", "#e8b06b", ":", 1.4),
     "mkl_ie": ("MKL sparse", "#d9822b", "-", 1.4),
+    "dense_bf16": ("dense in bfloat16", "#a99fd6", "-", 1.4),
     "dense_prepacked": ("dense prepacked", "#6a5fa8", "-", 1.4),
     "ours_packed": ("ours, packed", "#14533c", "--", 2.2),
     "ours": ("ours", "#2a9f74", "-", 2.2),
@@ -198,7 +199,7 @@ def _draw(page: tuple[str, ...], found: list[Curve], file: Path) -> None:
         axes.set_title(f"batch {curve.batch}" if at[0] == 0 else "", fontsize=9)
     for (layer, kind), row in zip(layers, grid):
         low, high = row[0].get_ylim()
-        low, high = min(low, 0.5), high * 1.9  # room for the words
+        low, high = min(max(low, 0.2), 0.5), high * 1.9  # what is far below dense is left out; room for the words
         for axes in row:
             axes.set_ylim(low, high)
             axes.axhspan(low, 1.0, color="#b5523b", alpha=0.07, linewidth=0)
