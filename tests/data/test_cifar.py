@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from sparsekern.data import cifar10_images
-from sparsekern.data.cifar import BATCHES, DEVIATION, FOLDER, MEAN
+from sparsekern.data.cifar import CIFAR10, DEVIATION, MEAN
+
+FOLDER = CIFAR10.folder
+BATCHES = [name for split in ("test", "train") for name in CIFAR10.splits[split]]
 
 
 def python2_pickle(data: np.ndarray, labels: list[int]) -> bytes:

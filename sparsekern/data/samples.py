@@ -1,0 +1,42 @@
+"""What every data set here is: inputs, labels, and how many classes there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A data set in memory; a map-style data set for ``torch.utils.data.DataLoader``, and two tensors for those who cut their own batches.
+
+    Example:
+        >>> data = Samples(torch.zeros(6, 64), torch.arange(6) % 3, classes=3)
+        >>> len(data), len(data.first_per_class(1)), data[5][1]
+        (6, 3, tensor(2))
+    """
+
+    x: Tensor  # [N, ...]: uint8 images [N, C, H, W] of a file, float32 of a generator
+    y: Tensor  # [N] int64, in [0, classes)
+    classes: int
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y):
+            raise ValueError(f"Samples: y must be one label per sample, {len(self.x)}; got {len(self.y)}")
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, i: int | slice | Tensor) -> tuple[Tensor, Tensor]:
+        return self.x[i], self.y[i]
+
+    def first_per_class(self, n: int) -> Samples:
+        """The first ``n`` samples of each class, in their order."""
+        order = self.y.argsort(stable=True)
+        counts = torch.bincount(self.y, minlength=self.classes)
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[self.y[order]]
+        keep = rank < n
+        return Samples(self.x[keep], self.y[keep], self.classes)
