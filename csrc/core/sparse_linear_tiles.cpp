@@ -48,9 +48,9 @@ size_t factor_bytes(int64_t count, int64_t depth) { return size_t(up(count, kTil
 
 // f(rows [n, n + count) of x as a factor, their part of y), a chunk at a time that stays in the second-level cache.
 template <class F>
-void by_chunk(const Bf16Matrix& x, int64_t tile_depth, bool pairs, double uses, const Bf16Out& out, const Pool& pool, const F& f) {
+void by_chunk(const Bf16Matrix& x, int64_t chunk, int64_t tile_depth, bool pairs, double uses, const Bf16Out& out, const Pool& pool, const F& f) {
   if (x.count == 0) return;
-  const int64_t chunk = chunk_rows(x.count, x.depth), columns = std::min(kTile, x.count);
+  const int64_t columns = std::min(kTile, x.count);
   const Scratch scratch(factor_bytes(std::min(chunk, x.count), x.depth));
   for (int64_t n = 0; n < x.count; n += chunk) {
     const int64_t count = std::min(chunk, x.count - n);
@@ -75,16 +75,21 @@ const uint16_t* paired_blocks(const uint16_t* weight, int64_t kept, int64_t rows
 
 void blocks_on_tiles(Bf16Blocks w, int64_t count, const Bf16Matrix& x, const Bf16Out& out, const Pool& pool) {
   const double uses = double(w.ptr[count]) * up(w.rows, 2 * kTile) * w.depth / x.depth;
-  by_chunk(x, w.tile_depth(), !w.pairs, uses, out, pool, [&](const Tiles& in, int64_t columns, const Bf16Out& y) {
-    parallel(pool, count, 1, [&](int64_t begin, int64_t end) { tiles().blocks(w, in, columns, y, begin, end); });
-  });
+  // Where the weights stay in the second-level cache too, little else should: they are read once per chunk.
+  const int64_t chunk_bytes = int64_t(w.ptr[count]) * w.rows * w.depth * 2 <= 5 << 18 ? 1 << 18 : 1 << 20;
+  by_chunk(x, chunk_rows(x.count, x.depth, chunk_bytes), w.tile_depth(), !w.pairs, uses, out, pool,
+           [&](const Tiles& in, int64_t columns, const Bf16Out& y) {
+             parallel(pool, count, 1, [&](int64_t begin, int64_t end) { tiles().blocks(w, in, columns, y, begin, end); });
+           });
 }
 
 void rows_on_tiles(const Bf16Rows& w, bool transposed, Bf16Matrix x, const Bf16Out& out, const Pool& pool) {
   x.overlap = x.depth > kTileDepth && x.depth % kTileDepth;
-  by_chunk(x, kTileDepth, !w.ptr && !transposed, double(up(w.rows, 2 * kTile)), out, pool, [&](const Tiles& in, int64_t columns, const Bf16Out& y) {
-    parallel(pool, up(w.rows, 2 * kTile), 1, [&](int64_t begin, int64_t end) { rows().expanded(w, transposed, in, columns, y, begin, end); });
-  });
+  by_chunk(x, chunk_rows(x.count, x.depth), kTileDepth, !w.ptr && !transposed, double(up(w.rows, 2 * kTile)), out, pool,
+           [&](const Tiles& in, int64_t columns, const Bf16Out& y) {
+             parallel(pool, up(w.rows, 2 * kTile), 1,
+                      [&](int64_t begin, int64_t end) { rows().expanded(w, transposed, in, columns, y, begin, end); });
+           });
 }
 
 bool sparse_linear_tiles(const SparseLinearShape& s, Product product) {

@@ -11,9 +11,9 @@ inline bool tile_blocks(const SparseLinearShape& s) { return s.BO % kTile == 0 &
 // y = x times `count` output blocks; x [N][in], y [N][count * w.rows].
 void blocks_on_tiles(Bf16Blocks w, int64_t count, const Bf16Matrix& x, const Bf16Out& out, const Pool& pool);
 // Rows of x go through the kernels in chunks that stay in the second-level cache.
-inline int64_t chunk_rows(int64_t rows, int64_t depth) {
-  constexpr int64_t kMostRows = 512, kFewestRows = 64, kChunkBytes = 1 << 20;
-  int64_t most = kChunkBytes / (2 * depth + 1);
+inline int64_t chunk_rows(int64_t rows, int64_t depth, int64_t chunk_bytes = 1 << 20) {
+  constexpr int64_t kMostRows = 512, kFewestRows = 64;
+  int64_t most = chunk_bytes / (2 * depth + 1);
   most = most < kFewestRows ? kFewestRows : most > kMostRows ? kMostRows : most;
   const int64_t chunks = rows ? (rows + most - 1) / most : 1;
   return ((rows + chunks - 1) / chunks + 2 * kTile - 1) / (2 * kTile) * 2 * kTile;
