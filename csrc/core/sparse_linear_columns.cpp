@@ -76,10 +76,6 @@ struct Group {
   Group(Panels panels, int64_t groups, int64_t g) : begin(panels.count() * g / groups), end(panels.count() * (g + 1) / groups) {}
 };
 
-void fill_rows(float* out, int64_t width, int64_t count, const float* bias) {
-  for (int64_t r = 0; r < count; ++r) std::fill(out + r * width, out + (r + 1) * width, bias ? bias[r] : 0.0f);
-}
-
 }  // namespace
 
 void feature_major_product(int64_t N, const Connections& c, Panels panels, const float* in, Strides in_s, int64_t in_features,
@@ -87,7 +83,7 @@ void feature_major_product(int64_t N, const Connections& c, Panels panels, const
   const Cut cut(N);
   const Matrix x{in, in_s};
   const int64_t blocks = panels.blocks(), kept = c.kept;
-  const bool streamed = in_features > out_features, fresh = blocks == 1;
+  const bool streamed = in_features > out_features;
   const int64_t groups = panel_groups(panels, cut.chunks, 2.0 * double(kept) * double(N), streamed ? kMostStreamedRows : int64_t(1) << 40, pool);
   const int64_t group_rows = (panels.count() + groups - 1) / groups * panels.rows();
   const double chunk_flops = 2.0 * double(kept) * double(cut.full) / double(groups);
@@ -106,15 +102,13 @@ void feature_major_product(int64_t N, const Connections& c, Panels panels, const
       const auto bias_at = [&](int64_t panel) { return bias ? bias + panel * panels.rows() : nullptr; };
       const auto run = [&](int64_t panel, int64_t block, const float* features, float* rows) {
         kernels().panel[weights.rank != nullptr][c.wide][columns.vectors() - 1](
-            {panels.segments(panel, block), c.source, weights, features, block * panels.features(), rows, fresh, bias_at(panel)});
+            {panels.segments(panel, block), c.source, weights, features, block * panels.features(), rows, block == 0, bias_at(panel)});
       };
       const auto finish = [&](int64_t panel, const float* rows) {
         if (!out_in_place) transpose_out(rows, columns, panel * panels.rows(), panel_rows(panel), out, out_s);
       };
       const auto block_features = [&](int64_t block) { return std::min(panels.features(), in_features - block * panels.features()); };
       if (streamed) {
-        if (!fresh)
-          for (int64_t p = group.begin; p < group.end; ++p) fill_rows(rows_at(p, group.begin), width, panel_rows(p), bias_at(p));
         for (int64_t b = 0; b < blocks; ++b) {
           const float* features = feature_major(x, columns, b * panels.features(), block_features(b), in_scratch.as<float>());
           for (int64_t p = group.begin; p < group.end; ++p) run(p, b, features, rows_at(p, group.begin));
@@ -124,7 +118,6 @@ void feature_major_product(int64_t N, const Connections& c, Panels panels, const
         const float* features = feature_major(x, columns, 0, in_features, in_scratch.as<float>());
         for (int64_t p = group.begin; p < group.end; ++p) {
           float* rows = rows_at(p, p);
-          if (!fresh) fill_rows(rows, width, panel_rows(p), bias_at(p));
           for (int64_t b = 0; b < blocks; ++b) run(p, b, features + b * panels.features() * width, rows);
           finish(p, rows);
         }

@@ -33,7 +33,7 @@ struct PanelWork {
   ColumnWeights weights;
   const float* in;  // [features of the block]
   int64_t first_feature;
-  float* out;  // [panel rows]: added to; or, with one block, written anew from the bias
+  float* out;  // [panel rows]: added to; or, in the first block, where no row is missing, written anew from the bias
   bool fresh;
   const float* bias;  // of the panel's first row, or null; only read if fresh
 };

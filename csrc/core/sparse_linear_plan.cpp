@@ -74,7 +74,7 @@ void append_panels(std::vector<int32_t>& plan, int section, const int32_t* ptr, 
       for (int64_t i = 0; i < count;) {
         int64_t j = i;
         while (j < count && length[by_length[j]] == length[by_length[i]]) ++j;
-        if (const int32_t n = length[by_length[i]]; n > 0 || blocks == 1) {  // in the only block rows are written, not added to
+        if (const int32_t n = length[by_length[i]]; n > 0 || b == 0) {  // in the first block rows are written, not added to
           ++plan[runs];
           plan.insert(plan.end(), {n, int32_t(j - i)});
           for (int64_t r = i; r < j; ++r) lists.insert(lists.end(), {by_length[r], next[by_length[r]]});
