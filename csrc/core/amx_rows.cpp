@@ -20,6 +20,30 @@ SK_INLINE void expand(uint32_t mask, const uint16_t*& from, uint16_t* to) {
   from += __builtin_popcount(mask);
 }
 
+struct PanelWork {
+  const Tiles& x;
+  int64_t columns;
+  const Bf16Out& out;
+  int64_t o, outputs, groups;
+  float* sums;  // [pairs of groups][4][256]
+};
+
+// The finished sums of one or two row groups of x and one or two output tiles.
+template <bool WeightLeft>
+SK_INLINE void write_sums(const PanelWork& p, const float* sums, const Groups& at, int64_t groups) {
+  for (int64_t i = 0; i < groups; ++i, sums += 256) {
+    const int64_t n = at.n[i], count = smaller(kTile, p.out.count - n);
+    if (WeightLeft && p.columns == 1) {
+      for (int64_t r = 0; r * kTile < p.outputs; ++r) write_row(sums + 512 * r, p.out, p.o + r * kTile, smaller(kTile, p.outputs - r * kTile));
+    } else if (!WeightLeft && p.outputs == 2 * kTile && p.out.col == 1 && count == kTile) {
+      write_two(sums, p.out, p.o, n);
+    } else {
+      for (int64_t r = 0; r * kTile < p.outputs; ++r)
+        write<WeightLeft>(sums + 512 * r, p.out, p.o + r * kTile, smaller(kTile, p.outputs - r * kTile), n, count);
+    }
+  }
+}
+
 // The weights of 32 outputs after 32 outputs, each strip of them once and in order.
 //
 // Packed: two streams of tiles. A tile is expanded where the last user of the one before it has just left, so that the vector unit
@@ -30,7 +54,7 @@ class PackedStrips {
     next_panel();
     for (int64_t k = 0; k < smaller(kStripTiles, w.k_tiles); ++k, next()) SK_UNROLL for (int q = 0; q < 4; ++q) quarter(k, q);
   }
-  static constexpr bool kInPlace = true;
+  static constexpr bool kInPlace = true, kWeightLeft = false;
   // Of K tile k of the strip to come the quarter q, 0..3: 4 pairs of inputs.
   SK_INLINE void quarter(int64_t k, int q) {
     constexpr int64_t kFar = 512;  // bytes: half a tile without zeros
@@ -46,6 +70,7 @@ class PackedStrips {
     if (--left_ == 0) ++panel_, next_panel();
   }
   void begin(int64_t, int64_t, int64_t) {}
+  void write(const PanelWork& p, const float* sums, const Groups& at, int64_t groups) const { write_sums<kWeightLeft>(p, sums, at, groups); }
 
  private:
   void next_panel() {
@@ -67,7 +92,7 @@ class PackedStrips {
 template <bool Transposed>
 class NaturalStrips {
  public:
-  static constexpr bool kInPlace = false;
+  static constexpr bool kInPlace = false, kWeightLeft = !Transposed;
   NaturalStrips(const Bf16Rows& w, int64_t, int64_t, uint16_t* strip) : w_(w), strip_(strip) {}
 
   // K tiles [k0, k0 + count) of a panel.
@@ -90,6 +115,7 @@ class NaturalStrips {
   }
   void quarter(int64_t, int) {}
   void next() {}
+  void write(const PanelWork& p, const float* sums, const Groups& at, int64_t groups) const { write_sums<kWeightLeft>(p, sums, at, groups); }
 
  private:
   void transpose_strip(int64_t tiles) {
@@ -105,6 +131,89 @@ class NaturalStrips {
   const Bf16Rows& w_;
   uint16_t* strip_;
   const uint16_t* from_[2 * kTile];
+};
+
+// For grad_x: panels of 32 inputs, K tiles of 32 outputs. A word of the mask is an output's connections to a panel; two of them, paired,
+// are a row of both tiles: within each 8 inputs, the first tile has the first 4 and the second one the last 4.
+class InputStrips {
+ public:
+  static constexpr bool kInPlace = true, kWeightLeft = false;
+  // places [rows]: room for where the next weights of each output are
+  InputStrips(const Bf16Rows& w, int64_t inputs, int64_t panel, uint16_t* strip, const uint16_t** places)
+      : w_(w), inputs_(inputs), panel_(panel), rows_(w.rows), strip_(strip), places_(places) {
+    for (int64_t row = 0; row < w.rows; ++row) {
+      places[row] = w.weight + row * w.fan_in;
+      for (int64_t i = 0; i < panel; ++i) places[row] += __builtin_popcount(w.mask[row * w.k_tiles + i]);
+    }
+    for (int64_t k = 0; k * kTileDepth < w.rows && k < kStripTiles; ++k, next()) SK_UNROLL for (int q = 0; q < 4; ++q) quarter(k, q);
+  }
+  void begin(int64_t, int64_t, int64_t) {}
+  // 8 outputs.
+  SK_INLINE void quarter(int64_t k, int q) {
+    const int64_t first = row_ + 8 * q;
+    const uint32_t* mask = w_.mask + first * w_.k_tiles + panel_;
+    uint16_t* to = strip_ + k * kStripStep + 4 * q * kTileDepth;
+    if (first + 8 <= rows_) {
+      SK_UNROLL for (int i = 0; i < 8; i += 2, to += kTileDepth)
+          pair(values(mask[i * w_.k_tiles], first + i), values(mask[(i + 1) * w_.k_tiles], first + i + 1), to);
+    } else {
+      const auto at = [&](int64_t i) { return first + i < rows_ ? values(mask[i * w_.k_tiles], first + i) : _mm512_setzero_si512(); };
+      for (int64_t i = 0; i < 8; i += 2, to += kTileDepth) {
+        const __m512i even = at(i);
+        pair(even, at(i + 1), to);
+      }
+    }
+  }
+  SK_INLINE void next() {
+    row_ += kTileDepth;
+    if (row_ < w_.rows) return;
+    row_ = 0;
+    if (++panel_ == w_.k_tiles) rows_ = 0;  // there are no more
+  }
+  SK_INLINE void write(const PanelWork& p, const float* sums, const Groups& at, int64_t groups) const {
+    // the last panel ends where the inputs end, and the first inputs of it are those of the panel before
+    const int64_t fresh = smaller(kTileDepth, inputs_ - p.o), first = inputs_ < kTileDepth ? 0 : p.o + fresh - kTileDepth;
+    const __mmask32 which = inputs_ < kTileDepth ? (1u << fresh) - 1 : ~__mmask32(0) << (kTileDepth - fresh);
+    for (int64_t i = 0; i < groups; ++i, sums += 256) write_group(p.out, sums, first, which, at.n[i], smaller(kTile, p.out.count - at.n[i]));
+  }
+
+ private:
+  SK_INLINE __m512i values(uint32_t mask, int64_t row) {
+    const uint16_t* from = places_[row];
+    places_[row] = from + __builtin_popcount(mask);
+    return _mm512_maskz_expandloadu_epi16(mask, from);
+  }
+  static SK_INLINE void pair(__m512i even, __m512i odd, uint16_t* to) {
+    _mm512_store_si512(to, _mm512_unpacklo_epi16(even, odd));
+    _mm512_store_si512(to + kTileValues, _mm512_unpackhi_epi16(even, odd));
+  }
+  static SK_INLINE void write_group(const Bf16Out& out, const float* sums, int64_t first, __mmask32 which, int64_t n, int64_t count) {
+    if (out.col == 1) {
+      alignas(64) static constexpr uint16_t kOrder[32] = {0, 1, 2,  3,  16, 17, 18, 19, 4,  5,  6,  7,  20, 21, 22, 23,
+                                                          8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31};
+      const __m512i order = _mm512_load_si512(kOrder);
+      for (int64_t i = 0; i < count; ++i) {
+        const __m512 a = reinterpret_cast<__m512>(load(sums + i * W)), b = reinterpret_cast<__m512>(load(sums + 512 + i * W));
+        const __m512i v = _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+        _mm512_mask_storeu_epi16(out.y + (n + i) * out.row + first, which, v);
+      }
+      return;
+    }
+    for (int64_t half = 0; half < 2; ++half) {
+      vf t[W];
+      SK_UNROLL for (int i = 0; i < W; ++i) t[i] = load(sums + 512 * half + i * W);
+      transpose(t);
+      for (int64_t i = 0; i < W; ++i) {
+        const int64_t input = i / 4 * 8 + half * 4 + i % 4;
+        if (which >> input & 1) store_bf16(out.y + (first + input) * out.col + n, t[i], count);
+      }
+    }
+  }
+
+  const Bf16Rows& w_;
+  int64_t inputs_, panel_, rows_, row_ = 0;
+  uint16_t* strip_;
+  const uint16_t** places_;
 };
 
 // ---- products
@@ -138,35 +247,12 @@ SK_INLINE void multiply_and_leave(const char* w, int64_t w_next, int64_t w_strid
   written();
 }
 
-struct PanelWork {
-  const Tiles& x;
-  int64_t columns;
-  const Bf16Out& out;
-  int64_t o, outputs, groups;
-  float* sums;  // [pairs of groups][4][256]
-};
-
-// The finished sums of one or two row groups of x and one or two output tiles.
-template <bool WeightLeft>
-SK_INLINE void write_sums(const PanelWork& p, const float* sums, const Groups& at, int64_t groups) {
-  for (int64_t i = 0; i < groups; ++i, sums += 256) {
-    const int64_t n = at.n[i], count = smaller(kTile, p.out.count - n);
-    if (WeightLeft && p.columns == 1) {
-      for (int64_t r = 0; r * kTile < p.outputs; ++r) write_row(sums + 512 * r, p.out, p.o + r * kTile, smaller(kTile, p.outputs - r * kTile));
-    } else if (!WeightLeft && p.outputs == 2 * kTile && p.out.col == 1 && count == kTile) {
-      write_two(sums, p.out, p.o, n);
-    } else {
-      for (int64_t r = 0; r * kTile < p.outputs; ++r)
-        write<WeightLeft>(sums + 512 * r, p.out, p.o + r * kTile, smaller(kTile, p.outputs - r * kTile), n, count);
-    }
-  }
-}
-
 // K tiles [k0, k0 + count), at hand in the strip, times row groups g and g + 1 of x; the last of the row groups leave room for the
 // first `coming` tiles of the strip to come.
-template <bool WeightLeft, int R, int G, class Strips>
+template <int R, int G, class Strips>
 SK_INLINE void multiply_strip(const PanelWork& p, const uint16_t* strip, int64_t k0, int64_t count, bool last, int64_t coming, Strips& strips,
                               int64_t g) {
+  constexpr bool WeightLeft = Strips::kWeightLeft;
   const bool stay = p.groups <= 2;  // the sums stay in the tiles
   const int64_t stride = WeightLeft && p.columns == 1 ? 4 : 64;
   const Groups at(p.x, g);
@@ -186,51 +272,66 @@ SK_INLINE void multiply_strip(const PanelWork& p, const uint16_t* strip, int64_t
     }
   for (; k < count; ++k, w += kStripStep * 2) multiply<WeightLeft, R, G>(w, kTileValues * 2, 64, p.x.at(at.n[0], k0 + k), at.next, p.x.stride);
   if (last || !stay) keep<R, G>(sums, stride);
-  if (last) write_sums<WeightLeft>(p, sums, at, G);
+  if (last) strips.write(p, sums, at, G);
 }
 
-template <bool WeightLeft, int R, class Strips>
+template <int R, class Strips>
 SK_INLINE void multiply_groups(const PanelWork& p, const uint16_t* strip, int64_t k0, int64_t count, bool last, int64_t coming, Strips& strips) {
   int64_t g = 0;
-  for (; g + 2 <= p.groups; g += 2) multiply_strip<WeightLeft, R, 2>(p, strip, k0, count, last, coming, strips, g);
-  if (g < p.groups) multiply_strip<WeightLeft, R, 1>(p, strip, k0, count, last, coming, strips, g);
+  for (; g + 2 <= p.groups; g += 2) multiply_strip<R, 2>(p, strip, k0, count, last, coming, strips, g);
+  if (g < p.groups) multiply_strip<R, 1>(p, strip, k0, count, last, coming, strips, g);
   if (Strips::kInPlace)
     for (int64_t k = count; k < coming; ++k, strips.next()) SK_UNROLL for (int q = 0; q < 4; ++q) strips.quarter(k, q);
 }
 
-template <bool WeightLeft, class Strips>
-SK_INLINE void all_panels(const Bf16Rows& w, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end) {
-  alignas(64) uint16_t strip[kStripTiles * kStripStep];
+// `rows` results, for which `k_tiles` K tiles are summed.
+template <class Strips>
+SK_INLINE void all_panels(Strips& strips, uint16_t* strip, int64_t rows, int64_t k_tiles, const Tiles& x, int64_t columns, const Bf16Out& out,
+                          int64_t begin, int64_t end) {
   alignas(64) float sums[kMostGroupPairs * 1024];
-  const TileConfig config(WeightLeft ? kTile : columns, kTileDepth, WeightLeft ? columns : kTile);
-  Strips strips(w, begin, end, strip);
   for (int64_t panel = begin; panel < end; ++panel) {
-    const int64_t o = panel * 2 * kTile, outputs = smaller(2 * kTile, w.rows - o);
+    const int64_t o = panel * 2 * kTile, outputs = smaller(2 * kTile, rows - o);
     const PanelWork p{x, columns, out, o, outputs, (out.count + kTile - 1) / kTile, sums};
-    for (int64_t k0 = 0; k0 < w.k_tiles; k0 += kStripTiles) {
-      const int64_t count = smaller(kStripTiles, w.k_tiles - k0), left = w.k_tiles - k0 - count;
-      const int64_t coming = smaller(kStripTiles, left ? left : w.k_tiles);
+    for (int64_t k0 = 0; k0 < k_tiles; k0 += kStripTiles) {
+      const int64_t count = smaller(kStripTiles, k_tiles - k0), left = k_tiles - k0 - count;
+      const int64_t coming = smaller(kStripTiles, left ? left : k_tiles);
       strips.begin(panel, k0, count);
       if (outputs > kTile)
-        multiply_groups<WeightLeft, 2>(p, strip, k0, count, left == 0, coming, strips);
+        multiply_groups<2>(p, strip, k0, count, left == 0, coming, strips);
       else
-        multiply_groups<WeightLeft, 1>(p, strip, k0, count, left == 0, coming, strips);
+        multiply_groups<1>(p, strip, k0, count, left == 0, coming, strips);
     }
   }
 }
 
+template <class Strips>
+SK_INLINE void expanded_by(const Bf16Rows& w, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end) {
+  alignas(64) uint16_t strip[kStripTiles * kStripStep];
+  const TileConfig config(Strips::kWeightLeft ? kTile : columns, kTileDepth, Strips::kWeightLeft ? columns : kTile);
+  Strips strips(w, begin, end, strip);
+  all_panels(strips, strip, w.rows, w.k_tiles, x, columns, out, begin, end);
+}
+
 void expanded(const Bf16Rows& w, bool transposed, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end) {
   if (w.ptr)
-    all_panels<false, PackedStrips>(w, x, columns, out, begin, end);
+    expanded_by<PackedStrips>(w, x, columns, out, begin, end);
   else if (transposed)
-    all_panels<false, NaturalStrips<true>>(w, x, columns, out, begin, end);
+    expanded_by<NaturalStrips<true>>(w, x, columns, out, begin, end);
   else
-    all_panels<true, NaturalStrips<false>>(w, x, columns, out, begin, end);
+    expanded_by<NaturalStrips<false>>(w, x, columns, out, begin, end);
+}
+
+void grad_x(const Bf16Rows& w, int64_t inputs, const Tiles& grad, int64_t columns, const Bf16Out& out, const uint16_t** places, int64_t begin,
+            int64_t end) {
+  alignas(64) uint16_t strip[kStripTiles * kStripStep];
+  const TileConfig config(columns, kTileDepth, kTile);
+  InputStrips strips(w, inputs, begin, strip, places);
+  all_panels(strips, strip, w.k_tiles * kTileDepth, (w.rows + kTileDepth - 1) / kTileDepth, grad, columns, out, begin, end);
 }
 
 }  // namespace
 
 extern const RowKernels row_kernels;
-const RowKernels row_kernels{expanded};
+const RowKernels row_kernels{expanded, grad_x, rows_grad_weight};
 
 }  // namespace sk::amx

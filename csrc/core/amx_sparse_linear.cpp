@@ -12,7 +12,7 @@ SK_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 // 16 vectors: of rows [n, n + 16) the values [k, k + 32) (natural), or, feature-major, of 16 pairs of values the rows.
 SK_INLINE void load_square(const Bf16Matrix& m, int64_t n, int64_t k, vf* t) {
   if (m.overlap) k = smaller(k, m.depth - kTileDepth);
-  const int64_t rows = smaller(kTile, m.count - n), depth = smaller(kTileDepth, m.depth - k);
+  const int64_t rows = n < m.count ? smaller(kTile, m.count - n) : 0, depth = smaller(kTileDepth, m.depth - k);
   if (m.col == 1 && rows == kTile && depth == kTileDepth) {
     SK_UNROLL for (int i = 0; i < W; ++i) t[i] = reinterpret_cast<vf>(_mm512_loadu_si512(m.data + (n + i) * m.row + k));
   } else if (m.col == 1) {

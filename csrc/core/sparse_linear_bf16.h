@@ -53,6 +53,7 @@ struct Bf16Rows {
   const uint16_t* weight;  // natural: [rows][fan_in]; packed: as the bits come
   const int32_t* ptr;      // packed: first weight of each 16 rows; null: natural
   int64_t rows, fan_in, k_tiles;
+  uint16_t* grad_weight = nullptr;  // [rows][fan_in], for that product
 };
 
 // y[n*row + o*col] = product + bias[o]; one of the strides is 1.
@@ -80,12 +81,19 @@ struct RowKernels {
   // Output rows of panels [begin, end), 32 rows each: weights are expanded tile by tile. A natural weight is the left factor, and x
   // `pairs`, or its tiles are `transposed` too, and x is `rows`, as for a packed weight.
   void (*expanded)(const Bf16Rows& w, bool transposed, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end);
+  // grad_x of inputs of panels [begin, end), 32 inputs each; w is natural, `grad` is `rows`. `places` [w.rows] is room.
+  void (*grad_x)(const Bf16Rows& w, int64_t inputs, const Tiles& grad, int64_t columns, const Bf16Out& grad_x, const uint16_t** places, int64_t begin,
+                 int64_t end);
+  // grad_weight of outputs of panels [begin, end), 32 outputs each. grad^T is `rows` and x^T `pairs`, both zero-padded to whole panels, with
+  // k_tiles tiles along the rows of x; where K tiles of x would overlap, the last 32 rows of x^T do. `places` [outputs] is room.
+  void (*grad_weight)(const Bf16Rows& w, const Tiles& grad, const Tiles& x, int64_t k_tiles, uint16_t** places, int64_t begin, int64_t end);
 };
 
 #ifdef SK_HAVE_amx
 namespace amx {
 extern const TileKernels tile_kernels;
 extern const RowKernels row_kernels;
+void rows_grad_weight(const Bf16Rows& w, const Tiles& grad, const Tiles& x, int64_t k_tiles, uint16_t** places, int64_t begin, int64_t end);
 }  // namespace amx
 #endif
 

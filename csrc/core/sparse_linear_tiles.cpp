@@ -71,6 +71,49 @@ const uint16_t* paired_blocks(const uint16_t* weight, int64_t kept, int64_t rows
   return out;
 }
 
+// The bits of an unstructured table: the plan's, or made now where it has none.
+struct RowMask {
+  const Scratch made;
+  const uint32_t* data;
+  RowMask(const SparseLinearShape& s, const Plan& plan, const Pool& pool)
+      : made(plan.mask() ? 0 : size_t(s.OB * mask_words(s)) * sizeof(uint32_t)), data(plan.mask()) {
+    if (data) return;
+    data = made.as<uint32_t>();
+    parallel(pool, s.OB, 1 + 16384 / (s.F + mask_words(s)),
+             [&](int64_t begin, int64_t end) { fill_mask(s, [&](int64_t k) { return plan.index(k); }, begin, end, made.as<uint32_t>()); });
+  }
+};
+
+void rows_grad_x(const Bf16Rows& w, int64_t inputs, const Bf16Matrix& grad, const Bf16Out& out, const Pool& pool) {
+  by_chunk(grad, kTileDepth, false, double(w.k_tiles), out, pool, [&](const Tiles& g, int64_t columns, const Bf16Out& gx) {
+    parallel(pool, w.k_tiles, 4, [&](int64_t begin, int64_t end) {
+      const Scratch places(size_t(w.rows) * sizeof(void*));
+      rows().grad_x(w, inputs, g, columns, gx, places.as<const uint16_t*>(), begin, end);
+    });
+  });
+}
+
+// grad [outputs][N], x [inputs][N]
+void rows_grad_weight(const Bf16Rows& w, const Bf16Matrix& grad, const Bf16Matrix& x, const Pool& pool) {
+  constexpr int64_t kPanel = 2 * kTile;
+  const int64_t outputs = up(w.rows, kPanel) * kPanel, inputs = w.k_tiles * kPanel, depth = up(x.depth, kTileDepth) * kTileDepth;
+  const Scratch gs(factor_bytes(outputs, depth)), xs(factor_bytes(inputs, depth));
+  uint16_t *g = gs.as<uint16_t>(), *in = xs.as<uint16_t>();
+  parallel(pool, outputs / kTile, 4, [&](int64_t begin, int64_t end) { tiles().prepare(grad, kTileDepth, false, kTile, g, begin, end); });
+  // the last panel of inputs ends where they end
+  const int64_t whole = inputs - kPanel, last = std::min(whole, std::max<int64_t>(0, x.count - kPanel));
+  parallel(pool, whole / kTile, 4, [&](int64_t begin, int64_t end) { tiles().prepare(x, kTileDepth, true, kTile, in, begin, end); });
+  const Bf16Matrix rest{x.data + last * x.row, x.count - last, x.depth, x.row, x.col};
+  tiles().prepare(rest, kTileDepth, true, kTile, in + whole * depth, 0, 2);
+  const auto tiles_at = [&](const uint16_t* data, int64_t count) {
+    return Tiles{reinterpret_cast<const char*>(data), depth * 2, kTile * kTileDepth * 2, 64, count - kTile};
+  };
+  parallel(pool, outputs / kPanel, 1, [&](int64_t begin, int64_t end) {
+    const Scratch places(size_t((end - begin) * kPanel) * sizeof(void*));
+    rows().grad_weight(w, tiles_at(g, outputs), tiles_at(in, inputs), depth / kTileDepth, places.as<uint16_t*>(), begin, end);
+  });
+}
+
 }  // namespace
 
 void blocks_on_tiles(Bf16Blocks w, int64_t count, const Bf16Matrix& x, const Bf16Out& out, const Pool& pool) {
@@ -94,9 +137,8 @@ void rows_on_tiles(const Bf16Rows& w, bool transposed, Bf16Matrix x, const Bf16O
 
 bool sparse_linear_tiles(const SparseLinearShape& s, Product product) {
   if (isa() != Isa::amx || s.N == 0 || s.kept() == 0) return false;
-  if (s.BO * s.BI == 1) return product == Product::forward;
   // grad_weight prepares all rows at once
-  return tile_blocks(s) && (product != Product::grad_weight || s.N * (s.in() + s.out()) < int64_t(1) << 27);
+  return (s.BO * s.BI == 1 || tile_blocks(s)) && (product != Product::grad_weight || s.N * (s.in() + s.out()) < int64_t(1) << 27);
 }
 
 void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* plan_data, const uint16_t* x, Strides x_s, const uint16_t* weight,
@@ -105,14 +147,8 @@ void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* plan_data, con
   const Bf16Matrix in{x, s.N, s.in(), x_s.row, x_s.col};
   const Bf16Out out{y, y_s.row, y_s.col, bias, s.N};
   if (s.BO * s.BI == 1) {
-    const Scratch scratch(plan.mask() ? 0 : size_t(s.OB * mask_words(s)) * sizeof(uint32_t));
-    const uint32_t* mask = plan.mask();
-    if (!mask) {
-      mask = scratch.as<uint32_t>();
-      parallel(pool, s.OB, 1 + 16384 / (s.F + mask_words(s)),
-               [&](int64_t begin, int64_t end) { fill_mask(s, [&](int64_t k) { return plan.index(k); }, begin, end, scratch.as<uint32_t>()); });
-    }
-    return rows_on_tiles({mask, weight, nullptr, s.OB, s.F, mask_words(s)}, x_s.col == 1 && transpose_rows(s), in, out, pool);
+    const RowMask mask(s, plan, pool);
+    return rows_on_tiles({mask.data, weight, nullptr, s.OB, s.F, mask_words(s)}, x_s.col == 1 && transpose_rows(s), in, out, pool);
   }
   Bf16Blocks w{plan.at(Plan::kPtr), plan.at(Plan::kEntries), s.BO, s.BI, weight, false};
   // Either x and y are transposed, tile by tile, or the weight is, in smaller portions.
@@ -125,6 +161,11 @@ void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* plan_data, con
 void sparse_linear_grad_x(const SparseLinearShape& s, const int32_t* plan_data, const uint16_t* grad_out, Strides g_s, const uint16_t* weight,
                           uint16_t* grad_x, Strides gx_s, const Pool& pool) {
   const Plan plan(plan_data);
+  if (s.BO * s.BI == 1) {
+    const RowMask mask(s, plan, pool);
+    return rows_grad_x({mask.data, weight, nullptr, s.OB, s.F, mask_words(s)}, s.in(), {grad_out, s.N, s.out(), g_s.row, g_s.col},
+                       {grad_x, gx_s.row, gx_s.col, nullptr, s.N}, pool);
+  }
   Bf16Blocks w{plan.at(Plan::kPtrT), plan.at(Plan::kEntriesT), s.BI, s.BO, nullptr, true};
   const Scratch scratch(size_t(s.kept()) * 2);
   w.weight = paired_blocks(weight, s.OB * s.F, s.BI, s.BO, 1, s.BI, w.tile_depth(), scratch, pool);
@@ -134,6 +175,12 @@ void sparse_linear_grad_x(const SparseLinearShape& s, const int32_t* plan_data, 
 void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* plan_data, const uint16_t* grad_out, Strides g_s, const uint16_t* x,
                                Strides x_s, uint16_t* grad_weight, const Pool& pool) {
   const Plan plan(plan_data);
+  if (s.BO * s.BI == 1) {
+    const RowMask mask(s, plan, pool);
+    Bf16Rows w{mask.data, nullptr, nullptr, s.OB, s.F, mask_words(s)};
+    w.grad_weight = grad_weight;
+    return rows_grad_weight(w, {grad_out, s.out(), s.N, g_s.col, g_s.row}, {x, s.in(), s.N, x_s.col, x_s.row}, pool);
+  }
   const Scratch gs(factor_bytes(s.out(), s.N)), xs(factor_bytes(s.in(), s.N));
   const Tiles g = factor({grad_out, s.out(), s.N, g_s.col, g_s.row}, kTileDepth, false, kTile, 99, gs, pool);
   const Tiles in = factor({x, s.in(), s.N, x_s.col, x_s.row}, kTileDepth, true, kTile, 99, xs, pool);
