@@ -85,12 +85,13 @@ struct RowMask {
 };
 
 void rows_grad_x(const Bf16Rows& w, int64_t inputs, const Bf16Matrix& grad, const Bf16Out& out, const Pool& pool) {
-  by_chunk(grad, kTileDepth, false, double(w.k_tiles), out, pool, [&](const Tiles& g, int64_t columns, const Bf16Out& gx) {
-    parallel(pool, w.k_tiles, 4, [&](int64_t begin, int64_t end) {
-      const Scratch places(size_t(w.rows) * sizeof(void*));
-      rows().grad_x(w, inputs, g, columns, gx, places.as<const uint16_t*>(), begin, end);
-    });
-  });
+  by_chunk(grad, chunk_rows(grad.count, grad.depth), kTileDepth, false, double(w.k_tiles), out, pool,
+           [&](const Tiles& g, int64_t columns, const Bf16Out& gx) {
+             parallel(pool, w.k_tiles, 4, [&](int64_t begin, int64_t end) {
+               const Scratch places(size_t(w.rows) * sizeof(void*));
+               rows().grad_x(w, inputs, g, columns, gx, places.as<const uint16_t*>(), begin, end);
+             });
+           });
 }
 
 // grad [outputs][N], x [inputs][N]
