@@ -109,17 +109,7 @@ namespace {
 
 // The weights in the order of the transposed structure: they change every step, so this is a gather per call.
 const float* ordered(const Connections& c, const ColumnWeights& weights, float* out, const Pool& pool) {
-  const auto gather = [&](auto index) {
-    using I = decltype(index);
-    const I *source = static_cast<const I*>(c.source), *rank = static_cast<const I*>(weights.rank);
-    parallel(pool, c.kept, 16384, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) out[k] = weights.weight[source[k] * weights.fan_in + rank[k]];
-    });
-  };
-  if (c.wide)
-    gather(int32_t{});
-  else
-    gather(uint16_t{});
+  parallel(pool, c.kept, 16384, [&](int64_t begin, int64_t end) { SK_PICK_KERNELS(linear_columns).in_order(c, weights, out, begin, end); });
   return out;
 }
 

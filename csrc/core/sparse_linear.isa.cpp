@@ -164,6 +164,11 @@ void outer_kernel(const Connections& c, const float* grad, int64_t grad_row, con
 
 // ---- layouts
 void to_feature_major(const float* in, int64_t in_row, int64_t columns, int64_t features, float* out, int64_t out_stride) {
+  if (out_stride == W / 2) {
+    for (int64_t f = 0; f < features; f += W)
+      transpose_half_tile(in + f, in_row, int(columns), features - f < W ? int(features - f) : W, out + f * out_stride, out_stride);
+    return;
+  }
   constexpr int64_t kRun = 128;  // features of W rows at a time: as many streams as the hardware follows, and what is written stays in L1
   for (int64_t first = 0; first < features; first += kRun)
     for (int64_t n = 0; n < out_stride; n += W) {

@@ -21,14 +21,17 @@ constexpr double kLeastWork = 4e6;           // FLOPs worth another thread
 // Up to 4 vectors of rows of x.
 struct Columns {
   int64_t first, count, width;  // width: count in whole vectors
-  int64_t vectors() const { return width / layouts().width; }
+  int64_t vectors() const {     // 0: half of one
+    return width / layouts().width;
+  }
 };
 struct Cut {
-  int64_t N, full, chunks;
-  explicit Cut(int64_t n) : N(n), full(4 * layouts().width), chunks((n + full - 1) / full) {}
+  int64_t N, full, chunks, least;  // least: columns that are computed where there are fewer
+  explicit Cut(int64_t n, bool halves = false)
+      : N(n), full(4 * layouts().width), chunks((n + full - 1) / full), least(layouts().width / (halves && kernels().halves ? 2 : 1)) {}
   Columns columns(int64_t chunk) const {
     const int64_t first = chunk * full, count = std::min(full, N - first), w = layouts().width;
-    return {first, count, (count + w - 1) / w * w};
+    return {first, count, count <= least ? least : (count + w - 1) / w * w};
   }
 };
 
@@ -80,7 +83,7 @@ struct Group {
 
 void feature_major_product(int64_t N, const Connections& c, Panels panels, const float* in, Strides in_s, int64_t in_features,
                            const ColumnWeights& weights, const float* bias, float* out, Strides out_s, int64_t out_features, const Pool& pool) {
-  const Cut cut(N);
+  const Cut cut(N, true);
   const Matrix x{in, in_s};
   const int64_t blocks = panels.blocks(), kept = c.kept;
   const bool streamed = in_features > out_features;
@@ -101,7 +104,7 @@ void feature_major_product(int64_t N, const Connections& c, Panels panels, const
       };
       const auto bias_at = [&](int64_t panel) { return bias ? bias + panel * panels.rows() : nullptr; };
       const auto run = [&](int64_t panel, int64_t block, const float* features, float* rows) {
-        kernels().panel[weights.rank != nullptr][c.wide][columns.vectors() - 1](
+        kernels().panel[weights.rank != nullptr][c.wide][columns.vectors()](
             {panels.segments(panel, block), c.source, weights, features, block * panels.features(), rows, block == 0, bias_at(panel)});
       };
       const auto finish = [&](int64_t panel, const float* rows) {

@@ -50,8 +50,11 @@ struct SampledWork {
 };
 
 struct LinearColumnKernels {
-  void (*panel[2][2][4])(const PanelWork& work);   // [ranked][wide][vectors - 1]
+  bool halves;                                     // products also take half a vector of columns
+  void (*panel[2][2][5])(const PanelWork& work);   // [ranked][wide][vectors; 0: half a vector]
   void (*sampled[2][4])(const SampledWork& work);  // [wide][vectors - 1]
+  // out[k] = the weight of connection k of the transposed structure, for [begin, end)
+  void (*in_order)(const Connections& c, const ColumnWeights& weights, float* out, int64_t begin, int64_t end);
 };
 SK_DECLARE_KERNELS(LinearColumnKernels, linear_columns)
 

@@ -12,9 +12,28 @@ SK_INLINE const float* row_zero(const float* at_first, int64_t first, int64_t st
   return reinterpret_cast<const float*>(reinterpret_cast<uintptr_t>(at_first) - uintptr_t(first * stride) * sizeof(float));
 }
 
-template <class I, int V, bool Ranked>
+// V vectors of columns; V = 0: half a vector.
+template <int V>
+struct ColumnLanes {
+  typedef vf Vector;
+  static constexpr int count = V, width = W;
+};
+#if SK_VEC_BYTES >= 32
+template <>
+struct ColumnLanes<0> {
+  typedef float Vector __attribute__((vector_size(SK_VEC_BYTES / 2), aligned(4), may_alias));
+  static constexpr int count = 1, width = W / 2;
+};
+#endif
+
+template <class I, int Vectors, bool Ranked>
 struct Panel {
-  static constexpr int64_t kStride = V * W;
+  typedef typename ColumnLanes<Vectors>::Vector vec;
+  static constexpr int V = ColumnLanes<Vectors>::count, L = ColumnLanes<Vectors>::width;
+  static constexpr int64_t kStride = V * L;
+  static SK_INLINE vec load(const float* at) { return *reinterpret_cast<const vec*>(at); }
+  static SK_INLINE void store(float* at, vec v) { *reinterpret_cast<vec*>(at) = v; }
+  static SK_INLINE vec splat(float a) { return a - vec{}; }
   const I *const source, *const rank;
   const int64_t fan_in;
   const float *const weight, *const in, *const bias;
@@ -31,7 +50,7 @@ struct Panel {
         out(p.out),
         fresh(p.fresh) {}
 
-  SK_INLINE vf weight_of(int64_t k, int64_t feature) const { return splat(Ranked ? weight[feature * fan_in + rank[k]] : weight[k]); }
+  SK_INLINE vec weight_of(int64_t k, int64_t feature) const { return splat(Ranked ? weight[feature * fan_in + rank[k]] : weight[k]); }
 
   // The next lists lie in another row each: the stride says nothing to the hardware.
   SK_INLINE void prefetch(int64_t k) const {
@@ -45,35 +64,37 @@ struct Panel {
   // R rows of one length, [row, first connection] each.
   template <int R>
   SK_INLINE void rows(const int32_t* s, int32_t length) const {
-    vf sums[R][V];
+    vec sums[R][V];
     int64_t k[R];
     float* rows_out[R];
     SK_UNROLL for (int r = 0; r < R; ++r) {
       k[r] = s[2 * r + 1];
       rows_out[r] = out + s[2 * r] * kStride;
       prefetch(s[2 * (R + r) + 1]);
-      if (fresh) {
-        const vf start = bias ? splat(bias[s[2 * r]]) : zero();
-        SK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] = start;
-      } else {
-        SK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] = load(rows_out[r] + v * W);
-      }
+      SK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] = vec{};  // of this block alone: sums of sums round less than one long sum
     }
     const I* sources[R];
     SK_UNROLL for (int r = 0; r < R; ++r) sources[r] = source + k[r];
     for (int32_t i = 0; i < length; ++i) SK_UNROLL for (int r = 0; r < R; ++r) {
         const int64_t feature = sources[r][i];
         const float* x = in + feature * kStride;
-        const vf w = weight_of(k[r] + i, feature);
-        SK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] += w * load(x + v * W);
+        const vec w = weight_of(k[r] + i, feature);
+        SK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] += w * load(x + v * L);
       }
-    SK_UNROLL for (int r = 0; r < R; ++r) SK_UNROLL for (int v = 0; v < V; ++v) store(rows_out[r] + v * W, sums[r][v]);
+    SK_UNROLL for (int r = 0; r < R; ++r) {
+      if (fresh) {
+        const vec start = bias ? splat(bias[s[2 * r]]) : vec{};
+        SK_UNROLL for (int v = 0; v < V; ++v) store(rows_out[r] + v * L, start + sums[r][v]);
+      } else {
+        SK_UNROLL for (int v = 0; v < V; ++v) store(rows_out[r] + v * L, load(rows_out[r] + v * L) + sums[r][v]);
+      }
+    }
   }
 };
 
-template <class I, int V, bool Ranked>
+template <class I, int Vectors, bool Ranked>
 void panel_kernel(const PanelWork& p) {
-  const Panel<I, V, Ranked> panel(p);
+  const Panel<I, Vectors, Ranked> panel(p);
   const int32_t runs = *p.segments, *run = p.segments + 1, *s = run + 2 * runs;
   for (const int32_t* end = s; run < end; run += 2) {
     int32_t q = 0;
@@ -119,15 +140,44 @@ void sampled_kernel(const SampledWork& p) {
     }
 }
 
+// ---- the weights of the transposed structure in its order
+template <class I>
+SK_INLINE void in_order(const Connections& c, const ColumnWeights& w, float* out, int64_t begin, int64_t end) {
+  const I *source = static_cast<const I*>(c.source), *rank = static_cast<const I*>(w.rank);
+  int64_t k = begin;
+#if defined(__AVX512F__)
+  for (; k + W <= end; k += W) {
+    __m512i row, place;
+    if constexpr (sizeof(I) == 2) {
+      row = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + k)));
+      place = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rank + k)));
+    } else {
+      row = _mm512_loadu_si512(source + k), place = _mm512_loadu_si512(rank + k);
+    }
+    const __m512i at = _mm512_add_epi32(_mm512_mullo_epi32(row, _mm512_set1_epi32(int(w.fan_in))), place);
+    store(out + k, reinterpret_cast<vf>(_mm512_i32gather_ps(at, w.weight, 4)));
+  }
+#endif
+  for (; k < end; ++k) out[k] = w.weight[source[k] * w.fan_in + rank[k]];
+}
+void in_order_kernel(const Connections& c, const ColumnWeights& w, float* out, int64_t begin, int64_t end) {
+  c.wide ? in_order<int32_t>(c, w, out, begin, end) : in_order<uint16_t>(c, w, out, begin, end);
+}
+
 }  // namespace
 
+#if SK_VEC_BYTES >= 32
+#define SK_PANELS(I, Ranked) \
+  {panel_kernel<I, 0, Ranked>, panel_kernel<I, 1, Ranked>, panel_kernel<I, 2, Ranked>, panel_kernel<I, 3, Ranked>, panel_kernel<I, 4, Ranked>}
+#else
+#define SK_PANELS(I, Ranked) {nullptr, panel_kernel<I, 1, Ranked>, panel_kernel<I, 2, Ranked>, panel_kernel<I, 3, Ranked>, panel_kernel<I, 4, Ranked>}
+#endif
 const LinearColumnKernels linear_columns{
-    {{{panel_kernel<uint16_t, 1, false>, panel_kernel<uint16_t, 2, false>, panel_kernel<uint16_t, 3, false>, panel_kernel<uint16_t, 4, false>},
-      {panel_kernel<int32_t, 1, false>, panel_kernel<int32_t, 2, false>, panel_kernel<int32_t, 3, false>, panel_kernel<int32_t, 4, false>}},
-     {{panel_kernel<uint16_t, 1, true>, panel_kernel<uint16_t, 2, true>, panel_kernel<uint16_t, 3, true>, panel_kernel<uint16_t, 4, true>},
-      {panel_kernel<int32_t, 1, true>, panel_kernel<int32_t, 2, true>, panel_kernel<int32_t, 3, true>, panel_kernel<int32_t, 4, true>}}},
+    W >= 8,
+    {{SK_PANELS(uint16_t, false), SK_PANELS(int32_t, false)}, {SK_PANELS(uint16_t, true), SK_PANELS(int32_t, true)}},
     {{sampled_kernel<uint16_t, 1>, sampled_kernel<uint16_t, 2>, sampled_kernel<uint16_t, 3>, sampled_kernel<uint16_t, 4>},
      {sampled_kernel<int32_t, 1>, sampled_kernel<int32_t, 2>, sampled_kernel<int32_t, 3>, sampled_kernel<int32_t, 4>}},
+    in_order_kernel,
 };
 
 }  // namespace sk::SK_ISA

@@ -121,7 +121,7 @@ struct SparseLinearKernels {
   void (*block_outer)(const BlockOuterWork& work);
   // one block [rows][depth] -> [depth][rows], rows in whole vectors
   void (*block_transpose)(const float* weight, int64_t rows, int64_t depth, float* out);
-  // in [columns][..] natural -> out [features][padded columns], zero-filled; and back without touching what is not there
+  // in [columns][..] natural -> out [features][padded columns: vectors, or half of one], zero-filled; and back without touching what is not there
   void (*to_feature_major)(const float* in, int64_t in_row, int64_t columns, int64_t features, float* out, int64_t out_stride);
   void (*from_feature_major)(const float* in, int64_t in_stride, int64_t columns, int64_t features, float* out, int64_t out_row);
 };

@@ -68,6 +68,14 @@ SK_INLINE void transpose_tile(const float* in, int64_t in_stride, int rows, int 
   for (int i = 0; i < cols; ++i) store(out + i * out_stride, t[i]);
 }
 
+// The same for rows <= W / 2: out[c][r] for r < W / 2, zero from `rows` on.
+SK_INLINE void transpose_half_tile(const float* in, int64_t in_stride, int rows, int cols, float* out, int64_t out_stride) {
+  vf t[W];
+  SK_UNROLL for (int i = 0; i < W; ++i) t[i] = i >= rows ? zero() : cols == W ? load(in + i * in_stride) : load_first(in + i * in_stride, cols);
+  transpose(t);
+  SK_UNROLL for (int i = 0; i < W; ++i) if (i < cols) store_first(out + i * out_stride, t[i], W / 2);
+}
+
 // The same, writing only what exists: out[c][r] for r < rows, c < cols; nothing beyond is touched.
 SK_INLINE void transpose_tile_exact(const float* in, int64_t in_stride, int rows, int cols, float* out, int64_t out_stride) {
   if (rows == W && cols == W) return transpose_tile(in, in_stride, rows, cols, out, out_stride);
