@@ -55,6 +55,7 @@ class PackedStrips {
     for (int64_t k = 0; k < smaller(kStripTiles, w.k_tiles); ++k, next()) SK_UNROLL for (int q = 0; q < 4; ++q) quarter(k, q);
   }
   static constexpr bool kInPlace = true, kWeightLeft = false;
+  static int64_t panels(int64_t) { return 1; }
   // Of K tile k of the strip to come the quarter q, 0..3: 4 pairs of inputs.
   SK_INLINE void quarter(int64_t k, int q) {
     constexpr int64_t kFar = 512;  // bytes: half a tile without zeros
@@ -93,6 +94,7 @@ template <bool Transposed>
 class NaturalStrips {
  public:
   static constexpr bool kInPlace = false, kWeightLeft = !Transposed;
+  static int64_t panels(int64_t) { return 1; }
   NaturalStrips(const Bf16Rows& w, int64_t, int64_t, uint16_t* strip) : w_(w), strip_(strip) {}
 
   // K tiles [k0, k0 + count) of a panel.
@@ -138,12 +140,24 @@ class NaturalStrips {
 class InputStrips {
  public:
   static constexpr bool kInPlace = true, kWeightLeft = false;
+  // Panels of a strip, one after another: its weights and bits come in whole cache lines. Few rows of x: one, the sums stay in the tiles.
+  static int64_t panels(int64_t groups) { return groups > 2 ? kInputPanels : 1; }
   // places [rows]: room for where the next weights of each output are
-  InputStrips(const Bf16Rows& w, int64_t inputs, int64_t panel, uint16_t* strip, const uint16_t** places)
-      : w_(w), inputs_(inputs), panel_(panel), rows_(w.rows), strip_(strip), places_(places) {
+  InputStrips(const Bf16Rows& w, int64_t inputs, int64_t begin, int64_t end, int64_t panels, uint16_t* strip, const uint16_t** places)
+      : mask_(w.mask),
+        words_(w.k_tiles),
+        all_rows_(w.rows),
+        inputs_(inputs),
+        panels_(panels),
+        panel_(begin),
+        block_(begin),
+        end_(end),
+        rows_(w.rows),
+        strip_(strip),
+        places_(places) {
     for (int64_t row = 0; row < w.rows; ++row) {
       places[row] = w.weight + row * w.fan_in;
-      for (int64_t i = 0; i < panel; ++i) places[row] += __builtin_popcount(w.mask[row * w.k_tiles + i]);
+      for (int64_t i = 0; i < begin; ++i) places[row] += __builtin_popcount(w.mask[row * w.k_tiles + i]);
     }
     for (int64_t k = 0; k * kTileDepth < w.rows && k < kStripTiles; ++k, next()) SK_UNROLL for (int q = 0; q < 4; ++q) quarter(k, q);
   }
@@ -151,13 +165,13 @@ class InputStrips {
   // 8 outputs.
   SK_INLINE void quarter(int64_t k, int q) {
     const int64_t first = row_ + 8 * q;
-    const uint32_t* mask = w_.mask + first * w_.k_tiles + panel_;
+    const uint32_t* mask = mask_ + first * words_ + panel_;
     uint16_t* to = strip_ + k * kStripStep + 4 * q * kTileDepth;
     if (first + 8 <= rows_) {
       SK_UNROLL for (int i = 0; i < 8; i += 2, to += kTileDepth)
-          pair(values(mask[i * w_.k_tiles], first + i), values(mask[(i + 1) * w_.k_tiles], first + i + 1), to);
+          pair(values(mask[i * words_], first + i), values(mask[(i + 1) * words_], first + i + 1), to);
     } else {
-      const auto at = [&](int64_t i) { return first + i < rows_ ? values(mask[i * w_.k_tiles], first + i) : _mm512_setzero_si512(); };
+      const auto at = [&](int64_t i) { return first + i < rows_ ? values(mask[i * words_], first + i) : _mm512_setzero_si512(); };
       for (int64_t i = 0; i < 8; i += 2, to += kTileDepth) {
         const __m512i even = at(i);
         pair(even, at(i + 1), to);
@@ -166,9 +180,17 @@ class InputStrips {
   }
   SK_INLINE void next() {
     row_ += kTileDepth;
-    if (row_ < w_.rows) return;
-    row_ = 0;
-    if (++panel_ == w_.k_tiles) rows_ = 0;  // there are no more
+    if (row_ < smaller(strip_row_ + kStripTiles * kTileDepth, all_rows_)) return;
+    if (++panel_ == smaller(block_ + panels_, end_)) {  // the next strip of these panels, or the next panels
+      if (row_ < all_rows_) {
+        strip_row_ = row_;
+      } else {
+        strip_row_ = 0, block_ = panel_;
+        if (block_ == end_) rows_ = 0;  // there are no more
+      }
+      panel_ = block_;
+    }
+    row_ = strip_row_;
   }
   SK_INLINE void write(const PanelWork& p, const float* sums, const Groups& at, int64_t groups) const {
     // the last panel ends where the inputs end, and the first inputs of it are those of the panel before
@@ -210,8 +232,9 @@ class InputStrips {
     }
   }
 
-  const Bf16Rows& w_;
-  int64_t inputs_, panel_, rows_, row_ = 0;
+  const uint32_t* const mask_;
+  const int64_t words_, all_rows_, inputs_, panels_;
+  int64_t panel_, block_, end_, rows_, row_ = 0, strip_row_ = 0;
   uint16_t* strip_;
   const uint16_t** places_;
 };
@@ -284,22 +307,26 @@ SK_INLINE void multiply_groups(const PanelWork& p, const uint16_t* strip, int64_
     for (int64_t k = count; k < coming; ++k, strips.next()) SK_UNROLL for (int q = 0; q < 4; ++q) strips.quarter(k, q);
 }
 
-// `rows` results, for which `k_tiles` K tiles are summed.
+// `rows` results, for which `k_tiles` K tiles are summed. `sums` [panels][pairs of row groups][4][256].
 template <class Strips>
-SK_INLINE void all_panels(Strips& strips, uint16_t* strip, int64_t rows, int64_t k_tiles, const Tiles& x, int64_t columns, const Bf16Out& out,
-                          int64_t begin, int64_t end) {
-  alignas(64) float sums[kMostGroupPairs * 1024];
-  for (int64_t panel = begin; panel < end; ++panel) {
-    const int64_t o = panel * 2 * kTile, outputs = smaller(2 * kTile, rows - o);
-    const PanelWork p{x, columns, out, o, outputs, (out.count + kTile - 1) / kTile, sums};
+SK_INLINE void all_panels(Strips& strips, uint16_t* strip, float* sums, int64_t rows, int64_t k_tiles, const Tiles& x, int64_t columns,
+                          const Bf16Out& out, int64_t begin, int64_t end) {
+  const int64_t groups = (out.count + kTile - 1) / kTile, pairs = (groups + 1) / 2;
+  const int64_t panels = Strips::panels(groups);
+  for (int64_t block = begin; block < end; block += panels) {
+    const int64_t block_end = smaller(block + panels, end);
     for (int64_t k0 = 0; k0 < k_tiles; k0 += kStripTiles) {
       const int64_t count = smaller(kStripTiles, k_tiles - k0), left = k_tiles - k0 - count;
-      const int64_t coming = smaller(kStripTiles, left ? left : k_tiles);
-      strips.begin(panel, k0, count);
-      if (outputs > kTile)
-        multiply_groups<2>(p, strip, k0, count, left == 0, coming, strips);
-      else
-        multiply_groups<1>(p, strip, k0, count, left == 0, coming, strips);
+      for (int64_t panel = block; panel < block_end; ++panel) {
+        const int64_t o = panel * 2 * kTile, outputs = smaller(2 * kTile, rows - o);
+        const int64_t coming = panel + 1 < block_end ? count : smaller(kStripTiles, left ? left : k_tiles);
+        const PanelWork p{x, columns, out, o, outputs, groups, sums + (panel - block) * pairs * 1024};
+        strips.begin(panel, k0, count);
+        if (outputs > kTile)
+          multiply_groups<2>(p, strip, k0, count, left == 0, coming, strips);
+        else
+          multiply_groups<1>(p, strip, k0, count, left == 0, coming, strips);
+      }
     }
   }
 }
@@ -307,9 +334,10 @@ SK_INLINE void all_panels(Strips& strips, uint16_t* strip, int64_t rows, int64_t
 template <class Strips>
 SK_INLINE void expanded_by(const Bf16Rows& w, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end) {
   alignas(64) uint16_t strip[kStripTiles * kStripStep];
+  alignas(64) float sums[kMostGroupPairs * 1024];
   const TileConfig config(Strips::kWeightLeft ? kTile : columns, kTileDepth, Strips::kWeightLeft ? columns : kTile);
   Strips strips(w, begin, end, strip);
-  all_panels(strips, strip, w.rows, w.k_tiles, x, columns, out, begin, end);
+  all_panels(strips, strip, sums, w.rows, w.k_tiles, x, columns, out, begin, end);
 }
 
 void expanded(const Bf16Rows& w, bool transposed, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end) {
@@ -321,12 +349,13 @@ void expanded(const Bf16Rows& w, bool transposed, const Tiles& x, int64_t column
     expanded_by<NaturalStrips<false>>(w, x, columns, out, begin, end);
 }
 
-void grad_x(const Bf16Rows& w, int64_t inputs, const Tiles& grad, int64_t columns, const Bf16Out& out, const uint16_t** places, int64_t begin,
-            int64_t end) {
+void grad_x(const Bf16Rows& w, int64_t inputs, const Tiles& grad, int64_t columns, const Bf16Out& out, void* room, int64_t begin, int64_t end) {
   alignas(64) uint16_t strip[kStripTiles * kStripStep];
+  float* sums = static_cast<float*>(room);
   const TileConfig config(columns, kTileDepth, kTile);
-  InputStrips strips(w, inputs, begin, strip, places);
-  all_panels(strips, strip, w.k_tiles * kTileDepth, (w.rows + kTileDepth - 1) / kTileDepth, grad, columns, out, begin, end);
+  InputStrips strips(w, inputs, begin, end, InputStrips::panels((out.count + kTile - 1) / kTile), strip,
+                     reinterpret_cast<const uint16_t**>(sums + input_sums(out.count)));
+  all_panels(strips, strip, sums, w.k_tiles * kTileDepth, (w.rows + kTileDepth - 1) / kTileDepth, grad, columns, out, begin, end);
 }
 
 }  // namespace

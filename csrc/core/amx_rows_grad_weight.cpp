@@ -6,28 +6,36 @@ namespace sk::amx {
 namespace {
 
 // Sums of 32 outputs x 32 inputs, [2][2][16][16], on their way to the weights. They are picked while the tiles work on the next ones.
-struct Picked {
-  const Bf16Rows& w;
-  uint16_t** places;  // [outputs of the range]: where the next weights of each output go
-  int64_t first;      // output of the range
+class Picked {
+ public:
+  Picked(const Bf16Rows& weights, uint16_t** at, int64_t row) : w(weights), places(at), first(row) {}
   int64_t o = 0, word = 0, outputs = 0;
 
   SK_INLINE void flush(const float* sums) {
-    const uint32_t* mask = w.mask + o * w.k_tiles + word;
-    for (int64_t i = 0; i < outputs; ++i, mask += w.k_tiles) {
-      const float* from = sums + i / kTile * 512 + i % kTile * W;
-      const __m512 a = reinterpret_cast<__m512>(load(from)), b = reinterpret_cast<__m512>(load(from + 256));
-      const __m512i v = _mm512_maskz_compress_epi16(*mask, (__m512i)_mm512_cvtne2ps_pbh(b, a));
-      uint16_t*& to = places[o - first + i];
-      const int64_t count = __builtin_popcount(*mask), left = (o + i + 1) * w.fan_in - (to - w.grad_weight);
-      if (left >= kTileDepth)
-        _mm512_storeu_si512(to, v);  // what is behind the connections is written again
-      else
-        _mm512_mask_storeu_epi16(to, __mmask32((uint64_t(1) << count) - 1), v);
-      to += count;
+    const int64_t words = w.k_tiles;
+    const uint32_t* mask = w.mask + o * words + word;
+    uint16_t** to = places + o - first;
+    if (outputs == 2 * kTile) {
+      SK_UNROLL for (int i = 0; i < 2 * kTile; ++i, mask += words) pick(*mask, sums + i / kTile * 512 + i % kTile * W, to + i);
+    } else {
+      for (int64_t i = 0; i < outputs; ++i, mask += words) pick(*mask, sums + i / kTile * 512 + i % kTile * W, to + i);
     }
     outputs = 0;
   }
+
+ private:
+  SK_INLINE void pick(uint32_t mask, const float* sums, uint16_t** place) {
+    const __m512 a = reinterpret_cast<__m512>(load(sums)), b = reinterpret_cast<__m512>(load(sums + 256));
+    const __m512i v = _mm512_maskz_compress_epi16(mask, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+    uint16_t* to = *place;
+    const int64_t count = __builtin_popcount(mask);
+    _mm512_mask_storeu_epi16(to, __mmask32((uint64_t(1) << count) - 1), v);
+    *place = to + count;
+  }
+
+  const Bf16Rows& w;
+  uint16_t** places;  // [outputs of the range]: where the next weights of each output go
+  int64_t first;      // output of the range
 };
 
 }  // namespace
@@ -39,7 +47,7 @@ void rows_grad_weight(const Bf16Rows& w, const Tiles& grad, const Tiles& x, int6
   const int64_t first = begin * 2 * kTile, rows = (end * 2 * kTile < w.rows ? end * 2 * kTile : w.rows) - first;
   for (int64_t i = 0; i < rows; ++i) places[i] = w.grad_weight + (first + i) * w.fan_in;
   const int64_t block = 1 + kBlockBytes / (2 * kTile * x.row);
-  Picked picked{w, places, first};
+  Picked picked(w, places, first);
   int now = 0;
   written();
   for (int64_t w0 = 0; w0 < w.k_tiles; w0 += block)

@@ -81,13 +81,17 @@ struct RowKernels {
   // Output rows of panels [begin, end), 32 rows each: weights are expanded tile by tile. A natural weight is the left factor, and x
   // `pairs`, or its tiles are `transposed` too, and x is `rows`, as for a packed weight.
   void (*expanded)(const Bf16Rows& w, bool transposed, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end);
-  // grad_x of inputs of panels [begin, end), 32 inputs each; w is natural, `grad` is `rows`. `places` [w.rows] is room.
-  void (*grad_x)(const Bf16Rows& w, int64_t inputs, const Tiles& grad, int64_t columns, const Bf16Out& grad_x, const uint16_t** places, int64_t begin,
+  // grad_x of inputs of panels [begin, end), 32 inputs each; w is natural, `grad` is `rows`. `room`: grad_x_bytes.
+  void (*grad_x)(const Bf16Rows& w, int64_t inputs, const Tiles& grad, int64_t columns, const Bf16Out& grad_x, void* room, int64_t begin,
                  int64_t end);
   // grad_weight of outputs of panels [begin, end), 32 outputs each. grad^T is `rows` and x^T `pairs`, both zero-padded to whole panels, with
   // k_tiles tiles along the rows of x; where K tiles of x would overlap, the last 32 rows of x^T do. `places` [outputs] is room.
   void (*grad_weight)(const Bf16Rows& w, const Tiles& grad, const Tiles& x, int64_t k_tiles, uint16_t** places, int64_t begin, int64_t end);
 };
+
+constexpr int64_t kInputPanels = 8;  // that grad_x sums at a time
+SK_NO_SYMBOL int64_t input_sums(int64_t count) { return kInputPanels * ((count + 2 * kTile - 1) / (2 * kTile)) * 4 * kTile * kTile; }
+SK_NO_SYMBOL int64_t grad_x_bytes(const Bf16Rows& w, int64_t count) { return input_sums(count) * 4 + w.rows * int64_t(sizeof(void*)); }
 
 #ifdef SK_HAVE_amx
 namespace amx {

@@ -25,7 +25,11 @@ constexpr double kSampledFlops = 45e3;                                  // grad_
 // matrix tiles (AMX), per microsecond
 constexpr double kTileProducts = 85;    // 16 x 32 by 32 x 16, operands in L1 and L2
 constexpr double kTileTransposes = 37;  // of 16 x 32 values in registers, with their loads and stores
-constexpr double kExpandedTiles = 60;   // 16 x 32 positions from a mask; part of it hides behind products
+// unstructured, in 16 x 32 positions; part of what is done with a mask hides behind the products
+constexpr double kRowProducts = 90;                            // with 16 rows of x
+constexpr double kExpandedNatural = 48, kExpandedPacked = 87;  // from a mask
+constexpr double kExpandedPairs = 21;                          // for grad_x: from two rows at a time
+constexpr double kPicked = 26;                                 // of a gradient, by a mask
 
 constexpr double kMasked = 600;  // connections made into bits
 
@@ -79,10 +83,15 @@ double plain_us(const SparseLinearShape& s, Product product, LinearKernel kernel
 double tiles_us(const SparseLinearShape& s, Product product, bool packed) {
   const double row_groups = double(groups(s.N)), tile = kTile * kTileDepth;
   if (s.BO * s.BI == 1) {
-    const double positions = double(groups(s.OB)) * double((s.IB + 31) / 32);
-    const double moved = packed ? 0.0 : transpose_rows(s) ? positions : row_groups * kTile * double(s.in() + 2 * s.out()) / tile;
+    const double positions = double(groups(s.OB)) * double((s.IB + 31) / 32), moved = row_groups * kTile / tile;
     const double mask_us = packed || s.F * 32 >= s.IB ? 0.0 : double(s.kept()) / kMasked;
-    return 2.0 + mask_us + positions / kExpandedTiles + positions * row_groups / kTileProducts + moved / kTileTransposes;
+    if (product == Product::grad_x) return 2.0 + mask_us + positions / kExpandedPairs + positions * row_groups / kRowProducts;
+    if (product == Product::grad_weight)
+      return 3.0 + mask_us + positions / kPicked + positions * 2 * double((s.N + 31) / 32) / kRowProducts +
+             moved * double(s.in() + s.out()) / kTileTransposes;
+    const double transposed = packed ? 0.0 : transpose_rows(s) ? positions : moved * double(s.in() + 2 * s.out());
+    return 2.0 + mask_us + positions / (packed ? kExpandedPacked : kExpandedNatural) + positions * row_groups / kRowProducts +
+           transposed / kTileTransposes;
   }
   const double short_tiles = s.BI % kTileDepth ? 2.0 : 1.0, weight_tiles = double(s.kept()) / tile;
   const double x_tiles = row_groups * kTile * double(s.in() + 2 * s.out()) / tile;

@@ -46,7 +46,7 @@ Tiles factor(const Bf16Matrix& x, int64_t tile_depth, bool pairs, int64_t column
 }
 size_t factor_bytes(int64_t count, int64_t depth) { return size_t(up(count, kTile) * kTile * up(depth, kTileDepth) * kTileDepth * 2); }
 
-// f(rows [n, n + count) of x as a factor, their part of y), a chunk at a time that stays in the second-level cache.
+// f(rows [n, n + count) of x as a factor, their part of y), a chunk of rows at a time.
 template <class F>
 void by_chunk(const Bf16Matrix& x, int64_t chunk, int64_t tile_depth, bool pairs, double uses, const Bf16Out& out, const Pool& pool, const F& f) {
   if (x.count == 0) return;
@@ -85,13 +85,13 @@ struct RowMask {
 };
 
 void rows_grad_x(const Bf16Rows& w, int64_t inputs, const Bf16Matrix& grad, const Bf16Out& out, const Pool& pool) {
-  by_chunk(grad, chunk_rows(grad.count, grad.depth), kTileDepth, false, double(w.k_tiles), out, pool,
-           [&](const Tiles& g, int64_t columns, const Bf16Out& gx) {
-             parallel(pool, w.k_tiles, 4, [&](int64_t begin, int64_t end) {
-               const Scratch places(size_t(w.rows) * sizeof(void*));
-               rows().grad_x(w, inputs, g, columns, gx, places.as<const uint16_t*>(), begin, end);
-             });
-           });
+  constexpr int64_t kMostRows = 256;  // that share an expansion; only a strip of them is in use at a time
+  by_chunk(grad, kMostRows, kTileDepth, false, double(w.k_tiles), out, pool, [&](const Tiles& g, int64_t columns, const Bf16Out& gx) {
+    parallel(pool, w.k_tiles, kInputPanels, [&](int64_t begin, int64_t end) {
+      const Scratch room(size_t(grad_x_bytes(w, gx.count)));
+      rows().grad_x(w, inputs, g, columns, gx, room.as<void>(), begin, end);
+    });
+  });
 }
 
 // grad [outputs][N], x [inputs][N]
