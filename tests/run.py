@@ -49,7 +49,7 @@ SUITES = {
     "cpp": cpp,
     "cuda": cuda,
     "ops": lambda: [[*PYTEST, "tests/ops"]],
-    "layers": lambda: [[*PYTEST, "tests/nn", "tests/topology", "tests/data", "tests/transform"]],
+    "layers": lambda: [[*PYTEST, "tests/nn", "tests/topology", "tests/data", "tests/analysis", "tests/transform"]],
     "models": lambda: [[*PYTEST, "tests/models"]],
     "tools": lambda: [
         [

@@ -11,6 +11,7 @@ MAY_IMPORT = {
     "version": set(),
     "drawing": set(),
     "topology": {"drawing"},
+    "analysis": {"drawing"},
     "ops": set(),
     "nn": {"ops", "topology"},
     "data": set(),
