@@ -38,8 +38,9 @@ SK_DEVICE void load_source(const ConvJob& job, const T* source, int tile, const 
       const int pixel = job.by_round.divide(i), piece = i - pixel * job.round_pieces, channel = (pieces.first + piece) * E;
       if (pieces.first + piece >= pieces.end) continue;
       const SourcePixel p = source_pixel(job, tile, pixel, low_y, low_x);
+      const bool inside = p.inside && channel < channels;
       const T* from = source + p.n * job.source_at.n + p.y * job.source_at.y + p.x * job.source_at.x + channel;
-      copy_async_16(to + pixel * job.pixel_bytes + piece * 16, p.inside ? from : source, p.inside ? 16 : 0);
+      copy_async_16(to + pixel * job.pixel_bytes + piece * 16, inside ? from : source, inside ? 16 : 0);
     }
   } else {
     for (int i = threadIdx.x; i < job.pixels * job.round_pieces; i += kConvThreads) {

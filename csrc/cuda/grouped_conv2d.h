@@ -37,9 +37,9 @@ const char* launch_grouped_conv2d_grad_x(const Conv2dShape& shape,
                                          T* grad_x,          // [N, C, H, W]
                                          Fp32 mode, Stream stream);
 
-// Floats of scratch memory that grad_weight needs.
+// Floats of scratch memory that grad_weight needs. The pointers count only by their alignment.
 template <class T>
-int64_t grouped_conv2d_grad_weight_scratch(const Conv2dShape& shape);
+int64_t grouped_conv2d_grad_weight_scratch(const Conv2dShape& shape, const T* grad_out, const T* x);
 template <class T>
 const char* launch_grouped_conv2d_grad_weight(const Conv2dShape& shape,
                                               const T* grad_out,  // [N, K, OH, OW]

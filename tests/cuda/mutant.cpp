@@ -19,10 +19,12 @@ void run(sk::Conv2dShape s, sk::Direction direction, const char* way) {
   check::fill(source, 1), check::fill(weight, 2);
   sk::ConvJob job = sk::conv_job<bf16>(s, direction, source.data(), target.data(), false);
   constexpr int kTiles = 2;
-  if (!sk::choose_tile(job, 7, 1024) || !sk::choose_stages(job, sk::widths(job, kTiles, 1, 8), kTiles, 8 + 256, 64 * 1024)) return check::fail("no plan");
-  const unsigned blocks = unsigned(sk::pieces_up(job.groups * job.target_group, 8 * kTiles)), phases = unsigned(job.y.target_step() * job.x.target_step());
-  emu::launch(dim3(2, blocks, phases), dim3(sk::kConvThreads), job.shared_bytes, sk::grouped_conv2d_kernel<bf16, sk::Fp32::strict, kTiles, 1>, source.data(),
-              weight.data(), static_cast<const bf16*>(nullptr), target.data(), job);
+  if (!sk::choose_tile(job, 7, 1024) || !sk::choose_stages(job, sk::widths(job, kTiles, 1, 8), kTiles, 8 + 256, 64 * 1024))
+    return check::fail("no plan");
+  const unsigned blocks = unsigned(sk::pieces_up(job.groups * job.target_group, 8 * kTiles)),
+                 phases = unsigned(job.y.target_step() * job.x.target_step());
+  emu::launch(dim3(2, blocks, phases), dim3(sk::kConvThreads), job.shared_bytes, sk::grouped_conv2d_kernel<bf16, sk::Fp32::strict, kTiles, 1>,
+              source.data(), weight.data(), static_cast<const bf16*>(nullptr), target.data(), job);
 
   std::vector<double> wanted(target.size()), size(target.size());
   const int64_t in_group = s.C / s.groups, out_group = s.K / s.groups;
@@ -41,7 +43,8 @@ void run(sk::Conv2dShape s, sk::Direction direction, const char* way) {
             wanted[forward ? to : in] += term, size[forward ? to : in] += std::fabs(term);
           }
   for (size_t i = 0; i < wanted.size(); ++i)
-    if (!(std::fabs(sk::to_float(target[i]) - wanted[i]) <= size[i] / 256 + 1e-6)) return check::fail("wrong value at %zu of %zu, %s", i, wanted.size(), way);
+    if (!(std::fabs(sk::to_float(target[i]) - wanted[i]) <= size[i] / 256 + 1e-6))
+      return check::fail("wrong value at %zu of %zu, %s", i, wanted.size(), way);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "cuda/grouped_conv2d.cu"
+#include "cuda/grouped_conv2d_weight.cu"
 
 namespace {
 
@@ -85,12 +86,16 @@ void run(const Size& size, bool channels_last, Fp32 mode, const char* way) {
   emu::Buffer<T> bias("bias", s.K, emu::Role::input), grad_out("grad_out", s.N * s.K * s.OH * s.OW, emu::Role::input, offset);
   emu::Buffer<T> out("out", grad_out.size(), emu::Role::output, offset), grad_x("grad_x", x.size(), emu::Role::output, offset);
   check::fill(x, 1), check::fill(weight, 2), check::fill(bias, 3), check::fill(grad_out, 4);
-  std::vector<Sum> wanted_out(out.size()), wanted_grad_x(x.size());
+  emu::Buffer<T> grad_weight("grad_weight", weight.size(), emu::Role::output, offset);
+  std::vector<Sum> wanted_out(out.size()), wanted_grad_x(x.size()), wanted_grad_weight(weight.size());
   for (size_t i = 0; with_bias && i < out.size(); ++i) wanted_out[i].add(sk::to_float(bias[channels_last ? i % s.K : i / (s.OH * s.OW) % s.K]), 1);
   each_product(s, [&](size_t ix, size_t iw, size_t io) {
     const double w = sk::to_float(weight[iw]);
     wanted_out[io].add(sk::to_float(x[ix]), w);
     wanted_grad_x[ix].add(sk::to_float(grad_out[io]), w);
+    const size_t taps = s.KH * s.KW, in_group = s.C / s.groups;  // grad_weight is contiguous, however the weight lies
+    const size_t of_grad = s.weight_channels_last ? iw / (in_group * taps) * in_group * taps + iw % in_group * taps + iw / in_group % taps : iw;
+    wanted_grad_weight[of_grad].add(sk::to_float(grad_out[io]), sk::to_float(x[ix]));
   });
   try {
     const char* error =
@@ -100,6 +105,11 @@ void run(const Size& size, bool channels_last, Fp32 mode, const char* way) {
     error = sk::launch_grouped_conv2d_grad_x<T>(s, grad_out.data(), weight.data(), grad_x.data(), mode, nullptr);
     if (error) return check::fail("%s: %s", name.c_str(), error);
     compare(name + ", grad_x", wanted_grad_x, grad_x, false, mode);
+    if (emu::options.shared_limit < 24 * 1024) return;  // no device has so little; above it only drives the forward kernel into its corners
+    emu::Buffer<float> scratch("scratch", sk::grouped_conv2d_grad_weight_scratch<T>(s, grad_out.data(), x.data()), emu::Role::output);
+    error = sk::launch_grouped_conv2d_grad_weight<T>(s, grad_out.data(), x.data(), grad_weight.data(), scratch.data(), mode, nullptr);
+    if (error) return check::fail("%s: %s", name.c_str(), error);
+    compare(name + ", grad_weight", wanted_grad_weight, grad_weight, false, mode);
   } catch (const emu::Fault& fault) {
     check::fail("%s: %s", name.c_str(), fault.what());
   }

@@ -1,0 +1,43 @@
+"""Every CUDA kernel compiles for every architecture without spills, and to what the committed table says."""
+
+from __future__ import annotations
+
+import json
+
+import compiled
+import pytest
+
+TABLE = json.loads(compiled.TABLE.read_text())
+pytestmark = pytest.mark.skipif(not compiled.nvcc(), reason="no nvcc: the CUDA kernels are not compiled (their source still runs in the emulator)")
+
+#: The newest architecture always; the older one, which takes as long, only with --full.
+CASES = [
+    pytest.param(source, architecture, id=f"{source.name}-{architecture}", marks=[] if architecture == compiled.ARCHITECTURES[-1] else pytest.mark.slow)
+    for architecture in compiled.ARCHITECTURES
+    for source in compiled.SOURCES
+]
+
+
+@pytest.mark.parametrize(("source", "architecture"), CASES)
+def test_kernels_compile_as_committed(source, architecture):
+    found = compiled.compile_kernels(source, architecture)
+    committed = TABLE[architecture][source.name]
+    hint = "after a change of the kernels: python tests/cuda/compiled.py"
+    assert set(found) == set(committed), hint
+    for name, facts in found.items():
+        assert not facts["spills"] and not facts["stack"] and "LDL" not in facts and "STL" not in facts, f"{name} spills: {facts}"
+        tensor_core = bool(facts.get("HMMA") or facts.get("HGMMA"))
+        assert tensor_core == bool(committed[name].get("HMMA") or committed[name].get("HGMMA")), f"{name} lost its tensor-core instructions"
+    if compiled.version() == TABLE["nvcc"]:  # another compiler may allot registers in another way
+        assert found == committed, hint
+
+
+def test_table_names_all_sources():
+    for architecture in compiled.ARCHITECTURES:
+        assert list(TABLE[architecture]) == [source.name for source in compiled.SOURCES]
+
+
+def test_no_kernel_spills_in_the_table():
+    for architecture in compiled.ARCHITECTURES:
+        for kernels in TABLE[architecture].values():
+            assert all(facts["spills"] == 0 and facts["registers"] <= 255 for facts in kernels.values())
