@@ -69,6 +69,7 @@ struct ConvKernel {
     SK_UNROLL
     for (int set = 0; set < kSets; ++set) {
       const int end = at + steps(overlap(set_pieces(set), round));
+      SK_UNROLL_2
       for (; at < end; ++at) {
         const uint32_t offset = load_shared<uint32_t>(job.table_at + (at * 2 + half) * 4);
         typename Step::Left left[kPixelTiles];

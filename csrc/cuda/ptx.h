@@ -5,6 +5,7 @@
 #include "cuda/numbers.h"
 
 #define SK_UNROLL _Pragma("unroll")
+#define SK_UNROLL_2 _Pragma("unroll 2")
 #define SK_DEVICE __device__ __forceinline__
 
 namespace sk {

@@ -56,7 +56,10 @@ def instructions(cubin: bytes) -> dict[str, dict[str, int]]:
 def plain(mangled: list[str]) -> list[str]:
     """`grouped_conv2d_kernel<bf16, 0, 8, 4>` for each mangled name."""
     text = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True).stdout
-    names = [re.sub(r"\((?:anonymous namespace|sk::\w+)\)|sk::|^void |\(.*\)$", "", re.sub(r"\(sk::\w+\)", "", line)) for line in text.splitlines()]
+    names = [
+        re.sub(r"\((?:anonymous namespace|sk::\w+)\)|sk::|^void |\(.*\)$", "", re.sub(r"\(sk::\w+\)", "", line))
+        for line in text.splitlines()
+    ]
     return [re.sub(r"\(.*$", "", name).strip() for name in names]
 
 
@@ -64,7 +67,18 @@ def compile_kernels(source: Path, architecture: str) -> dict[str, dict[str, int]
     """Facts of every kernel of one file: registers, stack, spills (bytes), instructions."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
-        command = [nvcc(), "-std=c++17", "-O3", f"-arch={architecture}", "-Xptxas=-v", f"-I{ROOT / 'csrc'}", "-cubin", "-o", str(cubin), str(source)]
+        command = [
+            nvcc(),
+            "-std=c++17",
+            "-O3",
+            f"-arch={architecture}",
+            "-Xptxas=-v",
+            f"-I{ROOT / 'csrc'}",
+            "-cubin",
+            "-o",
+            str(cubin),
+            str(source),
+        ]
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{run.stderr}")

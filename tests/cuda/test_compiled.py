@@ -8,11 +8,18 @@ import compiled
 import pytest
 
 TABLE = json.loads(compiled.TABLE.read_text())
-pytestmark = pytest.mark.skipif(not compiled.nvcc(), reason="no nvcc: the CUDA kernels are not compiled (their source still runs in the emulator)")
+pytestmark = pytest.mark.skipif(
+    not compiled.nvcc(), reason="no nvcc: the CUDA kernels are not compiled (their source still runs in the emulator)"
+)
 
 #: The newest architecture always; the older one, which takes as long, only with --full.
 CASES = [
-    pytest.param(source, architecture, id=f"{source.name}-{architecture}", marks=[] if architecture == compiled.ARCHITECTURES[-1] else pytest.mark.slow)
+    pytest.param(
+        source,
+        architecture,
+        id=f"{source.name}-{architecture}",
+        marks=[] if architecture == compiled.ARCHITECTURES[-1] else pytest.mark.slow,
+    )
     for architecture in compiled.ARCHITECTURES
     for source in compiled.SOURCES
 ]

@@ -137,8 +137,9 @@ void count(double waste, double conflicts) {
   emu::options.count = true, emu::counters = {};
   emu::launch(dim3(1), dim3(32), 128 * Stride, strided_kernel<Stride>, x.data(), out.data());
   emu::options.count = false;
-  if (emu::counters.global_waste() != waste || emu::counters.bank_conflicts() != conflicts)
-    check::fail("stride %d: %g of the sectors and %g of the passes needed", Stride, emu::counters.global_waste(), emu::counters.bank_conflicts());
+  const emu::Cost cost = emu::counters.all();
+  if (cost.global_waste() != waste || cost.bank_conflicts() != conflicts)
+    check::fail("stride %d: %g of the sectors and %g of the passes needed", Stride, cost.global_waste(), cost.bank_conflicts());
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #define __restrict__
 #define __launch_bounds__(...)
 #define SK_UNROLL
+#define SK_UNROLL_2
 #define SK_DEVICE inline
 
 inline void __syncthreads(emu::Site at = emu::Site::here()) { emu::barrier(0, int(emu::block->lanes.size()), at); }
