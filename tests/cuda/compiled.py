@@ -84,7 +84,8 @@ def compile_kernels(source: Path, architecture: str) -> dict[str, dict[str, int]
             raise RuntimeError(f"{' '.join(command)}\n{run.stderr}")
         counted = instructions(cubin.read_bytes())
     facts = {}
-    pattern = r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\s+.*?Used (\d+) registers"
+    spills = r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+    pattern = rf"Function properties for (\S+)\s+{spills}\s+.*?Used (\d+) registers"
     for name, stack, stores, loads, registers in re.findall(pattern, run.stderr):
         facts[name] = {"registers": int(registers), "stack": int(stack), "spills": int(stores) + int(loads), **counted[name]}
     if set(facts) != set(counted):

@@ -1,0 +1,42 @@
+// Fixed fan-in linear on a CUDA device, condensed (blocks of one weight); the formula is in core/sparse_linear.h.
+//
+// T is float, bf16 or fp16; sums are in fp32, in one order, without atomics. A matrix is given by its two strides in elements: (in, 1)
+// by row, (1, N) feature-major. Index tables were validated when they were planned and are not checked again here. Launchers are
+// asynchronous, can be captured, and return null or what went wrong.
+//
+// Bound by the words that shared memory gives: one of x per multiplication. So this wins against dense fp32 and at few rows; against
+// dense 16-bit products on tensor cores only at a few percent of density.
+#pragma once
+#include "core/sparse_linear.h"
+#include "cuda/device.h"
+
+namespace sk {
+
+template <class T>
+const char* launch_sparse_linear_fwd(const SparseLinearShape& shape, const T* x, Strides x_stride,  // [N, in]
+                                     const T* weight,                                               // [out, F]
+                                     const int32_t* index,                                          // [out, F]
+                                     const T* bias,                                                 // [out] or null
+                                     T* y, Strides y_stride,                                        // [N, out]
+                                     Stream stream);
+
+// The connections by input: those of input i are [indptr[i], indptr[i + 1]), each with its output and its place in `weight`.
+struct LinearColumns {
+  const int32_t* indptr;  // [in + 1]
+  const int32_t* output;  // [out * F]
+  const int32_t* place;   // [out * F]
+};
+template <class T>
+const char* launch_sparse_linear_grad_x(const SparseLinearShape& shape, const T* grad_out, Strides grad_stride,  // [N, out]
+                                        const T* weight,                                                         // [out, F]
+                                        const LinearColumns& columns, T* grad_x, Strides grad_x_stride,          // [N, in]
+                                        Stream stream);
+
+template <class T>
+const char* launch_sparse_linear_grad_weight(const SparseLinearShape& shape, const T* grad_out, Strides grad_stride,  // [N, out]
+                                             const T* x, Strides x_stride,                                            // [N, in]
+                                             const int32_t* index,                                                    // [out, F]
+                                             T* grad_weight,                                                          // [out, F]
+                                             Stream stream);
+
+}  // namespace sk

@@ -1,0 +1,118 @@
+// sparse_linear (condensed) on the emulated device against plain double loops: every product, type, layout; any number of rows.
+#include <algorithm>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "cuda/sparse_linear.cu"
+
+namespace {
+
+using sk::bf16;
+using sk::fp16;
+int cases = 0;
+
+struct Sum {
+  double value = 0, magnitude = 0;
+  int terms = 0;
+  void add(double a, double b) { value += a * b, magnitude += std::fabs(a * b), ++terms; }
+};
+
+// A sum of t products in any order is off by at most t + 1 halves of an ulp of the magnitudes; then the result is rounded.
+template <class T>
+void compare(const std::string& what, const std::vector<Sum>& wanted, const emu::Buffer<T>& got, const std::vector<size_t>& at) {
+  const double result = sizeof(T) == 4 ? 0 : std::is_same_v<T, bf16> ? std::ldexp(1.0, -8) : std::ldexp(1.0, -11);
+  const double smallest = std::is_same_v<T, fp16> ? std::ldexp(1.0, -24) : 1e-37;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const Sum& w = wanted[i];
+    const double v = sk::to_float(got[at[i]]),
+                 allowed = (w.terms + 2) * std::ldexp(1.0, -24) * w.magnitude * 1.01 + result * std::fabs(w.value) + smallest;
+    if (!(std::fabs(v - w.value) <= allowed))
+      return check::fail("%s: wrong at %zu of %zu: %g, wanted %g within %g", what.c_str(), i, wanted.size(), v, w.value, allowed);
+  }
+}
+
+std::vector<size_t> places(int64_t rows, int64_t columns, sk::Strides s) {
+  std::vector<size_t> at(rows * columns);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < columns; ++c) at[r * columns + c] = size_t(r * s.row + c * s.col);
+  return at;
+}
+
+template <class T>
+void run(int64_t N, int64_t in, int64_t out, int64_t F, bool feature_major, const char* way) {
+  ++cases;
+  const sk::SparseLinearShape s{N, out, F, 1, 1, in};
+  const sk::Strides x_at = feature_major ? sk::Strides{1, N} : sk::Strides{in, 1}, y_at = feature_major ? sk::Strides{1, N} : sk::Strides{out, 1};
+  const std::string name = emu::format("%s N%ld %ld -> %ld fan-in %ld %s, %s",
+                                       sizeof(T) == 4            ? "fp32"
+                                       : std::is_same_v<T, bf16> ? "bf16"
+                                                                 : "fp16",
+                                       long(N), long(in), long(out), long(F), feature_major ? "feature-major" : "by row", way);
+  emu::Buffer<T> x("x", N * in, emu::Role::input), grad_out("grad_out", N * out, emu::Role::input), weight("weight", out * F, emu::Role::input);
+  emu::Buffer<T> bias("bias", out, emu::Role::input), y("y", N * out, emu::Role::output), grad_x("grad_x", N * in, emu::Role::output);
+  emu::Buffer<T> grad_weight("grad_weight", out * F, emu::Role::output);
+  emu::Buffer<int32_t> index("index", out * F, emu::Role::input), indptr("indptr", in + 1, emu::Role::input);
+  emu::Buffer<int32_t> output("output", out * F, emu::Role::input), place("place", out * F, emu::Role::input);
+  check::fill(x, 1), check::fill(grad_out, 2), check::fill(weight, 3), check::fill(bias, 4);
+  std::mt19937 random(5);
+  std::vector<int> inputs(in);
+  std::iota(inputs.begin(), inputs.end(), 0);
+  std::vector<std::vector<int>> of_input(in);
+  for (int64_t o = 0; o < out; ++o) {
+    std::shuffle(inputs.begin(), inputs.end(), random);
+    for (int64_t f = 0; f < F; ++f) index[o * F + f] = inputs[f], of_input[inputs[f]].push_back(int(o * F + f));
+  }
+  for (int64_t i = 0, e = 0; i <= in; ++i) {
+    indptr[i] = int(e);
+    for (size_t k = 0; i < in && k < of_input[i].size(); ++k, ++e) place[e] = of_input[i][k], output[e] = int(of_input[i][k] / F);
+  }
+  std::vector<Sum> wanted_y(N * out), wanted_grad_x(N * in), wanted_grad_weight(out * F);
+  const bool with_bias = cases % 2;
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t o = 0; o < out; ++o) {
+      const double g = sk::to_float(grad_out[n * y_at.row + o * y_at.col]);
+      if (with_bias) wanted_y[n * out + o].add(sk::to_float(bias[o]), 1);
+      for (int64_t f = 0; f < F; ++f) {
+        const int64_t i = index[o * F + f];
+        const double v = sk::to_float(x[n * x_at.row + i * x_at.col]), w = sk::to_float(weight[o * F + f]);
+        wanted_y[n * out + o].add(v, w), wanted_grad_x[n * in + i].add(g, w), wanted_grad_weight[o * F + f].add(g, v);
+      }
+    }
+  std::vector<size_t> plain(out * F);
+  std::iota(plain.begin(), plain.end(), 0);
+  try {
+    const char* error =
+        sk::launch_sparse_linear_fwd<T>(s, x.data(), x_at, weight.data(), index.data(), with_bias ? bias.data() : nullptr, y.data(), y_at, nullptr);
+    if (!error) compare(name + ", forward", wanted_y, y, places(N, out, y_at));
+    if (!error)
+      error = sk::launch_sparse_linear_grad_x<T>(s, grad_out.data(), y_at, weight.data(), {indptr.data(), output.data(), place.data()}, grad_x.data(),
+                                                 x_at, nullptr);
+    if (!error) compare(name + ", grad_x", wanted_grad_x, grad_x, places(N, in, x_at));
+    if (!error) error = sk::launch_sparse_linear_grad_weight<T>(s, grad_out.data(), y_at, x.data(), x_at, index.data(), grad_weight.data(), nullptr);
+    if (!error) compare(name + ", grad_weight", wanted_grad_weight, grad_weight, plain);
+    if (error) check::fail("%s: %s", name.c_str(), error);
+  } catch (const emu::Fault& fault) {
+    check::fail("%s: %s", name.c_str(), fault.what());
+  }
+}
+
+void run_all(int64_t N, int64_t in, int64_t out, int64_t F, const char* way) {
+  for (bool feature_major : {false, true})
+    run<float>(N, in, out, F, feature_major, way), run<bf16>(N, in, out, F, feature_major, way), run<fp16>(N, in, out, F, feature_major, way);
+}
+
+}  // namespace
+
+int main() {
+  const int64_t rows[] = {1, 3, 4, 9, 17, 33, 70};
+  for (int64_t N : rows) run_all(N, 37, 41, 5, "in order"), run_all(N, 100, 1, 33, "in order");
+  run_all(5, 1, 3, 1, "in order"), run_all(40, 1, 300, 1, "in order"), run_all(12, 64, 64, 64, "in order"), run_all(0, 8, 8, 2, "in order");
+  check::in_every_way([](const char* way) { run_all(35, 50, 70, 7, way), run_all(2, 50, 70, 40, way); });
+  for (size_t limit : {40 * 1024, 24 * 1024, 12 * 1024}) {  // fewer staged rows, at last none
+    emu::options.shared_limit = limit;
+    run_all(40, 260, 30, 9, "little shared memory"), run_all(3, 1000, 30, 9, "little shared memory");
+  }
+  return check::result("sparse_linear", cases);
+}
