@@ -1,4 +1,4 @@
-// Output channels -> blocks of vectors, for the NHWC kernels of grouped_conv2d.
+// Output channels -> blocks of vectors, for the NHWC kernels of grouped_conv2d, and the weights of each block.
 #include <algorithm>
 
 #include "core/grouped_conv2d_impl.h"
@@ -47,6 +47,49 @@ std::vector<LaneMap> aligned_blocks(const ConvJob& job, int block, bool depthwis
       blocks.push_back(b);
     }
   return blocks;
+}
+
+ConvWeights::ConvWeights(const ConvJob& job, const ConvBlockOrder& order, int64_t lanes, const float* ready)
+    : job_(job), order_(order.order), lanes_(lanes), natural_(nullptr), ready_(ready) {
+  const int64_t in_group = job.C / job.groups, out_group = job.K / job.groups;
+  width_ = order.V * lanes;
+  columns_ = in_group * job.KH * job.KW;
+  blocks_ = order.spanning ? spanning_blocks(job, int(lanes)) : aligned_blocks(job, int(width_), in_group == 1 && out_group == 1);
+}
+
+ConvWeights::ConvWeights(const ConvJob& job, const ConvLanePlan& plan, const float* natural, const float* ready)
+    : ConvWeights(job, ConvBlockOrder{plan.config->weight_order, plan.config->V, plan.spanning}, SK_PICK_KERNELS(conv_lane_kernels).lanes, ready) {
+  natural_ = natural;
+  if (ready_) return;
+  positions_.reserve(size_t(columns_));
+  for_each_weight(job, [&](int64_t j, int64_t ky, int64_t kx) { positions_.push_back(position(j, ky, kx)); });
+}
+
+int32_t ConvWeights::position(int64_t j, int64_t ky, int64_t kx) const {
+  const int64_t in_group = job_.C / job_.groups;
+  return int32_t(order_ == LaneConfig::kTapMajor   ? (ky * job_.KW + kx) * in_group + j
+                 : order_ == LaneConfig::kRowMajor ? (ky * in_group + j) * job_.KW + kx
+                                                   : (j * job_.KH + ky) * job_.KW + kx);
+}
+
+void ConvWeights::pack(int64_t b, float* to) const {
+  const LaneMap& map = blocks_[b];
+  const ConvPackKernels& kernels = SK_PICK_KERNELS(conv_pack_kernels);
+  for (int64_t v = 0; v < width_; v += lanes_) {
+    const int64_t rows = std::max<int64_t>(0, std::min(lanes_, map.channels - v));
+    kernels.pack(natural_ + (rows ? (map.first_channel + v) * columns_ : 0), rows, columns_, positions_.data(), width_, to + v);
+  }
+}
+
+void ConvWeights::pack_all(float* to, const Pool& pool) {
+  parallel(pool, count(), 1 + 65536 / block_floats(), [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) pack(b, to + b * block_floats());
+  });
+  ready_ = to;
+}
+
+const char* ConvWeights::source(int64_t b) const {
+  return reinterpret_cast<const char*>(ready_ ? block(b) : natural_ + blocks_[b].first_channel * columns_);
 }
 
 }  // namespace sk

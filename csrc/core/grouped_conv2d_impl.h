@@ -1,5 +1,6 @@
 // What the drivers and the kernels of grouped_conv2d share. Not for users of the core.
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "core/core.h"
@@ -108,6 +109,7 @@ struct LaneMap {
   int64_t window2;                  // kTwoGroups: of the second group
   uint32_t second;                  // kTwoGroups: lanes of the second group
   int32_t index[16];                // kWindow*: lane -> position in the window for j = 0
+  uint64_t lanes() const { return channels >= 64 ? ~uint64_t(0) : (uint64_t(1) << channels) - 1; }
 };
 
 // Vectors cut regardless of group borders, 16 channels each; empty if some vector needs more than two groups and
@@ -126,6 +128,7 @@ struct LaneTile {
   const int64_t* tap_offset;  // [taps], tap kernel only
   int64_t taps, channels;     // KH*KW, C/G
   const float* weight;        // packed for the block, see pack()
+  const char* prefetch;       // one cache line per step: the weights of the block to come
   const float* bias;          // [V*lanes], always there
   const int32_t* index;       // [lanes]
   uint32_t second;
@@ -150,13 +153,83 @@ struct ConvLaneKernels {
   bool spans_groups;       // vectors may straddle groups (kTwoGroups, kWindow*)
   const LaneConfig* taps;  // any kernel size; P descending to 1, V in {2, 1}; no edges
   int taps_count;
-  // weight [rows][columns], natural, -> packed + position[column]*step, `lanes` values each; missing rows are zero
-  void (*pack)(const float* weight, int64_t rows, int64_t columns, const int32_t* position, int64_t step, float* packed);
 };
 struct ConvRowKernels {  // square kernels of size 3 or 5, stride 1: a source register serves several taps
   const LaneConfig* configs;
   int count;
 };
+
+struct ConvPackKernels {
+  // weight [rows][columns], natural, -> packed + position[column]*step, `lanes` values each; missing rows are zero
+  void (*pack)(const float* weight, int64_t rows, int64_t columns, const int32_t* position, int64_t step, float* packed);
+};
+
+// ---- which tile, and the weights in its order
+
+// 1x1 without padding: the pixels of all images in one line, whatever the stride.
+inline bool conv_is_flat(const ConvJob& job) {
+  return job.KH == 1 && job.KW == 1 && job.pad_h == 0 && job.pad_w == 0 && job.expand_h == 1 && job.expand_w == 1;
+}
+struct ConvBlockOrder {  // how a pack lies in memory; only tiles that read it so may be chosen
+  LaneConfig::Order order;
+  int V;
+  bool spanning;
+};
+struct ConvLanePlan {
+  const LaneConfig* config = nullptr;  // null: no tile of the order fits the map
+  bool spanning = false;
+  bool edges = false;  // same-size padding stays in the kernel
+  double cycles = 0;   // estimated
+};
+ConvLanePlan conv_nhwc_plan(const ConvJob& job, const ConvBlockOrder* packed);
+// The tile for what is left of a row of `columns` pixels after whole ones: the narrowest that holds it.
+const LaneConfig& conv_last_tile(const LaneConfig& config, int64_t columns);
+
+// The weights of blocks of vectors, each [columns][width] in the order its kernel reads them: ready in a pack, or natural
+// ones that are packed when a block's turn comes.
+class ConvWeights {
+ public:
+  // `ready`: the blocks of a pack, made of vectors of `lanes`
+  ConvWeights(const ConvJob& job, const ConvBlockOrder& order, int64_t lanes, const float* ready);
+  ConvWeights(const ConvJob& job, const ConvLanePlan& plan, const float* natural, const float* ready);
+  const std::vector<LaneMap>& blocks() const { return blocks_; }
+  int64_t count() const { return int64_t(blocks_.size()); }
+  int64_t columns() const { return columns_; }  // C/G*KH*KW
+  int64_t width() const { return width_; }      // output channels of a block
+  int64_t block_floats() const { return columns_ * width_; }
+  bool ready() const { return ready_ != nullptr; }
+  const float* block(int64_t b) const { return ready_ + b * block_floats(); }  // ready ones
+  void pack(int64_t b, float* to) const;
+  // packs all of them, [count()][block_floats()]; from then on they are ready
+  void pack_all(float* to, const Pool& pool);
+  // where block b, about to be needed, lies now: ready or natural, `lines()` cache lines
+  const char* source(int64_t b) const;
+  int64_t lines() const { return block_floats() / 16; }
+  int32_t position(int64_t channel, int64_t ky, int64_t kx) const;  // of a weight among its block's columns
+
+ private:
+  const ConvJob& job_;
+  LaneConfig::Order order_;
+  std::vector<LaneMap> blocks_;
+  int64_t columns_, width_, lanes_;
+  const float *natural_, *ready_;
+  std::vector<int32_t> positions_;  // [columns] in the order of the natural weight
+};
+
+// What to prefetch during tile `tile` of `tiles` of one block, each of `steps` steps: a share of the next block, or else `then`.
+inline const char* conv_prefetch(const ConvWeights& weights, int64_t next, int64_t tile, int64_t tiles, int64_t steps, const float* then) {
+  const int64_t share = std::max(steps, weights.lines() / tiles);
+  if (next >= weights.count() || tile * share >= weights.lines()) return reinterpret_cast<const char*>(then);
+  return weights.source(next) + 64 * tile * share;
+}
+
+// conv_nhwc on the blocks of a pack; false if no tile that reads them fits the job.
+bool conv_nhwc_packed(const ConvJob& job, const ConvBlockOrder& order, const float* x, const float* blocks, const float* bias, const float* shortcut,
+                      bool relu, float* out, const Pool& pool);
+
+// out [N, K, OH, OW] channels_last of a flat job; bias [blocks][width]
+void conv_nhwc_flat(const ConvJob& job, const LaneConfig& config, ConvWeights& weights, const float* bias, const float* x, const float* shortcut,
+                    bool relu, float* out, const Pool& pool);
 
 // The weight gradient of a square 3x3 or 5x5 filter with stride 1: rows of grad_out against the rows of x under one
 // filter row, J input channels at a time; sums stay in registers over the rows.
@@ -181,6 +254,7 @@ struct ConvLaneWeightKernels {
 bool conv_nhwc_grad_weight(const ConvJob& job, const float* grad_out, const float* x, float* grad_weight, const Pool& pool);
 
 SK_DECLARE_KERNELS(ConvLaneKernels, conv_lane_kernels)
+SK_DECLARE_KERNELS(ConvPackKernels, conv_pack_kernels)
 SK_DECLARE_KERNELS(ConvLaneWeightKernels, conv_lane_weight_kernels)
 SK_DECLARE_KERNELS(ConvRowKernels, conv_row3_kernels)
 SK_DECLARE_KERNELS(ConvRowKernels, conv_row5_kernels)

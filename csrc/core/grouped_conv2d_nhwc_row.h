@@ -16,13 +16,15 @@ template <LaneKind Kind, int K, int V, int P, int LeftEdge, int RightEdge>
 __attribute__((noinline)) void kx_tile(const LaneTile& t) {
   vf acc[1][V][P];
   start(acc, t);
+  const char* next = t.prefetch;
   for (int64_t ky = 0; ky < K; ++ky) {
     if (uint64_t(t.y0 + ky) >= uint64_t(t.rows)) continue;
     Lanes lanes = Lanes::of<Kind>(t);
     RowSource<Kind, P + K - 2> x;
     x.set(t.x + ky * t.x_row, t.x2 + ky * t.x_row, lanes);
     const float* weight = t.weight + ky * t.channels * (K * V * W);
-    for (int64_t j = t.channels; j > 0; --j, weight += K * V * W) {
+    for (int64_t j = t.channels; j > 0; --j, weight += K * V * W, next += 64) {
+      __builtin_prefetch(next, 0, 2);
       vf w[K][V];
       SK_UNROLL for (int k = 0; k < K; ++k) SK_UNROLL for (int v = 0; v < V; ++v) w[k][v] = load(weight + (k * V + v) * W);
       static_for<(LeftEdge ? K / 2 : 0), P + K - 1 - (RightEdge ? K / 2 : 0)>([&](auto pixel) {

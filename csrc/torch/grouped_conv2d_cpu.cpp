@@ -99,8 +99,15 @@ Tensor torch_backward(const Tensor& grad_out, const Tensor& x, const Tensor& wei
 // torch's result in the layout that was promised
 Tensor promised(const Tensor& y, bool cl) { return in_layout(y, cl); }
 
+bool fits_bias(const std::optional<Tensor>& bias, const Tensor& x, int64_t K) {
+  return !bias || (bias->is_cpu() && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 && bias->size(0) == K);
+}
 bool has_sizes(const Tensor& t, int64_t N, int64_t C, int64_t H, int64_t W) {
   return t.dim() == 4 && t.size(0) == N && t.size(1) == C && t.size(2) == H && t.size(3) == W;
+}
+
+bool fits_shortcut(const std::optional<Tensor>& shortcut, const Tensor& x, const Conv2dShape& s) {
+  return !shortcut || (shortcut->is_cpu() && shortcut->scalar_type() == x.scalar_type() && has_sizes(*shortcut, s.N, s.K, s.OH, s.OW));
 }
 
 // y + shortcut, then relu, in y, which torch just made; both in one layout
@@ -131,10 +138,8 @@ Tensor grouped_conv2d(const Tensor& x, const Tensor& weight, const std::optional
   const bool cl = channels_last(x), fp64 = x.scalar_type() == ScalarType::Double;
   const Conv2dShape s = shape_of(x.size(0), x.size(1), x.size(2), x.size(3), weight.size(0), weight.size(2), weight.size(3), window, cl,
                                  !fp64 && channels_last(weight));
-  STD_TORCH_CHECK(!bias || (bias->is_cpu() && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 && bias->size(0) == s.K),
-                  "grouped_conv2d: bias");
-  STD_TORCH_CHECK(!shortcut || (shortcut->is_cpu() && shortcut->scalar_type() == x.scalar_type() && has_sizes(*shortcut, s.N, s.K, s.OH, s.OW)),
-                  "grouped_conv2d: shortcut");
+  STD_TORCH_CHECK(fits_bias(bias, x, s.K), "grouped_conv2d: bias");
+  STD_TORCH_CHECK(fits_shortcut(shortcut, x, s), "grouped_conv2d: shortcut");
   const Pool threads = pool();
   const std::optional<Tensor> added = shortcut ? std::optional<Tensor>(in_layout(*shortcut, cl)) : std::nullopt;
   if (torch_wins(s, ConvProduct::forward, x.scalar_type())) {
@@ -205,6 +210,59 @@ Tensor grouped_conv2d_grad_weight(const Tensor& grad_out, const Tensor& x, int64
   return out;
 }
 
+Tensor pack_grouped_conv2d(const Tensor& weight, int64_t N, int64_t H, int64_t W, int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w,
+                           int64_t dilation_h, int64_t dilation_w, int64_t groups) {
+  const Window window{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups};
+  STD_TORCH_CHECK(weight.is_cpu() && weight.scalar_type() == ScalarType::Float && weight.dim() == 4, "grouped_conv2d_packed: weight");
+  const bool cl = channels_last(weight);
+  const Conv2dShape s = shape_of(N, weight.size(1) * groups, H, W, weight.size(0), weight.size(2), weight.size(3), window, true, cl);
+  const Tensor w = in_layout(weight, cl);
+  std::vector<int32_t> pack;
+  grouped_conv2d_pack(s, data<float>(w), pack);
+  const int64_t size = int64_t(pack.size()), step = 1;
+  Tensor out = empty_strided(weight, ScalarType::Int, &size, &step, 1);
+  std::memcpy(out.mutable_data_ptr(), pack.data(), pack.size() * sizeof(int32_t));
+  return out;
+}
+
+Tensor grouped_conv2d_packed(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, const std::optional<Tensor>& shortcut,
+                             int64_t out_channels, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h,
+                             int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups, bool relu) {
+  check_image(x, "grouped_conv2d_packed: x");
+  STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double, "grouped_conv2d_packed: x");
+  STD_TORCH_CHECK(packed.is_cpu() && packed.scalar_type() == ScalarType::Int && packed.dim() == 1 && packed.is_contiguous(),
+                  "grouped_conv2d_packed: packed");
+  const int32_t* pack = data<int32_t>(packed);
+  Conv2dShape held;
+  STD_TORCH_CHECK(grouped_conv2d_pack_shape(pack, packed.size(0), &held), "grouped_conv2d_packed: packed");
+  STD_TORCH_CHECK(held.K == out_channels && held.KH == kernel_h && held.KW == kernel_w && held.groups == groups, "grouped_conv2d_packed: packed");
+  STD_TORCH_CHECK(x.size(1) == held.C, "grouped_conv2d_packed: x");
+  const Window window{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups};
+  const bool cl = channels_last(x);
+  const Conv2dShape s = shape_of(x.size(0), held.C, x.size(2), x.size(3), held.K, held.KH, held.KW, window, cl, false);
+  STD_TORCH_CHECK(fits_bias(bias, x, s.K), "grouped_conv2d_packed: bias");
+  STD_TORCH_CHECK(fits_shortcut(shortcut, x, s), "grouped_conv2d_packed: shortcut");
+  const Pool threads = pool();
+  if (cl && dense_policy() != Dense::always) {
+    const Tensor out = new_image(x, s.N, s.K, s.OH, s.OW, cl);
+    const std::optional<Tensor> b = as_contiguous(bias);
+    const std::optional<Tensor> added = shortcut ? std::optional<Tensor>(in_layout(*shortcut, cl)) : std::nullopt;
+    const FloatInput xf(x, x.numel(), threads), bf(b, threads), af(added, threads);
+    const FloatOutput y(out, threads);
+    if (grouped_conv2d_packed_fwd(s, xf.data(), pack, bf.data(), af.data(), relu, y.data(), threads)) {
+      y.finish();
+      return out;
+    }
+  }
+  const std::array<int64_t, 4> sizes{s.K, s.C / groups, s.KH, s.KW};
+  const std::array<int64_t, 4> strides{s.C / groups * s.KH * s.KW, s.KH * s.KW, s.KW, 1};
+  const Tensor weight = empty_strided(x, x.scalar_type(), sizes.data(), strides.data(), 4);
+  const FloatOutput natural(weight, threads);
+  grouped_conv2d_unpack(pack, natural.data());
+  natural.finish();
+  return grouped_conv2d(x, weight, bias, shortcut, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, relu);
+}
+
 // Why a product would be served as it is: the reason's bytes behind a 1 (our kernel) or a 0 (torch's convolution).
 Tensor choose_grouped_conv2d(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, int64_t K, int64_t kernel_h, int64_t kernel_w,
                              int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups,
@@ -229,5 +287,7 @@ STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
   m.impl("grouped_conv2d_grad_x", TORCH_BOX(&sk::glue::grouped_conv2d_grad_x));
   m.impl("_grouped_conv2d_grad_weight", TORCH_BOX(&sk::glue::grouped_conv2d_grad_weight));
   m.impl("grouped_conv2d_grad_weight", TORCH_BOX(&sk::glue::grouped_conv2d_grad_weight));
+  m.impl("grouped_conv2d_packed", TORCH_BOX(&sk::glue::grouped_conv2d_packed));
+  m.impl("pack_grouped_conv2d", TORCH_BOX(&sk::glue::pack_grouped_conv2d));
   m.impl("choose_grouped_conv2d", TORCH_BOX(&sk::glue::choose_grouped_conv2d));
 }

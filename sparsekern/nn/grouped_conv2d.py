@@ -13,6 +13,7 @@ from torch.nn.modules.utils import _pair
 from sparsekern.nn.group_weights import dense_twin, has_fewer_groups, inside_groups, spread_groups
 from sparsekern.ops import backends
 from sparsekern.ops.grouped_conv2d import ACTIVATIONS, explain_grouped_conv2d, grouped_conv2d
+from sparsekern.ops.grouped_conv2d_packed import explain_packed, grouped_conv2d_packed, pack_grouped_conv2d
 
 
 def _check(condition: bool, arg: str, rule: str, got: Any) -> None:
@@ -63,6 +64,8 @@ class GroupedConv2d(nn.Conv2d):
         >>> GroupedConv2d(8, 16, 3, group_sizes=[(4, 8), (4, 8)]).groups
         2
     """
+
+    _packed: Tensor | None = None
 
     def __new__(cls, *args: Any, group_sizes: Sequence[tuple[int, int]] | None = None, **kwargs: Any) -> nn.Module:
         if group_sizes is not None and len({tuple(pair) for pair in group_sizes}) > 1:
@@ -116,7 +119,82 @@ class GroupedConv2d(nn.Conv2d):
             x = nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         activation = self.activation if activation is None else activation
+        if self._packed is not None:
+            return self._forward_packed(x, padding, activation, shortcut)
         return grouped_conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, activation, shortcut)
+
+    # ---- packed, on request: a frozen layer for inference
+
+    def pack(self, x_shape: tuple[int, ...] | None = None) -> GroupedConv2d:
+        """Put the weights, as they are now, into the kernels' own order for channels_last images, and freeze the layer; returns it.
+
+        A packed layer runs :func:`~sparsekern.ops.grouped_conv2d_packed`, says so in its ``repr``, refuses training, and does not see
+        later writes to ``weight``. It computes in float32 whatever the dtype, and costs the memory that :meth:`explain` prints,
+        beside the weight. Images that are not channels_last are served too, but slower than by an unpacked layer. :meth:`unpack`
+        goes back.
+
+        Args:
+            x_shape: ``(N, C, H, W)`` of the images that the order is chosen for (default: one image of 28 x 28).
+
+        Example:
+            >>> GroupedConv2d(64, 64, 3, padding=1, groups=8).pack()
+            GroupedConv2d(64, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), groups=8, packed)
+        """
+        shape = (1, self.in_channels, 28, 28) if x_shape is None else tuple(x_shape)
+        _check(len(shape) == 4 and shape[1] == self.in_channels, "x_shape", f"(N, {self.in_channels}, H, W)", shape)
+        rows, columns = shape[2:]
+        padding = self._numeric_padding() if self.padding_mode == "zeros" else ()
+        if not padding:  # forward pads by itself
+            left, right, top, bottom = self._reversed_padding_repeated_twice
+            rows, columns, padding = rows + top + bottom, columns + left + right, (0, 0)
+        reach = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(_pair(self.dilation), self.kernel_size, padding)]
+        images = (shape[0], max(rows, reach[0]), max(columns, reach[1]))
+        self._packed = pack_grouped_conv2d(self.weight, self.stride, padding, self.dilation, self.groups, images=images)
+        self._packed_for = shape
+        return self
+
+    def unpack(self) -> GroupedConv2d:
+        """Read the natural weight at every call again; returns the layer."""
+        self._packed = None
+        return self
+
+    def _numeric_padding(self) -> tuple[int, int] | tuple[()]:
+        """Rows and columns of zeros on both sides; nothing where the sides differ."""
+        if not isinstance(self.padding, str):
+            return _pair(self.padding)
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        return (top, left) if left == right and top == bottom else ()
+
+    def _forward_packed(self, x: Tensor, padding: Any, activation: str, shortcut: Tensor | None) -> Tensor:
+        bias = self.bias
+        if torch.is_grad_enabled():
+            wants_gradient = (
+                x.requires_grad or (self.training and self.weight.requires_grad) or (shortcut is not None and shortcut.requires_grad)
+            )
+            _check(not wants_gradient, "layer", "unpacked to be trained (call unpack())", "a packed one where a gradient is needed")
+            bias = None if bias is None else bias.detach()
+        if isinstance(padding, str):
+            padding = self._numeric_padding()
+            if not padding:
+                x, padding = nn.functional.pad(x, self._reversed_padding_repeated_twice), 0
+        return grouped_conv2d_packed(
+            x,
+            self._packed,
+            bias,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            activation,
+            shortcut,
+        )
+
+    def _apply(self, fn, recurse: bool = True) -> nn.Module:
+        packed, self._packed = self._packed is not None, None
+        super()._apply(fn, recurse)
+        return self.pack(self._packed_for) if packed else self
 
     def add_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """``relu(self(x) + shortcut)``, the end of a residual block, in one pass; hooks of the layer see it as a call.
@@ -185,11 +263,14 @@ class GroupedConv2d(nn.Conv2d):
         if weight is not None and has_fewer_groups(tuple(weight.shape), tuple(self.weight.shape), self.in_channels):
             state_dict = {**state_dict, prefix + "weight": inside_groups(weight, self.in_channels, self.groups)}
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if self._packed is not None:
+            self.pack(self._packed_for)
 
     # ---- what it is, and what runs
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.activation == "none" else f", activation={self.activation}")
+        packed = "" if self._packed is None else ", packed"
+        return super().extra_repr() + ("" if self.activation == "none" else f", activation={self.activation}") + packed
 
     def explain(self, x_shape: tuple[int, ...] | None = None, *, channels_last: bool = False) -> str:
         """Who serves each product for an input ``[N, C, H, W]`` (default: one image of 32 x 32), and why.
@@ -215,4 +296,7 @@ class GroupedConv2d(nn.Conv2d):
             window = (*stride, *pad, *dilation, self.groups)
             for door, (server, why) in explain_grouped_conv2d(shape, self.weight.shape, window, channels_last, self.weight.dtype).items():
                 lines.append(f"  {door:12s} {server:11s} {why}")
+        if self._packed is not None:
+            kernel = explain_packed(self._packed)
+            lines = [lines[0], f"  packed       {kernel}, {self._packed.numel() * 4} bytes beside the weight; channels_last, forward only"]
         return "\n".join(lines)

@@ -3,6 +3,7 @@
 from sparsekern.ops import backends
 from sparsekern.ops.define import OPS
 from sparsekern.ops.grouped_conv2d import grouped_conv2d
+from sparsekern.ops.grouped_conv2d_packed import grouped_conv2d_packed, pack_grouped_conv2d
 from sparsekern.ops.grouped_mm import grouped_mm
 from sparsekern.ops.sparse_conv2d import plan_sparse_conv2d, sparse_conv2d
 from sparsekern.ops.sparse_linear import plan_sparse_linear, sparse_linear
@@ -12,7 +13,9 @@ __all__ = [
     "OPS",
     "backends",
     "grouped_conv2d",
+    "grouped_conv2d_packed",
     "grouped_mm",
+    "pack_grouped_conv2d",
     "pack_sparse_linear",
     "plan_sparse_conv2d",
     "plan_sparse_linear",

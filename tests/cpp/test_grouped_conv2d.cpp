@@ -160,6 +160,36 @@ Conv2dShape shape(int64_t N, int64_t C, int64_t H, int64_t W, int64_t K, int64_t
           false};
 }
 
+int packed_cases = 0;
+// A pack holds the weight, and computes the same; made for these images and for others.
+void check_pack(const Conv2dShape& s, const std::vector<Sum>& wanted, const float* weight, const float* contiguous, const float* x, const float* bias,
+                const float* shortcut, bool relu) {
+  if (!s.channels_last) return;
+  Conv2dShape other = s;
+  other.N = 2, other.H = s.H + 9, other.W = s.W + 20;
+  other.OH = (other.H + 2 * s.pad_h - s.dilation_h * (s.KH - 1) - 1) / s.stride_h + 1;
+  other.OW = (other.W + 2 * s.pad_w - s.dilation_w * (s.KW - 1) - 1) / s.stride_w + 1;
+  for (const Conv2dShape& made_for : {s, other}) {
+    std::vector<int32_t> words;
+    sk::grouped_conv2d_pack(made_for, weight, words);
+    Fenced<int32_t> pack(words.size(), true);
+    std::memcpy(pack.data(), words.data(), words.size() * sizeof(int32_t));
+    Conv2dShape held;
+    const bool known = sk::grouped_conv2d_pack_shape(pack.data(), int64_t(pack.size()), &held);
+    if ((!known || held.K != s.K || held.C != s.C || held.KH != s.KH || held.KW != s.KW || held.groups != s.groups) && ++failures)
+      std::printf("a pack does not know its sizes\n");
+    std::vector<float> natural(size_t(s.K * (s.C / s.groups) * s.KH * s.KW));
+    sk::grouped_conv2d_unpack(pack.data(), natural.data());
+    if (std::memcmp(natural.data(), contiguous, natural.size() * sizeof(float)) && ++failures) std::printf("a pack lost its weight\n");
+    std::vector<float> probe(wanted.size());
+    if (!sk::grouped_conv2d_packed_fwd(s, x, pack.data(), bias, shortcut, relu, probe.data(), sk::kSerial)) continue;
+    ++packed_cases;
+    check_product<float>("packed", s, wanted, relu, [&](float* out, const sk::Pool& pool) {
+      sk::grouped_conv2d_packed_fwd(s, x, pack.data(), bias, shortcut, relu, out, pool);
+    });
+  }
+}
+
 void check(const Conv2dShape& s) {
   if (s.OH < 1 || s.OW < 1 || s.H + 2 * s.pad_h < s.dilation_h * (s.KH - 1) + 1 || s.W + 2 * s.pad_w < s.dilation_w * (s.KW - 1) + 1) return;
   ++cases;
@@ -188,6 +218,7 @@ void check(const Conv2dShape& s) {
   });
   check_product<float>("grad_x, permuted weight", s, r.grad_x, false,
                        [&](float* out, const sk::Pool& pool) { sk::grouped_conv2d_grad_x(permuted, grad_out.data(), weight_cl.data(), out, pool); });
+  check_pack(cases % 2 ? s : permuted, r.out, cases % 2 ? weight.data() : weight_cl.data(), weight.data(), x.data(), b, added, relu);
   if (cases % 5) return;
   Fenced<double> xd(x.size(), at_end), weightd(weight.size(), at_end), biasd(s.K, at_end), grad_outd(grad_out.size(), at_end),
       shortcutd(grad_out.size(), at_end);
@@ -228,6 +259,7 @@ void check_special_values(bool channels_last) {
 int main(int argc, char** argv) {
   const char* wanted = std::getenv("SPARSEKERN_ISA");
   if (wanted && std::strcmp(wanted, sk::isa_name())) return std::printf("skip: no %s here\n", wanted), 0;
+  sk::set_dense_policy("never");  // packs hold blocks
   for (bool cl : {false, true}) {
     check_special_values(cl);
     // layers of real networks, made small: groups from one to depthwise, tiles with and without edges and tails
@@ -242,6 +274,13 @@ int main(int argc, char** argv) {
         const int64_t sizes[][2] = {{8, 8}, {5, 17}, {7, 29}, {3, 4}, {1, 1}, {2, 15}, {14, 14}};
         for (const auto& size : sizes) check(shape(1 + cases % 2, l.C, size[0], size[1], l.K, k, k, 1, k / 2, 1, l.groups, cl));
       }
+    // 1x1: pixels that are copied (strided, or a page apart), several chunks, several copies
+    for (int64_t stride : {1, 2}) {
+      check(shape(2, 1024, 9, 9, 40, 1, 1, stride, 0, 1, 1, cl));
+      check(shape(3, 64, 40, 41, 64, 1, 1, stride, 0, 1, 4, cl));
+      check(shape(1, 2048, 7, 7, 34, 1, 1, stride, 0, 1, 2, cl));
+    }
+    check(shape(1, 1024, 46, 46, 20, 1, 1, 1, 0, 1, 1, cl));
     // enough images for several chunks of the copies
     check(shape(30, 8, 24, 24, 8, 3, 3, 1, 1, 1, 1, cl));
     check(shape(30, 8, 24, 24, 8, 2, 2, 1, 0, 1, 1, cl));
@@ -262,6 +301,7 @@ int main(int argc, char** argv) {
     }
   }
   std::printf("grouped_conv2d on %s: %d cases, %d failures\n", sk::isa_name(), cases, failures);
+  if (packed_cases < 1000 && ++failures) std::printf("only %d packs were used\n", packed_cases);
   if (cut < 100 && ++failures) std::printf("only %d jobs were large enough to be cut into pieces\n", cut);
   return failures ? 1 : 0;
 }

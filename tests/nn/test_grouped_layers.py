@@ -147,6 +147,50 @@ def test_add_relu(options, activation):
     torch.testing.assert_close(shortcut.grad, 2 * want, rtol=1e-4, atol=1e-4)
 
 
+@VARIANT
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_packed_is_the_same(options, layout):
+    layer, theirs = twins(options)
+    x = torch.randn(3, 12, 11, 14).to(memory_format=layout)
+    want, layer = theirs(x), layer.eval()
+    for x_shape in (None, tuple(x.shape)):
+        packed = layer.pack(x_shape)
+        assert packed is layer and repr(layer).endswith(", packed)") and "packed" in layer.explain()
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), want, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(layer(x[0]), want[0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(layer.add_relu(x, want), (want + want).relu(), rtol=1e-5, atol=1e-5)
+            compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+            torch.testing.assert_close(compiled(x), want, rtol=1e-5, atol=1e-5)
+    assert "packed" not in repr(layer.unpack())
+
+
+def test_packed_is_frozen_until_told():
+    layer = GroupedConv2d(12, 24, 3, groups=4, activation="relu").eval().pack()
+    x = torch.randn(1, 12, 8, 8).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        before = layer(x)
+        layer.weight.mul_(2)
+        layer.bias.zero_()
+        assert torch.equal(layer(x), torch.nn.functional.relu(layer(x))) and not torch.equal(layer(x), before)  # the bias is read
+        frozen = layer(x)
+        fresh = layer.unpack()(x)
+        torch.testing.assert_close(fresh, 2 * frozen)
+        layer.pack()
+        for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), layer.to(memory_format=torch.channels_last)):
+            torch.testing.assert_close(copied(x), fresh)
+        layer.load_state_dict({k: v / 2 for k, v in layer.state_dict().items()})  # packs what it loaded
+        torch.testing.assert_close(layer(x), frozen)
+    for needs in (x.clone().requires_grad_(), x):
+        layer.train(needs is x)
+        with pytest.raises(
+            ValueError, match=r"^GroupedConv2d: layer must be unpacked to be trained \(call unpack\(\)\); got a packed one where"
+        ):
+            layer(needs)
+    with pytest.raises(ValueError, match=r"^GroupedConv2d: x_shape must be \(N, 12, H, W\); got \(1, 8, 5, 5\)$"):
+        layer.pack((1, 8, 5, 5))
+
+
 def test_travels():
     layer = GroupedConv2d(12, 24, 3, groups=4, activation="relu")
     x = torch.randn(2, 12, 8, 8)

@@ -1,0 +1,122 @@
+// Packs of grouped_conv2d: the weight in the blocks that the NHWC tiles read, chosen for images of one size and good for others.
+// Where torch serves that size, or no tile can, a pack keeps the natural weight.
+//
+// A pack is int32 words: a header, then floats by their bits from the word kHeader on (64-byte aligned if the pack is).
+#include <cstring>
+
+#include "core/grouped_conv2d_impl.h"
+
+namespace sk {
+namespace {
+
+enum Word : int {
+  kMagic,
+  kVersion,
+  kOutChannels,
+  kChannels,
+  kRows,
+  kColumns,
+  kGroups,
+  kLength,
+  kBlocked,
+  kOrder,
+  kVectors,
+  kSpanning,
+  kLanes,
+  kHeader = 32
+};
+constexpr int32_t kMagicValue = 0x534b4331, kVersionValue = 1;
+constexpr int64_t kTail = 16;  // words after the last block
+
+const float* floats(const int32_t* pack) { return reinterpret_cast<const float*>(pack + kHeader); }
+
+ConvJob job_of(const int32_t* pack) {
+  ConvJob job{};
+  job.K = pack[kOutChannels], job.KH = pack[kRows], job.KW = pack[kColumns], job.groups = pack[kGroups];
+  job.C = int64_t(pack[kChannels]) * pack[kGroups];
+  job.channels_last = true;
+  return job;
+}
+
+ConvBlockOrder order_of(const int32_t* pack) { return {LaneConfig::Order(pack[kOrder]), pack[kVectors], pack[kSpanning] != 0}; }
+
+// blocks need the vectors that they were made of
+bool readable_here(const int32_t* pack) { return pack[kBlocked] && pack[kLanes] == SK_PICK_KERNELS(conv_lane_kernels).lanes; }
+
+// f(weight in natural order, weight in the blocks) for every kept weight, as indices
+template <class F>
+void for_each_kept(const ConvJob& job, const ConvWeights& weights, const F& f) {
+  for (int64_t b = 0; b < weights.count(); ++b) {
+    const LaneMap& map = weights.blocks()[b];
+    int64_t i = 0;
+    for_each_weight(job, [&](int64_t j, int64_t ky, int64_t kx) {
+      const int64_t at = b * weights.block_floats() + weights.position(j, ky, kx) * weights.width();
+      for (int64_t l = 0; l < map.channels; ++l) f((map.first_channel + l) * weights.columns() + i, at + l);
+      ++i;
+    });
+  }
+}
+
+}  // namespace
+
+void grouped_conv2d_pack(const Conv2dShape& shape, const float* weight, std::vector<int32_t>& pack) {
+  const ConvJob job{shape};
+  const bool ours = grouped_conv2d_choice(shape, ConvProduct::forward, ConvType::fp32).ours && shape.N * shape.OH * shape.OW > 0;
+  const int64_t natural = job.K * (job.C / job.groups) * job.KH * job.KW;
+  ConvLanePlan plan;
+  if (ours) plan = conv_nhwc_plan(job, nullptr);
+  const bool blocked = plan.config != nullptr;
+  int64_t size = natural;
+  if (blocked) {
+    const ConvWeights weights(job, plan, weight, nullptr);
+    size = weights.count() * weights.block_floats();
+  }
+  pack.assign(size_t(kHeader + size + kTail), 0);
+  const int64_t words[] = {kMagicValue, kVersionValue, job.K, job.C / job.groups, job.KH, job.KW, job.groups, int64_t(pack.size()), blocked};
+  for (int i = 0; i <= kBlocked; ++i) pack[i] = int32_t(words[i]);
+  if (blocked) {
+    const ConvLaneKernels& kernels = SK_PICK_KERNELS(conv_lane_kernels);
+    pack[kOrder] = plan.config->weight_order, pack[kVectors] = plan.config->V, pack[kSpanning] = plan.spanning, pack[kLanes] = kernels.lanes;
+  }
+  float* to = reinterpret_cast<float*>(pack.data() + kHeader);
+  if (!blocked) {
+    int64_t i = 0;  // contiguous, however the weight lies
+    const int64_t columns = natural / job.K;
+    for_each_weight(job, [&](int64_t j, int64_t ky, int64_t kx) {
+      for (int64_t k = 0; k < job.K; ++k) to[k * columns + (j * job.KH + ky) * job.KW + kx] = weight[k * columns + i];
+      ++i;
+    });
+    return;
+  }
+  const ConvWeights weights(job, plan, weight, nullptr);
+  for (int64_t b = 0; b < weights.count(); ++b) {
+    Scratch block(size_t(weights.block_floats()) * sizeof(float));  // aligned, which the vector's memory need not be
+    weights.pack(b, block.as<float>());
+    std::memcpy(to + b * weights.block_floats(), block.as<float>(), size_t(weights.block_floats()) * sizeof(float));
+  }
+}
+
+bool grouped_conv2d_pack_shape(const int32_t* pack, int64_t length, Conv2dShape* shape) {
+  if (length < kHeader || pack[kMagic] != kMagicValue || pack[kVersion] != kVersionValue || pack[kLength] != length) return false;
+  *shape = job_of(pack);
+  return true;
+}
+
+void grouped_conv2d_unpack(const int32_t* pack, float* weight) {
+  const ConvJob job = job_of(pack);
+  if (!pack[kBlocked]) {
+    std::memcpy(weight, floats(pack), size_t(job.K * (job.C / job.groups) * job.KH * job.KW) * sizeof(float));
+    return;
+  }
+  const ConvBlockOrder order = order_of(pack);
+  const ConvWeights weights(job, order, pack[kLanes], floats(pack));
+  for_each_kept(job, weights, [&](int64_t natural, int64_t blocked) { weight[natural] = floats(pack)[blocked]; });
+}
+
+bool grouped_conv2d_packed_fwd(const Conv2dShape& shape, const float* x, const int32_t* pack, const float* bias, const float* shortcut, bool relu,
+                               float* out, const Pool& pool) {
+  if (!shape.channels_last || !readable_here(pack)) return false;
+  return conv_nhwc_packed(ConvJob{shape}, order_of(pack), x, floats(pack), bias, shortcut, relu, out, pool);
+}
+
+}  // namespace sk

@@ -1,0 +1,211 @@
+"""grouped_conv2d_packed: grouped_conv2d on a weight that was packed, on request, into the kernels' own order.
+
+    x [N, C, H, W]   packed [*] int32 (weights, by their bits)   bias [K] or None   shortcut [N, K, OH, OW] or None
+
+Inference only. The pack is a real tensor, seen by compile and export; nothing writes it after :func:`pack_grouped_conv2d`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from sparsekern.ops import define as d
+from sparsekern.ops.grouped_conv2d import _WINDOW, ACTIVATIONS, _check_pairs, _compute, _flops, _laid_out_like, _new_like, _out_size, _pair
+
+NAME = "grouped_conv2d_packed"
+
+# words of the header (core/grouped_conv2d_pack.cpp)
+_MAGIC, _SIZES, _LENGTH, _BLOCKED, _ORDER, _VECTORS, _SPANNING, _LANES, _HEADER = 0, slice(2, 7), 7, 8, 9, 10, 11, 12, 32
+_MAGIC_VALUE = 0x534B4331
+_TAP_MAJOR, _ROW_MAJOR = 0, 1
+
+
+def check(x: Any, packed: Any, bias: Any, shortcut: Any, out_channels, kernel_h, kernel_w, *rest) -> None:
+    """Everything that can be wrong with the arguments; the header of ``packed`` where it can be read. ``x`` may be one image."""
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, _ = rest
+    d.check_tensor(NAME, "x", x)
+    d.must(x.dtype in (torch.float32, torch.float16, torch.bfloat16), NAME, "x", "float32, float16 or bfloat16", x.dtype)
+    d.must(x.dim() in (3, 4), NAME, "x", "[N, C, H, W] or [C, H, W]", list(x.shape))
+    d.check_int32(NAME, "packed", packed, x, 1)
+    d.must(isinstance(groups, int | torch.SymInt) and groups > 0, NAME, "groups", "an int of at least 1", groups)
+    if d.readable(packed):
+        d.must(_is_pack(packed), NAME, "packed", "made by pack_grouped_conv2d", f"{packed.numel()} other numbers")
+        filters, channels, rows, columns, held = packed[_SIZES].tolist()
+        asked, sizes = [out_channels, kernel_h, kernel_w, groups], [filters, rows, columns, held]
+        d.must(asked == sizes, NAME, "packed", f"of [K, KH, KW, groups] = {asked}", sizes)
+        d.must(x.shape[-3] == channels * groups, NAME, "x", f"[..., {channels * groups}, H, W]", list(x.shape))
+    if bias is not None:
+        d.check_like(NAME, "bias", bias, x)
+        d.must(tuple(bias.shape) == (out_channels,), NAME, "bias", f"[{out_channels}]", list(bias.shape))
+    d.must(stride_h > 0 and stride_w > 0, NAME, "stride", "at least 1", (stride_h, stride_w))
+    d.must(pad_h >= 0 and pad_w >= 0, NAME, "padding", "at least 0", (pad_h, pad_w))
+    d.must(dilation_h > 0 and dilation_w > 0, NAME, "dilation", "at least 1", (dilation_h, dilation_w))
+    reach_h, reach_w = dilation_h * (kernel_h - 1) + 1, dilation_w * (kernel_w - 1) + 1
+    fits = x.shape[-2] + 2 * pad_h >= reach_h and x.shape[-1] + 2 * pad_w >= reach_w
+    d.must(fits, NAME, "x", f"at least {reach_h} x {reach_w} with its padding", list(x.shape))
+    if shortcut is not None:
+        d.check_like(NAME, "shortcut", shortcut, x)
+        height, width = (
+            _out_size(x.shape[-2], kernel_h, stride_h, pad_h, dilation_h),
+            _out_size(x.shape[-1], kernel_w, stride_w, pad_w, dilation_w),
+        )
+        sizes = [*x.shape[:-3], out_channels, height, width]
+        d.must(list(shortcut.shape) == sizes, NAME, "shortcut", f"{sizes} like the result", list(shortcut.shape))
+
+
+def _is_pack(packed: Tensor) -> bool:
+    return packed.numel() > _HEADER and int(packed[_MAGIC]) == _MAGIC_VALUE and int(packed[_LENGTH]) == packed.numel()
+
+
+def unpack_grouped_conv2d(packed: Tensor) -> Tensor:
+    """The ``weight [K, C/G, KH, KW]`` float32 of a pack.
+
+    Blocks hold ``V * lanes`` output channels each, cut inside a group or (``spanning``) regardless of groups; a block is
+    ``[KH, KW, C/G, V*lanes]``, ``[KH, C/G, KW, V*lanes]`` or ``[C/G, KH, KW, V*lanes]``.
+    """
+    filters, channels, rows, columns, groups = packed[_SIZES].tolist()
+    blocked, order, vectors, spanning, lanes = packed[_BLOCKED : _LANES + 1].tolist()
+    values = packed[_HEADER:].view(torch.float32)
+    if not blocked:
+        return values[: filters * channels * rows * columns].reshape(filters, channels, rows, columns).clone()
+    width, one_line = vectors * lanes, spanning or channels == 1 == filters // groups  # depthwise: vectors as they come
+    runs, run = (1, filters) if one_line else (groups, filters // groups)
+    per_run = -(-run // width)
+    sizes = {_TAP_MAJOR: (rows, columns, channels), _ROW_MAJOR: (rows, channels, columns)}.get(order, (channels, rows, columns))
+    back = {_TAP_MAJOR: (2, 0, 1), _ROW_MAJOR: (1, 0, 2)}.get(order, (0, 1, 2))
+    blocks = values[: runs * per_run * channels * rows * columns * width].reshape(runs, per_run, *sizes, width)
+    weight = blocks.permute(0, 1, 5, *(2 + i for i in back)).reshape(runs, per_run * width, channels, rows, columns)
+    return weight[:, :run].reshape(filters, channels, rows, columns)
+
+
+def explain_packed(packed: Tensor) -> str:
+    """What a pack holds, in words."""
+    blocked, _, vectors, _, lanes = packed[_BLOCKED : _LANES + 1].tolist()
+    return f"blocks of {vectors * lanes} channels" if blocked else "the natural weight"
+
+
+def reference(x, packed, bias, shortcut, out_channels, kernel_h, kernel_w, *rest):
+    check(x, packed, bias, shortcut, out_channels, kernel_h, kernel_w, *rest)
+    *window, groups, relu = rest
+    xc, bc, added = _compute(x, bias, shortcut)
+    out = torch.nn.functional.conv2d(xc, unpack_grouped_conv2d(packed), bc, window[:2], window[2:4], window[4:], groups)
+    out = out if added is None else out + added
+    return _laid_out_like(x, (out.relu() if relu else out).to(x.dtype))
+
+
+def fake(x, packed, bias, shortcut, out_channels, kernel_h, kernel_w, *rest):
+    check(x, packed, bias, shortcut, out_channels, kernel_h, kernel_w, *rest)
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, *_ = rest
+    height = _out_size(x.shape[2], kernel_h, stride_h, pad_h, dilation_h)
+    width = _out_size(x.shape[3], kernel_w, stride_w, pad_w, dilation_w)
+    return _new_like(x, (x.shape[0], out_channels, height, width))
+
+
+def flops(x, packed, bias, shortcut, out_channels, kernel_h, kernel_w, *rest, out_shape=None, **kwargs) -> int:
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, *_ = rest
+    height, width = _out_size(x[2], kernel_h, stride_h, pad_h, dilation_h), _out_size(x[3], kernel_w, stride_w, pad_w, dilation_w)
+    return _flops((x[0], out_channels, height, width), (out_channels, x[1] // groups, kernel_h, kernel_w))
+
+
+d.LIBRARY.define(
+    f"{NAME}(Tensor x, Tensor packed, Tensor? bias, Tensor? shortcut, int out_channels, int kernel_h, int kernel_w, {_WINDOW}, "
+    "bool relu) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+d.LIBRARY.define(f"pack_grouped_conv2d(Tensor weight, int N, int H, int W, {_WINDOW.replace('SymInt', 'int')}) -> Tensor")
+d.LIBRARY.impl(NAME, reference, "CompositeExplicitAutograd")
+torch.library.register_fake(f"sparsekern::{NAME}", fake, lib=d.LIBRARY)
+register_flop_formula(torch.ops.sparsekern.grouped_conv2d_packed)(flops)
+
+
+def pack_grouped_conv2d(
+    weight: Tensor,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    images: tuple[int, int, int] = (1, 28, 28),
+) -> Tensor:
+    """Put a weight into the order in which the kernels of channels_last images read it, once.
+
+    Args:
+        weight: ``[K, C/G, KH, KW]`` float32, float16 or bfloat16 (kept as float32), contiguous or channels_last.
+        stride, padding, dilation, groups: of the convolution.
+        images: ``(N, H, W)`` of the images that the order is chosen for; others are served too, perhaps less well.
+
+    Returns:
+        ``[*]`` int32 on the CPU: 4 bytes per weight, more where the channels of a group do not fill vectors.
+
+    Raises:
+        ValueError: ``grouped_conv2d_packed: weight must be float32, float16 or bfloat16 on a CPU with compiled kernels; got ...``
+    """
+    d.check_tensor(NAME, "weight", weight)
+    good = weight.dtype in (torch.float32, torch.float16, torch.bfloat16) and d.backends.has_kernels(weight.device)
+    rule = "float32, float16 or bfloat16 on a CPU with compiled kernels"
+    d.must(good, NAME, "weight", rule, f"{weight.dtype} on {weight.device.type}")
+    d.must(weight.dim() == 4 and min(weight.shape) > 0, NAME, "weight", "[K, C/G, KH, KW], each at least 1", list(weight.shape))
+    d.must(groups > 0 and weight.shape[0] % groups == 0, NAME, "groups", f"a divisor of the {weight.shape[0]} filters", groups)
+    window = (*_pair(stride), *_pair(padding), *_pair(dilation), groups)
+    return torch.ops.sparsekern.pack_grouped_conv2d(weight.detach().float(), *images, *window)
+
+
+def grouped_conv2d_packed(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    out_channels: int,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    activation: str = "none",
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """:func:`~sparsekern.ops.grouped_conv2d` on a packed weight, for inference.
+
+    Args:
+        x: ``[N, C, H, W]`` or ``[C, H, W]``, float32, float16 or bfloat16. channels_last is what the pack is for; for other
+            layouts, as on another processor than the one that packed, the weight is put back at every call.
+        packed: from :func:`pack_grouped_conv2d`.
+        bias: ``[out_channels]`` or None, dtype of ``x``.
+        out_channels, kernel_size, groups: of the weight.
+        stride, padding, dilation, activation, shortcut: as in ``grouped_conv2d``; padding in numbers.
+
+    Returns:
+        As ``grouped_conv2d``.
+
+    Raises:
+        ValueError: ``grouped_conv2d_packed: packed must be made by pack_grouped_conv2d; got 64 other numbers``
+
+    Example:
+        >>> x, weight = torch.ones(1, 4, 3, 3), torch.ones(2, 2, 3, 3)
+        >>> packed = pack_grouped_conv2d(weight, padding=1, groups=2)
+        >>> grouped_conv2d_packed(x, packed, None, 2, 3, padding=1, groups=2)[0, 0]
+        tensor([[ 8., 12.,  8.],
+                [12., 18., 12.],
+                [ 8., 12.,  8.]])
+    """
+    sizes = (out_channels, *_pair(kernel_size), *_pair(stride), *_pair(padding), *_pair(dilation), groups, activation == "relu")
+    if activation not in ACTIVATIONS:
+        d.must(False, NAME, "activation", f"one of {ACTIVATIONS}", repr(activation))
+    try:
+        one = x.dim() == 3
+        image, b, added = x.unsqueeze(0) if one else x, bias, shortcut.unsqueeze(0) if one and shortcut is not None else shortcut
+        if d.autocast_enabled():
+            image, b, added = d.autocast(image, b, added)
+        if d.backends.forced_reference and not torch.compiler.is_compiling():
+            out = reference(image, packed, b, added, *sizes)
+        else:
+            out = torch.ops.sparsekern.grouped_conv2d_packed(image, packed, b, added, *sizes)
+        return out.squeeze(0) if one else out
+    except (RuntimeError, TypeError, AttributeError, IndexError):
+        d.check_tensor(NAME, "x", x)
+        _check_pairs(stride=stride, padding=padding, dilation=dilation)
+        check(x, packed, bias, shortcut, *sizes)
+        raise
