@@ -222,14 +222,24 @@ void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* plan_d
   Scratch gs(size_t(s.out() * full) * sizeof(float)), xs(size_t(s.in() * full) * sizeof(float));
   for (int64_t n0 = 0; n0 < s.N; n0 += full) {  // rows of x in a fixed order: the sum does not depend on the threads
     const int64_t columns = std::min(full, s.N - n0), width = (columns + k.width - 1) / k.width * k.width;
-    const float* g = chunk_of(grad_out, g_s, n0, columns, s.out(), width, gs.as<float>(), pool, true).data;
+    const bool panels = s.BI == 1 && !is_condensed(s) && s.BO % k.width == 0 && natural(g_s);
+    const float* g = panels ? nullptr : chunk_of(grad_out, g_s, n0, columns, s.out(), width, gs.as<float>(), pool, true).data;
     const float* rows = chunk_of(x, x_s, n0, columns, s.in(), width, xs.as<float>(), pool, true).data;
     const bool accumulate = n0 > 0;
-    parallel(pool, s.OB * s.F, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t e = begin; e < end; ++e)
-        k.block_sampled(g + e / s.F * s.BO * width, rows + plan.index(e) * s.BI * width, width, s.BO, s.BI, accumulate,
-                        grad_weight + e * s.BO * s.BI);
-    });
+    if (panels) {
+      const int32_t* entries = plan.at(Plan::kEntries);
+      parallel(pool, s.OB, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t ob = begin; ob < end; ++ob)
+          k.panel_outer(
+              {entries + 2 * ob * s.F, s.F, s.BO, grad_out + n0 * g_s.row + ob * s.BO, g_s.row, rows, width, columns, accumulate, grad_weight});
+      });
+    } else {
+      parallel(pool, s.OB * s.F, 4, [&](int64_t begin, int64_t end) {
+        for (int64_t e = begin; e < end; ++e)
+          k.block_sampled(g + e / s.F * s.BO * width, rows + plan.index(e) * s.BI * width, width, s.BO, s.BI, accumulate,
+                          grad_weight + e * s.BO * s.BI);
+      });
+    }
   }
 }
 

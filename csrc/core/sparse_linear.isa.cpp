@@ -213,6 +213,8 @@ void block_sampled(const float*, const float*, int64_t, int64_t, int64_t, bool, 
 void block_rows(const BlockRowsWork&);
 void block_dots(const BlockRowsWork&);
 void block_outer(const BlockOuterWork&);
+void single_rows(const SingleRowsWork&);
+void panel_outer(const PanelOuterWork&);
 void block_transpose(const float*, int64_t, int64_t, float*);
 
 const SparseLinearKernels sparse_linear{
@@ -228,6 +230,8 @@ const SparseLinearKernels sparse_linear{
     block_rows,
     block_dots,
     block_outer,
+    single_rows,
+    panel_outer,
     block_transpose,
     to_feature_major,
     from_feature_major,

@@ -1,8 +1,10 @@
 // sparse_linear for blocks, on activations as they lie, [rows][features]: nothing is transposed but, at most, the weight.
-// Compiled once per instruction set. Three register tiles of sums, each started once per group of rows:
+// Compiled once per instruction set. Register tiles of sums, each started once per group of rows:
 //   block_rows    weights with their outputs contiguous: V vectors of outputs x a value of each of up to kRows rows of x
 //   block_dots    weights as they lie, few rows of x: 4 outputs x up to kDotRows rows, along the inputs; lanes summed at the end
 //   block_outer   grad_weight: values of up to kRows outputs of grad_out x V vectors of inputs, over the rows of x
+//   single_rows   blocks one output high: up to kSingleRows rows of x, lanes summed W outputs at a time
+//   panel_outer   grad_weight of blocks one input wide: V vectors of outputs of grad_out x values of up to kRows inputs
 #include "core/sparse_linear_kernels.h"
 #include "core/transpose.h"
 
@@ -14,6 +16,7 @@ namespace {
 constexpr int kRows = W == 16 ? 12 : W == 8 ? 6 : 4;
 constexpr int kRowsOfOneVector = W == 16 ? 14 : 8;
 constexpr int kDotRows = W == 16 ? 6 : 2;
+constexpr int kSingleRows = W == 16 ? 8 : 4;
 constexpr int kLine = 16;  // floats in a line of the cache
 
 // `count` rows in groups of at most Most and of about the same size: f(first row, integral constant: rows)
@@ -141,6 +144,65 @@ __attribute__((noinline)) void outer_tile(const BlockOuterWork& p, int64_t o, in
   }
 }
 
+// y[n0 .. n0+N) for outputs [o, o+count), at most W
+template <int N>
+__attribute__((noinline)) void single_tile(const SingleRowsWork& p, int64_t n0, int64_t o, int count) {
+  constexpr int64_t kAhead = 8;  // blocks of the weight lie anywhere
+  vf sums[N][W];
+  const float* x = p.x + n0 * p.x_row;
+  for (int j = 0; j < W; ++j) {
+    vf a[N];
+    SK_UNROLL for (int n = 0; n < N; ++n) a[n] = zero();
+    const int64_t end = j < count ? p.ptr[o + j + 1] : 0;
+    for (int64_t e = j < count ? p.ptr[o + j] : 0; e < end; ++e) {
+      if (e + kAhead < p.entries_end) __builtin_prefetch(p.weight + p.entries[2 * (e + kAhead) + 1] * p.depth);
+      const float *in = x + p.entries[2 * e] * p.depth, *w = p.weight + p.entries[2 * e + 1] * p.depth;
+      for (int64_t k = 0; k < p.depth; k += W) {
+        const vf u = load(w + k);
+        SK_UNROLL for (int n = 0; n < N; ++n) a[n] += u * load(in + n * p.x_row + k);
+      }
+    }
+    SK_UNROLL for (int n = 0; n < N; ++n) sums[n][j] = a[n];
+  }
+  const vf b = !p.bias ? zero() : count == W ? load(p.bias + o) : load_first(p.bias + o, count);
+  SK_UNROLL for (int n = 0; n < N; ++n) {
+    const vf v = sum_each(sums[n]) + b;
+    float* y = p.y + (n0 + n) * p.y_row + o;
+    count == W ? store(y, v) : store_first(y, v, count);
+  }
+}
+
+// gw of entries [e, e+N), outputs [o, o+V*W)
+template <int V, int N>
+__attribute__((noinline)) void panel_outer_tile(const PanelOuterWork& p, int64_t e, int64_t o) {
+  constexpr int kStep = 4;  // rows of x per visit of a source: its address is read once
+  vf a[N][V];
+  const float* x[N];
+  SK_UNROLL for (int j = 0; j < N; ++j) {
+    x[j] = p.x_t + p.entries[2 * (e + j)] * p.x_stride;
+    SK_UNROLL for (int v = 0; v < V; ++v) a[j][v] = zero();
+  }
+  const float* g = p.grad + o;
+  int64_t n = 0;
+  for (; n + kStep <= p.count_n; n += kStep, g += kStep * p.grad_row) {
+    vf u[kStep][V];
+    SK_UNROLL for (int q = 0; q < kStep; ++q) SK_UNROLL for (int v = 0; v < V; ++v) u[q][v] = load(g + q * p.grad_row + v * W);
+    SK_UNROLL for (int j = 0; j < N; ++j) {
+      const float* from = x[j] + n;
+      SK_UNROLL for (int q = 0; q < kStep; ++q) {
+        const vf s = splat(from[q]);
+        SK_UNROLL for (int v = 0; v < V; ++v) a[j][v] += s * u[q][v];
+      }
+    }
+  }
+  for (; n < p.count_n; ++n, g += p.grad_row)
+    SK_UNROLL for (int j = 0; j < N; ++j) SK_UNROLL for (int v = 0; v < V; ++v) a[j][v] += splat(x[j][n]) * load(g + v * W);
+  SK_UNROLL for (int j = 0; j < N; ++j) SK_UNROLL for (int v = 0; v < V; ++v) {
+    float* to = p.grad_weight + p.entries[2 * (e + j) + 1] * p.rows + o + v * W;
+    store(to, p.accumulate ? load(to) + a[j][v] : a[j][v]);
+  }
+}
+
 }  // namespace
 
 void block_rows(const BlockRowsWork& p) {
@@ -157,6 +219,20 @@ void block_outer(const BlockOuterWork& p) {
   int64_t i = 0;
   for (; i + 2 * W <= p.depth; i += 2 * W) in_groups<kRows>(p.rows, [&](int64_t o, auto rows) { outer_tile<2, rows.value>(p, o, i); });
   if (i < p.depth) in_groups<kRowsOfOneVector>(p.rows, [&](int64_t o, auto rows) { outer_tile<1, rows.value>(p, o, i); });
+}
+
+void single_rows(const SingleRowsWork& p) {
+  in_groups<kSingleRows>(p.count_n, [&](int64_t n, auto rows) {
+    for (int64_t o = p.begin; o < p.end; o += W) single_tile<rows.value>(p, n, o, p.end - o < W ? int(p.end - o) : W);
+  });
+}
+
+void panel_outer(const PanelOuterWork& p) {
+  // V vectors of grad_out for each of 4 rows stand beside the sums
+  int64_t o = 0;
+  for (; o + 2 * W <= p.rows; o += 2 * W)
+    in_groups<W == 16 ? 8 : 3>(p.count, [&](int64_t e, auto count) { panel_outer_tile<2, count.value>(p, e, o); });
+  if (o < p.rows) in_groups<W == 16 ? 12 : 6>(p.count, [&](int64_t e, auto count) { panel_outer_tile<1, count.value>(p, e, o); });
 }
 
 void block_transpose(const float* weight, int64_t rows, int64_t depth, float* out) {

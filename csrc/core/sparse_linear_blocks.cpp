@@ -18,11 +18,12 @@ int64_t rows_at_once(int64_t N, int64_t features, int64_t items, const Pool& poo
   return std::max<int64_t>(1, (N + chunks - 1) / chunks);
 }
 
-enum class Path { few, dots, rows, transposed_rows, feature_major };
+enum class Path { few, dots, rows, transposed_rows, single_rows, feature_major };
 
 Path path_of(int64_t N, const Blocks& b, bool natural_x) {
   const int64_t width = kernels().width;
   const bool whole = b.rows % width == 0, dots = b.k_step == 1 && b.rows % 4 == 0 && b.depth % width == 0;
+  if (b.rows == 1 && b.k_step == 1 && b.depth % width == 0 && natural_x) return Path::single_rows;
   if (b.outputs_contiguous()) {
     if (N <= kFewRows) return Path::few;
     return natural_x && whole && b.depth > 1 ? Path::rows : Path::feature_major;
@@ -45,6 +46,12 @@ bool block_natural_product(int64_t N, const Blocks& b, const float* in, Strides 
   const SparseLinearKernels& k = kernels();
   const Scratch scratch(size_t(in_s.col == 1 ? 0 : N * in_features) * sizeof(float));
   const float* x = natural_rows(in, in_s, N, in_features, scratch);
+  if (path == Path::single_rows) {
+    parallel(pool, b.count, 64, [&](int64_t begin, int64_t end) {
+      k.single_rows({b.ptr, b.entries, b.ptr[b.count], begin, end, b.depth, weight, x, in_s.row, N, bias, out, out_s.row});
+    });
+    return true;
+  }
   const int64_t step = rows_at_once(N, in_features, b.count, pool), chunks = (N + step - 1) / step;
   parallel(pool, chunks * b.count, path == Path::few || N <= kFewRows ? 8 : 1, [&](int64_t begin, int64_t end) {
     int64_t most = 0;
@@ -80,7 +87,7 @@ bool block_natural_product(int64_t N, const Blocks& b, const float* in, Strides 
 
 bool block_natural_grad_weight(int64_t N, const Blocks& b, const float* grad, Strides g_s, const float* x, Strides x_s, int64_t in_features,
                                float* grad_weight, const Pool& pool) {
-  if (g_s.col != 1 || x_s.col != 1 || b.depth % kernels().width) return false;
+  if (g_s.col != 1 || x_s.col != 1 || b.depth % kernels().width || b.rows < 4) return false;
   const int64_t step = rows_at_once(N, in_features, 1, kSerial);
   for (int64_t n = 0; n < N; n += step) {  // in a fixed order: the sum does not depend on the threads
     const int64_t rows = std::min(step, N - n);

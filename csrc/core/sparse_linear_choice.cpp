@@ -20,8 +20,14 @@ constexpr double kSums = 650;                                           // vecto
 constexpr double kExpandedToDense = 400;                                // vectors of positions written into a dense matrix
 constexpr double kMemory = 9000;                                        // bytes of fresh memory zeroed or of activations transposed
 constexpr double kPanelFlops[] = {0, 45e3, 72e3, 80e3, 90e3};           // feature-major, by vectors of columns
-constexpr double kTileFlops = 115e3;                                    // blocks
 constexpr double kSampledFlops = 45e3;                                  // grad_weight
+constexpr double kBlockFlops = 130e3;                                   // blocks, on activations as they lie or feature-major
+constexpr double kBlockPanelFlops = 110e3;                              // blocks one input wide, feature-major
+constexpr double kSingleFlops = 45e3;                                   // grad_x of those
+constexpr double kBlockSampledFlops = 100e3;                            // grad_weight
+constexpr double kBlockDots = 28e3;                                     // weights of blocks multiplied by 1 or 2 rows of x
+constexpr double kBlockTransposes = 12e3;                               // weights of blocks transposed
+constexpr double kBlockMemory = 16e3;                                   // bytes of activations transposed for blocks
 // matrix tiles (AMX), per microsecond
 constexpr double kTileProducts = 85;    // 16 x 32 by 32 x 16, operands in L1 and L2
 constexpr double kTileTransposes = 37;  // of 16 x 32 values in registers, with their loads and stores
@@ -53,6 +59,26 @@ double balanced_us(const SparseLinearShape& s, bool packed) {
   return vectors * each;
 }
 
+// Blocks in fp32: what is transposed, if anything, follows sparse_linear_blocks.cpp on 16 lanes.
+double blocks_us(const SparseLinearShape& s, Product product) {
+  const double flops = 2.0 * s.kept(), columns = double(groups(s.N) * 16);
+  const double transposed_us = double(s.in() + s.out()) * columns * 4 / kBlockMemory;
+  const bool vectors_in = s.BI % 16 == 0;
+  if (product == Product::grad_weight) {
+    if (vectors_in && s.BO >= 4) return flops * s.N / kBlockSampledFlops;
+    return flops * columns / (s.BI == 1 && s.BO % 16 == 0 ? kBlockSampledFlops : kSampledFlops) + transposed_us;
+  }
+  if (product == Product::grad_x) {
+    if (vectors_in && s.BO > 1) return flops * s.N / kBlockFlops;
+    return s.BI == 1 && s.BO % 16 == 0 ? flops * s.N / kSingleFlops : flops * columns / kBlockFlops + transposed_us;
+  }
+  const bool dots = vectors_in && s.BO % 4 == 0;
+  if (s.N <= 2) return s.N * double(s.kept()) / (dots || (s.BI == 1 && s.BO % 16 == 0) ? kBlockDots : 2 * kGathered);
+  if (dots && s.N < 24) return flops * s.N / kBlockFlops;
+  if (s.BO % 16 == 0 && s.BO >= 32 && s.BI > 1 && s.N > 16) return flops * s.N / kBlockFlops + double(s.kept()) / kBlockTransposes;
+  return flops * columns / (s.BI == 1 ? kBlockPanelFlops : kBlockFlops) + transposed_us;
+}
+
 // Our fp32 kernels, conversions of half types included.
 double plain_us(const SparseLinearShape& s, Product product, LinearKernel kernel, bool half_precision) {
   const double kept = double(s.kept());
@@ -66,13 +92,10 @@ double plain_us(const SparseLinearShape& s, Product product, LinearKernel kernel
     us += double(groups(s.OB)) * s.IB * ((s.N + 7) / 8) / kDenseRows;
   else if (kernel == LinearKernel::expanded)
     us += 2.0 * s.OB * mask_words(s) * ((s.N / 4) / kExpanded[4] + (s.N % 4 ? 1 / kExpanded[s.N % 4] : 0.0)) + s.N * s.OB / kSums;
-  else if (kernel == LinearKernel::block_dot)
-    us += s.N * kept / (2 * kGathered);
+  else if (s.BO * s.BI > 1)
+    us += blocks_us(s, product);
   else
-    us += 2.0 * kept * columns /
-              (product == Product::grad_weight      ? kSampledFlops
-               : kernel == LinearKernel::block_tile ? kTileFlops
-                                                    : kPanelFlops[vectors]) +
+    us += 2.0 * kept * columns / (product == Product::grad_weight ? kSampledFlops : kPanelFlops[vectors]) +
           double(s.in() + s.out()) * columns * 4 / kMemory;
   if (product == Product::grad_x && s.BO * s.BI == 1) us += kept / 2500;     // weights put in transposed order
   if (half_precision) us += (kept + double(s.in() + s.out()) * s.N) / 4000;  // to fp32 and back

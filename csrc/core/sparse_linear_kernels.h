@@ -75,6 +75,31 @@ struct BlockRowsWork {
   int64_t y_row;
 };
 
+// Outputs [begin, end) of one row each, as BlockRowsWork: the weight is [..][depth], y[n][r] for row r.
+struct SingleRowsWork {
+  const int32_t *ptr, *entries;
+  int64_t entries_end;  // of all rows
+  int64_t begin, end, depth;
+  const float* weight;
+  const float* x;
+  int64_t x_row, count_n;
+  const float* bias;  // may be null
+  float* y;
+  int64_t y_row;
+};
+
+// grad_weight of `count` panels, [rows][1] each, that share their outputs: (+)= sum over n of grad[n][r] * x_t[source][n]
+struct PanelOuterWork {
+  const int32_t* entries;
+  int64_t count, rows;
+  const float* grad;
+  int64_t grad_row;
+  const float* x_t;
+  int64_t x_stride, count_n;
+  bool accumulate;
+  float* grad_weight;
+};
+
 // grad_weight of a kept block, [rows][depth] (+)= sum over n of grad[n][r] * x[n][k]
 struct BlockOuterWork {
   const float* grad;
@@ -115,10 +140,12 @@ struct SparseLinearKernels {
   void (*panel_dot)(const BlockWork& work);
   // grad_weight of one kept block: gw[o][i] (+)= sum over columns of gradT[o] * xT[i]
   void (*block_sampled)(const float* grad_t, const float* x_t, int64_t columns, int64_t rows, int64_t depth, bool accumulate, float* grad_weight);
-  // The same three on activations as they lie. Whole vectors: of outputs; of inputs, and outputs by 4; of inputs.
+  // The same on activations as they lie. Whole vectors: of outputs; of inputs, and outputs by 4; of inputs; of inputs; of outputs.
   void (*block_rows)(const BlockRowsWork& work);
   void (*block_dots)(const BlockRowsWork& work);
   void (*block_outer)(const BlockOuterWork& work);
+  void (*single_rows)(const SingleRowsWork& work);
+  void (*panel_outer)(const PanelOuterWork& work);
   // one block [rows][depth] -> [depth][rows], rows in whole vectors
   void (*block_transpose)(const float* weight, int64_t rows, int64_t depth, float* out);
   // in [columns][..] natural -> out [features][padded columns: vectors, or half of one], zero-filled; and back without touching what is not there

@@ -110,11 +110,13 @@ int main() {
       for (const auto& [OB, F, IB] :
            {std::array<int64_t, 3>{4, 15, 15}, {9, 20, 25}, {7, 32, 32}, {6, 30, 33}, {11, 64, 64}, {6, 90, 99}, {13, 70, 127}})
         ok &= run({N, OB, F, 1, 1, IB, feature_major}), ++cases;
-      for (const auto& [BO, BI] : {std::array<int64_t, 2>{16, 1}, {20, 1}, {1, 16}, {4, 4}, {16, 16}, {5, 3}, {32, 32}, {48, 16}, {32, 5}, {20, 32}})
+      for (const auto& [BO, BI] :
+           {std::array<int64_t, 2>{16, 1}, {20, 1}, {1, 16}, {4, 4}, {16, 16}, {5, 3}, {32, 32}, {48, 16}, {32, 5}, {20, 32}, {32, 1}, {1, 32}})
         ok &= run({N, 3, 2, BO, BI, 4, feature_major}), ++cases;
     }
-  ok &= run({3, 2, 3, 1, 1, 70000, false});  // wide indices
-  ok &= run({61, 2, 2, 32, 32, 512, false});  // more rows of blocks than go through the cache at once
+  ok &= run({3, 2, 3, 1, 1, 70000, false});                                    // wide indices
+  for (const int64_t BO : {16, 48}) ok &= run({70, 3, 19, BO, 1, 41, false});  // many panels share their outputs
+  ok &= run({61, 2, 2, 32, 32, 512, false});                                   // more rows of blocks than go through the cache at once
   std::printf("%s %s, %d cases\n", ok ? "ok" : "FAILED", isa_name(), cases);
   return !ok;
 }
