@@ -10,17 +10,21 @@ namespace sk {
 namespace {
 
 // per microsecond
-constexpr double kGathered = 5500;                                      // connections, x in L1 or L2
-constexpr double kScattered = 900;                                      // weights written into a dense matrix
-constexpr double kExpanded[] = {0, 800, 750, 680, 600};                 // vectors of positions expanded for 1 to 4 rows of x
-constexpr double kDenseRows = 500;                                      // vectors of positions for 8 rows of x
+constexpr double kGathered = 5500;                       // connections, x in L1 or L2
+constexpr double kScattered = 900;                       // weights written into a dense matrix
+constexpr double kExpanded[] = {0, 800, 750, 680, 600};  // vectors of positions expanded for 1 to 4 rows of x
+constexpr double kDenseRows = 500;                       // vectors of positions for 8 rows of x
+constexpr double kSums = 650;                            // vectors summed to one number
+constexpr double kExpandedToDense = 150;                 // vectors of positions written into a dense matrix, and read back by the product
+constexpr double kMemory = 9000;                         // bytes of fresh memory zeroed or of activations transposed
+// feature-major, by vectors of columns (0: half of one)
+constexpr double kPanelFlops[] = {32e3, 49e3, 78e3, 91e3, 97e3};
+constexpr double kPanelFlopsT[] = {17e3, 31e3, 52e3, 62e3, 67e3};       // grad_x: the weights lie in the order of the outputs
+constexpr double kKeptFlops[] = {39e3, 39e3, 59e3, 72e3, 79e3};         // grad_weight, at kept connections
+constexpr double kTransposed = 28e3;                                    // bytes of activations
+constexpr double kSampledFlops = 45e3;                                  // grad_weight of blocks
 constexpr double kBalanced[] = {0, 1365, 840, 590, 520, 0, 0, 0, 300};  // vectors of 16 connections for 1, 2, 3, 4, 8 rows of x
 constexpr double kTurned = 720;                                         // vectors of a natural weight turned for them
-constexpr double kSums = 650;                                           // vectors summed to one number
-constexpr double kExpandedToDense = 400;                                // vectors of positions written into a dense matrix
-constexpr double kMemory = 9000;                                        // bytes of fresh memory zeroed or of activations transposed
-constexpr double kPanelFlops[] = {0, 45e3, 72e3, 80e3, 90e3};           // feature-major, by vectors of columns
-constexpr double kSampledFlops = 45e3;                                  // grad_weight
 constexpr double kBlockFlops = 130e3;                                   // blocks, on activations as they lie or feature-major
 constexpr double kBlockPanelFlops = 110e3;                              // blocks one input wide, feature-major
 constexpr double kSingleFlops = 45e3;                                   // grad_x of those
@@ -41,9 +45,10 @@ constexpr double kMasked = 600;  // connections made into bits
 
 constexpr int64_t kMostBalancedRows = 64;
 
-double dense_flops(int64_t N, bool half_precision) {  // F.linear, measured at 1, 8, 32, 64, 256 rows
+double dense_flops(int64_t N, double weight_bytes, bool half_precision) {  // F.linear, measured at 1, 8, 32, 64, 256 rows
   if (half_precision) return N <= 1 ? 11e3 : N <= 8 ? 80e3 : N <= 64 ? 500e3 : 1000e3;
-  return N <= 1 ? 11e3 : N <= 8 ? 35e3 : N < 64 ? 95e3 : N == 64 ? 112e3 : 145e3;
+  const bool cached = weight_bytes <= 1.5e6;  // for few rows the weight is what is read
+  return N <= 1 ? 12e3 : N <= 8 ? (cached ? 80e3 : 37e3) : N < 64 ? 115e3 : N == 64 ? 138e3 : 172e3;
 }
 
 int64_t groups(int64_t n) { return (n + kTile - 1) / kTile; }
@@ -94,11 +99,14 @@ double plain_us(const SparseLinearShape& s, Product product, LinearKernel kernel
     us += 2.0 * s.OB * mask_words(s) * ((s.N / 4) / kExpanded[4] + (s.N % 4 ? 1 / kExpanded[s.N % 4] : 0.0)) + s.N * s.OB / kSums;
   else if (s.BO * s.BI > 1)
     us += blocks_us(s, product);
-  else
-    us += 2.0 * kept * columns / (product == Product::grad_weight ? kSampledFlops : kPanelFlops[vectors]) +
-          double(s.in() + s.out()) * columns * 4 / kMemory;
-  if (product == Product::grad_x && s.BO * s.BI == 1) us += kept / 2500;     // weights put in transposed order
-  if (half_precision) us += (kept + double(s.in() + s.out()) * s.N) / 4000;  // to fp32 and back
+  else {  // feature_major
+    const int64_t v = s.N * 2 <= 16 && product != Product::grad_weight ? 0 : vectors;
+    const double width = v == 0 ? 8.0 : double(columns);
+    const double* flops = product == Product::forward ? kPanelFlops : product == Product::grad_x ? kPanelFlopsT : kKeptFlops;
+    us += 2.0 * kept * width / flops[v] + double(s.in() + s.out()) * width * 4 / kTransposed;
+  }
+  if (product == Product::grad_x && kernel == LinearKernel::gather) us += kept / 2500;  // weights put in transposed order
+  if (half_precision) us += (kept + double(s.in() + s.out()) * s.N) / 4000;             // to fp32 and back
   return us;
 }
 
@@ -148,7 +156,7 @@ LinearChoice sparse_linear_choice(const SparseLinearShape& s, Product product, L
     const double us = tiles_us(s, product, false);
     if (us < sparse_us) sparse_us = us, kernel = blocks ? LinearKernel::block_amx : LinearKernel::expanded_amx;
   }
-  double dense_us = 4.0 + 2.0 * dense * s.N / dense_flops(s.N, half_precision);
+  double dense_us = 4.0 + 2.0 * dense * s.N / dense_flops(s.N, dense * 4, half_precision);
   if (half_precision) dense_us += double(s.in() + s.out()) * s.N / 12000;  // thin matrices: x and y moved, not the products, take the time
   // grad_weight writes a dense gradient and picks the kept entries; the others fill a dense weight
   if (!half_precision && product != Product::grad_weight && can_expand(s))
