@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <cstdlib>
 
 #include "core/sparse_linear_drive.h"
 
@@ -62,30 +62,58 @@ BalancedPlan balanced_plan(int64_t OB, int64_t F, int64_t IB, const int32_t* ind
   for (int64_t row = 0; row < OB; ++row)
     for (size_t step = 0; step < steps.size(); ++step) {
       uint32_t word = 0;
-      for (int64_t k = 0; k < sizes[step]; ++k) word |= uint32_t(index[row * F + steps[step][k].begin] - steps[step][k].input) << (5 * k);
+      for (int64_t k = 0; k < sizes[step]; ++k)
+        word |= uint32_t(index[row * F + steps[step][k].begin] - steps[step][k].input) << (5 * (k / 2) + 16 * (k % 2));
       plan.words[(row / L * steps.size() + step) * L + row % L] = word;
     }
   return plan;
 }
 
+namespace {
+
+// Rows as they lie if their features do and there is a window of them; else copied, and zeros behind the last feature.
+template <class T>
+const T* whole_windows(const T* x, Strides& stride, int64_t N, int64_t features, const Scratch& scratch) {
+  const int64_t width = std::max(features, BalancedPlan::kWindow);
+  if (stride.col == 1 && width == features) return x;
+  T* copy = scratch.as<T>();
+  for (int64_t n = 0; n < N; ++n) {
+    for (int64_t i = 0; i < features; ++i) copy[n * width + i] = x[n * stride.row + i * stride.col];
+    std::fill(copy + n * width + features, copy + (n + 1) * width, T(0));
+  }
+  stride = {width, 1};
+  return copy;
+}
+template <class T>
+size_t whole_windows_bytes(Strides stride, int64_t N, int64_t features) {
+  return stride.col == 1 && features >= BalancedPlan::kWindow ? 0 : size_t(N * std::max(features, BalancedPlan::kWindow)) * sizeof(T);
+}
+
+}  // namespace
+
 void balanced_product(int64_t N, const BalancedRows& b, int64_t in_features, const float* x, Strides x_s, const float* bias, float* y, Strides y_s,
                       const Pool& pool) {
-  constexpr int64_t L = BalancedRows::kLanes, kWindow = BalancedPlan::kWindow;
-  const int64_t padded = std::max(in_features, kWindow);
-  const Scratch scratch(size_t(in_features < kWindow || x_s.col != 1 ? N * padded : 0) * sizeof(float));
-  const float* rows = natural_rows(x, x_s, N, in_features, scratch);
-  if (in_features < kWindow) {  // room for a whole window behind each row; from the last row on, as they may lie in the same place
-    float* copy = scratch.as<float>();
-    for (int64_t n = N; n-- > 0;) {
-      std::memmove(copy + n * kWindow, rows + n * x_s.row, size_t(in_features) * sizeof(float));
-      std::fill(copy + n * kWindow + in_features, copy + (n + 1) * kWindow, 0.0f);
-    }
-    rows = copy, x_s.row = kWindow;
-  }
+  constexpr int64_t L = BalancedRows::kLanes;
+  const Scratch scratch(whole_windows_bytes<float>(x_s, N, in_features));
+  const float* rows = whole_windows(x, x_s, N, in_features, scratch);
   parallel(pool, (b.rows + L - 1) / L, 1 + 2048 / b.fan_in, [&](int64_t begin, int64_t end) {
     const Scratch turned(b.order ? size_t(b.fan_in * L) * sizeof(float) : 0);
     SK_PICK_KERNELS(sparse_linear).balanced(b, rows, x_s.row, N, bias, y, y_s.row, y_s.col, turned.as<float>(), begin, end);
   });
 }
+
+#ifdef SK_HAVE_amx
+void balanced_product(int64_t N, const BalancedRows& b, int64_t in_features, const uint16_t* x, Strides x_s, const uint16_t* bias, uint16_t* y,
+                      Strides y_s, const Pool& pool) {
+  const Scratch scratch(whole_windows_bytes<uint16_t>(x_s, N, in_features));
+  const uint16_t* rows = whole_windows(x, x_s, N, in_features, scratch);
+  parallel(pool, (b.rows + BalancedRows::kLanes - 1) / BalancedRows::kLanes, 1 + 2048 / b.fan_in,
+           [&](int64_t begin, int64_t end) { amx::balanced(b, rows, x_s.row, N, bias, y, y_s.row, y_s.col, begin, end); });
+}
+#else
+void balanced_product(int64_t, const BalancedRows&, int64_t, const uint16_t*, Strides, const uint16_t*, uint16_t*, Strides, const Pool&) {
+  std::abort();  // sparse_linear_packed_tiles() said no
+}
+#endif
 
 }  // namespace sk

@@ -1,6 +1,7 @@
 // sparse_linear, window-balanced tables, few rows of x. One vector = 16 outputs; the inputs that they read in a window of 32 are
 // permuted out of two registers (vpermt2ps), which takes an eighth of the time of a gather.
-#include "core/sparse_linear_kernels.h"
+#include "core/sparse_linear_balanced.h"
+
 #include "core/vec.h"
 
 namespace sk::SK_ISA {
@@ -14,37 +15,27 @@ SK_INLINE vf pick(vf low, __m512i lanes, vf high) {  // reads 5 bits of each lan
   return reinterpret_cast<vf>(_mm512_permutex2var_ps(reinterpret_cast<__m512>(low), lanes, reinterpret_cast<__m512>(high)));
 }
 
-// Weights of connection k of a step: fp32 [count][L]; or bf16 in pairs of connections, [count / 2, rounded up][L][2].
-SK_INLINE vf weight_of(const float* w, int k) { return load(w + k * L); }
-SK_INLINE vf weight_of(const uint16_t* w, int k) {
-  const __m512i pair = _mm512_loadu_si512(w + k / 2 * 2 * L);
-  return reinterpret_cast<vf>(k % 2 ? _mm512_and_si512(pair, _mm512_set1_epi32(int32_t(0xffff0000))) : _mm512_slli_epi32(pair, 16));
-}
-constexpr int64_t stored(const float*, int count) { return count * L; }
-constexpr int64_t stored(const uint16_t*, int count) { return (count + 1) / 2 * 2 * L; }
-
 // Where groups of outputs stand in their streams; the next group's are a step behind.
-template <class Weight>
 struct Streams {
-  const Weight* weight;
+  const float* weight;
   int64_t weight_step;
   const uint32_t* word;
   int64_t word_step;
 };
 
 // One run of steps for G groups of outputs and N rows of x: total[g][n] += its sum. Moves all streams on behind it.
-template <int S, int P, int N, int G, class Weight>
-SK_INLINE void run(int32_t steps, const int32_t*& input, Streams<Weight>& streams, const float* x, int64_t x_row, vf (*total)[N]) {
+template <int S, int P, int N, int G>
+SK_INLINE void run(int32_t steps, const int32_t*& input, Streams& streams, const float* x, int64_t x_row, vf (*total)[N]) {
   constexpr int U = N == 1 ? 4 : N == 2 ? 2 : 1;  // sums in flight; an output's do not depend on G
   vf sums[U][G][N];
   SK_UNROLL for (int u = 0; u < U; ++u) SK_UNROLL for (int g = 0; g < G; ++g) SK_UNROLL for (int n = 0; n < N; ++n) sums[u][g][n] = zero();
   const int32_t* at = input;
-  const Weight* w = streams.weight;
+  const float* w = streams.weight;
   const uint32_t* positions = streams.word;
   const int64_t w_step = streams.weight_step, word_step = streams.word_step;
-  for (int32_t step = 0; step < steps; ++step, at += P, w += stored(w, S * P), positions += L) {
-    __m512i lanes[G];
-    SK_UNROLL for (int g = 0; g < G; ++g) lanes[g] = _mm512_loadu_si512(positions + g * word_step);
+  for (int32_t step = 0; step < steps; ++step, at += P, w += S * P * L, positions += L) {
+    __m512i word[G];
+    SK_UNROLL for (int g = 0; g < G; ++g) word[g] = _mm512_loadu_si512(positions + g * word_step);
     SK_UNROLL for (int p = 0; p < P; ++p) {
       const float* window = x + at[p];
       vf low[N], high[N];
@@ -52,9 +43,9 @@ SK_INLINE void run(int32_t steps, const int32_t*& input, Streams<Weight>& stream
       SK_UNROLL for (int s = 0; s < S; ++s) {
         const int k = p * S + s;
         SK_UNROLL for (int g = 0; g < G; ++g) {
-          const vf v = weight_of(w + g * w_step, k);
-          SK_UNROLL for (int n = 0; n < N; ++n) sums[k % U][g][n] += v * pick(low[n], lanes[g], high[n]);
-          if (k + 1 < S * P) lanes[g] = _mm512_srli_epi32(lanes[g], 5);
+          const vf v = load(w + g * w_step + k * L);
+          const __m512i lanes = k ? _mm512_srli_epi32(word[g], unsigned(5 * (k / 2) + 16 * (k % 2))) : word[g];
+          SK_UNROLL for (int n = 0; n < N; ++n) sums[k % U][g][n] += v * pick(low[n], lanes, high[n]);
         }
       }
     }
@@ -67,8 +58,8 @@ SK_INLINE void run(int32_t steps, const int32_t*& input, Streams<Weight>& stream
   }
 }
 
-template <int N, int G, class Weight>
-void group(const int32_t* runs, Streams<Weight> streams, const float* x, int64_t x_row, vf (*total)[N]) {
+template <int N, int G>
+void group(const int32_t* runs, Streams streams, const float* x, int64_t x_row, vf (*total)[N]) {
   int32_t left = runs[1];
   for (runs += 2; left > 0; --left) {
     const int32_t size = runs[0], share = runs[1], steps = runs[2];
@@ -118,9 +109,9 @@ SK_INLINE void turn(const float* weight, int64_t fan_in, int rows, const int32_t
     for (int r = 0; r < L; ++r) out[order[k] * L + r] = r < rows ? weight[r * fan_in + k] : 0.0f;
 }
 
-template <int N, int G, class Weight>
-SK_INLINE void rows_of_x(const BalancedRows& b, const Streams<Weight>& streams, const float* x, int64_t x_row, const float* bias, float* y,
-                         int64_t y_row, int64_t y_col, int64_t first) {
+template <int N, int G>
+SK_INLINE void rows_of_x(const BalancedRows& b, const Streams& streams, const float* x, int64_t x_row, const float* bias, float* y, int64_t y_row,
+                         int64_t y_col, int64_t first) {
   vf total[G][N];
   for (int g = 0; g < G; ++g)
     for (int n = 0; n < N; ++n) total[g][n] = zero();
@@ -141,9 +132,9 @@ SK_INLINE void rows_of_x(const BalancedRows& b, const Streams<Weight>& streams, 
 }
 
 // All rows of x, up to 4 at a time.
-template <int G, class Weight>
-SK_INLINE void all_rows(const BalancedRows& b, const Streams<Weight>& streams, const float* x, int64_t x_row, int64_t count, const float* bias,
-                        float* y, int64_t y_row, int64_t y_col, int64_t first) {
+template <int G>
+SK_INLINE void all_rows(const BalancedRows& b, const Streams& streams, const float* x, int64_t x_row, int64_t count, const float* bias, float* y,
+                        int64_t y_row, int64_t y_col, int64_t first) {
 #define SK_ROWS(N) rows_of_x<N, G>(b, streams, x + n * x_row, x_row, bias, y + n * y_row, y_row, y_col, first)
   int64_t n = 0;
   for (; n + 4 <= count; n += 4) SK_ROWS(4);
@@ -156,11 +147,10 @@ SK_INLINE void all_rows(const BalancedRows& b, const Streams<Weight>& streams, c
 }
 
 // Groups two at a time, as far as they go: a window that was loaded serves both.
-template <class Weight>
-SK_INLINE void all_groups(const BalancedRows& b, const Weight* weight, int64_t weight_step, const float* x, int64_t x_row, int64_t count,
+SK_INLINE void all_groups(const BalancedRows& b, const float* weight, int64_t weight_step, const float* x, int64_t x_row, int64_t count,
                           const float* bias, float* y, int64_t y_row, int64_t y_col, int64_t begin, int64_t end) {
   const int64_t word_step = b.runs[0] * L;
-  const auto at = [&](int64_t g) { return Streams<Weight>{weight + g * weight_step, weight_step, b.words + g * word_step, word_step}; };
+  const auto at = [&](int64_t g) { return Streams{weight + g * weight_step, weight_step, b.words + g * word_step, word_step}; };
   int64_t g = begin;
   for (; g + 2 <= end; g += 2) all_rows<2>(b, at(g), x, x_row, count, bias, y, y_row, y_col, g * L);
   if (g < end) all_rows<1>(b, at(g), x, x_row, count, bias, y, y_row, y_col, g * L);
@@ -170,12 +160,11 @@ SK_INLINE void all_groups(const BalancedRows& b, const Weight* weight, int64_t w
 
 void balanced(const BalancedRows& b, const float* x, int64_t x_row, int64_t count, const float* bias, float* y, int64_t y_row, int64_t y_col,
               float* turned, int64_t begin, int64_t end) {
-  if (b.halves) return all_groups(b, b.halves, b.halves_step, x, x_row, count, bias, y, y_row, y_col, begin, end);
   if (!b.order) return all_groups(b, b.weight, b.fan_in * L, x, x_row, count, bias, y, y_row, y_col, begin, end);
   for (int64_t g = begin; g < end; ++g) {  // one at a time: two do not fit the first-level cache beside x
     const int64_t first = g * L, word_step = b.runs[0] * L;
     turn(b.weight + first * b.fan_in, b.fan_in, b.rows - first < L ? int(b.rows - first) : int(L), b.order, turned);
-    all_rows<1>(b, Streams<float>{turned, 0, b.words + g * word_step, 0}, x, x_row, count, bias, y, y_row, y_col, first);
+    all_rows<1>(b, Streams{turned, 0, b.words + g * word_step, 0}, x, x_row, count, bias, y, y_row, y_col, first);
   }
 }
 #endif

@@ -19,19 +19,21 @@ constexpr double kExpandedToDense = 150;                 // vectors of positions
 constexpr double kMemory = 9000;                         // bytes of fresh memory zeroed or of activations transposed
 // feature-major, by vectors of columns (0: half of one)
 constexpr double kPanelFlops[] = {32e3, 49e3, 78e3, 91e3, 97e3};
-constexpr double kPanelFlopsT[] = {17e3, 31e3, 52e3, 62e3, 67e3};       // grad_x: the weights lie in the order of the outputs
-constexpr double kKeptFlops[] = {39e3, 39e3, 59e3, 72e3, 79e3};         // grad_weight, at kept connections
-constexpr double kTransposed = 28e3;                                    // bytes of activations
-constexpr double kSampledFlops = 45e3;                                  // grad_weight of blocks
-constexpr double kBalanced[] = {0, 1365, 840, 590, 520, 0, 0, 0, 300};  // vectors of 16 connections for 1, 2, 3, 4, 8 rows of x
-constexpr double kTurned = 720;                                         // vectors of a natural weight turned for them
-constexpr double kBlockFlops = 130e3;                                   // blocks, on activations as they lie or feature-major
-constexpr double kBlockPanelFlops = 110e3;                              // blocks one input wide, feature-major
-constexpr double kSingleFlops = 45e3;                                   // grad_x of those
-constexpr double kBlockSampledFlops = 100e3;                            // grad_weight
-constexpr double kBlockDots = 28e3;                                     // weights of blocks multiplied by 1 or 2 rows of x
-constexpr double kBlockTransposes = 12e3;                               // weights of blocks transposed
-constexpr double kBlockMemory = 16e3;                                   // bytes of activations transposed for blocks
+constexpr double kPanelFlopsT[] = {17e3, 31e3, 52e3, 62e3, 67e3};  // grad_x: the weights lie in the order of the outputs
+constexpr double kKeptFlops[] = {39e3, 39e3, 59e3, 72e3, 79e3};    // grad_weight, at kept connections
+constexpr double kTransposed = 28e3;                               // bytes of activations
+constexpr double kSampledFlops = 45e3;                             // grad_weight of blocks
+constexpr double kBalanced[] = {0, 1250, 830, 680, 600};           // vectors of 16 connections for 1 to 4 rows of x
+constexpr double kBalancedBf16[] = {0, 1600, 850, 640, 540};       // the same for rows in bf16 on a packed weight
+constexpr double kTurned = 710;                                    // vectors of a natural weight turned for them
+constexpr double kBeyondCache = 35e3;                              // bytes of weights from behind the second-level cache
+constexpr double kBlockFlops = 130e3;                              // blocks, on activations as they lie or feature-major
+constexpr double kBlockPanelFlops = 110e3;                         // blocks one input wide, feature-major
+constexpr double kSingleFlops = 45e3;                              // grad_x of those
+constexpr double kBlockSampledFlops = 100e3;                       // grad_weight
+constexpr double kBlockDots = 28e3;                                // weights of blocks multiplied by 1 or 2 rows of x
+constexpr double kBlockTransposes = 12e3;                          // weights of blocks transposed
+constexpr double kBlockMemory = 16e3;                              // bytes of activations transposed for blocks
 // matrix tiles (AMX), per microsecond
 constexpr double kTileProducts = 85;    // 16 x 32 by 32 x 16, operands in L1 and L2
 constexpr double kTileTransposes = 37;  // of 16 x 32 values in registers, with their loads and stores
@@ -43,7 +45,7 @@ constexpr double kPicked = 26;                                 // of a gradient,
 
 constexpr double kMasked = 600;  // connections made into bits
 
-constexpr int64_t kMostBalancedRows = 64;
+constexpr int64_t kMostBalancedRows = 32;
 
 double dense_flops(int64_t N, double weight_bytes, bool half_precision) {  // F.linear, measured at 1, 8, 32, 64, 256 rows
   if (half_precision) return N <= 1 ? 11e3 : N <= 8 ? 80e3 : N <= 64 ? 500e3 : 1000e3;
@@ -53,15 +55,14 @@ double dense_flops(int64_t N, double weight_bytes, bool half_precision) {  // F.
 
 int64_t groups(int64_t n) { return (n + kTile - 1) / kTile; }
 
-// The balanced kernel, 8 rows of x at a time.
-double balanced_us(const SparseLinearShape& s, bool packed) {
-  const double vectors = double(groups(s.OB)) * s.F;
-  double each = packed ? 0.0 : 1 / kTurned;
-  for (int64_t left = s.N, here = 0; left > 0; left -= here) {
-    here = left >= 8 ? 8 : left >= 4 ? 4 : left;
-    each += 1 / kBalanced[here];
-  }
-  return vectors * each;
+// The balanced kernel, 4 rows of x at a time. `natural`: the weight is turned first; `bf16`: packed, and x and y are not converted.
+double balanced_us(const SparseLinearShape& s, bool natural, bool bf16) {
+  constexpr double kCache = 2 << 20;
+  const double vectors = double(groups(s.OB)) * s.F, bytes = vectors * kTile * (bf16 ? 3 : 5);
+  const double* rates = bf16 ? kBalancedBf16 : kBalanced;
+  const double us = vectors * ((s.N / 4) / rates[4] + (s.N % 4 ? 1 / rates[s.N % 4] : 0.0) + (natural ? 1 / kTurned : 0.0));
+  const double memory_us = bytes > kCache ? bytes / kBeyondCache : 0.0;
+  return natural ? us + memory_us / 2 : std::max(us, memory_us);  // half of it hides behind the products
 }
 
 // Blocks in fp32: what is transposed, if anything, follows sparse_linear_blocks.cpp on 16 lanes.
@@ -92,7 +93,7 @@ double plain_us(const SparseLinearShape& s, Product product, LinearKernel kernel
   if (kernel == LinearKernel::gather)
     us += s.N * kept / kGathered + s.N * s.OB / kSums;
   else if (kernel == LinearKernel::balanced)
-    us += balanced_us(s, false);
+    us += balanced_us(s, true, false);
   else if (kernel == LinearKernel::dense_rows)
     us += double(groups(s.OB)) * s.IB * ((s.N + 7) / 8) / kDenseRows;
   else if (kernel == LinearKernel::expanded)
@@ -181,7 +182,7 @@ LinearKernel sparse_linear_packed_choice(const SparseLinearShape& s, LinearType 
   const double weight_conversion_us = half_precision ? double(s.kept()) / 4000 : 0.0;  // done when it was packed
   const auto us_of = [&](LinearKernel kernel) {
     if (kernel != LinearKernel::balanced) return plain_us(s, Product::forward, kernel, half_precision) - weight_conversion_us;
-    return 2.0 + balanced_us(s, true) + (half_precision ? double(s.in() + s.out()) * s.N / 4000 : 0.0);
+    return 2.0 + balanced_us(s, false, tiles) + (half_precision && !tiles ? double(s.in() + s.out()) * s.N / 4000 : 0.0);
   };
   if (can_balance(s) && s.N <= kMostBalancedRows && us_of(LinearKernel::balanced) < us_of(plain)) plain = LinearKernel::balanced;
   return tiles && pack_rows(s) && tiles_us(s, Product::forward, true) < us_of(plain) ? LinearKernel::expanded_amx : plain;

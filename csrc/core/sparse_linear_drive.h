@@ -22,9 +22,11 @@ const float* natural_rows(const float* x, Strides& stride, int64_t rows, int64_t
 // Few rows of x, up to four at a time, through rows of the weight as they are expanded.
 void expanded_product(int64_t N, const ExpandedRows& w, int64_t out_features, const float* x, Strides x_s, const float* bias, float* y, Strides y_s,
                       const Pool& pool);
-// The same for window-balanced tables, through windows of 32 inputs; only with AVX-512.
+// The same for window-balanced tables, through windows of 32 inputs; only with AVX-512, and for bf16 with matrix tiles.
 void balanced_product(int64_t N, const BalancedRows& b, int64_t in_features, const float* x, Strides x_s, const float* bias, float* y, Strides y_s,
                       const Pool& pool);
+void balanced_product(int64_t N, const BalancedRows& b, int64_t in_features, const uint16_t* x, Strides x_s, const uint16_t* bias, uint16_t* y,
+                      Strides y_s, const Pool& pool);
 void block_tile_product(int64_t N, const Blocks& b, const float* in, Strides in_s, int64_t in_features, const float* weight, const float* bias,
                         float* out, Strides out_s, const Pool& pool);
 // The same where x and y can be taken as they lie, or copied if they are few rows; false, and nothing written, where they cannot.

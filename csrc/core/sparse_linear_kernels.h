@@ -44,7 +44,7 @@ struct BalancedRows {
   const uint32_t* words;   // BalancedPlan::words
   const float* weight;     // in the order of the runs, [groups][fan_in][kLanes], zero behind the last row; or, with `order`, [rows][fan_in]
   const int32_t* order;    // BalancedPlan::order, or null
-  const uint16_t* halves;  // null, or in place of `weight`: bf16, [groups][halves_step], pairs of connections of a step side by side
+  const uint16_t* halves;  // the same in bf16 for rows of x in bf16, or null: [groups][halves_step], pairs of a step side by side
   int64_t halves_step, rows, fan_in;
 };
 

@@ -224,7 +224,7 @@ void sparse_linear_pack(const SparseLinearShape& sizes, const int32_t* plan_data
     const bool wide = plan_data[Plan::kWide] != 0;
     pack_rows_of_16(s, plan, weight, wide, out);
     int32_t halves_step = 0;
-    if (s.balanced && !packs_zeros(s)) pack_balanced(s, plan, bf16, out, halves_step);
+    if (s.balanced && !packs_zeros(s)) pack_balanced(s, plan, isa_supported(Isa::amx) ? bf16 : nullptr, out, halves_step);
     pack[Pack::kHalvesStep] = halves_step;
     pack_panels(plan, weight, wide, out);
   }
@@ -256,11 +256,9 @@ void sparse_linear_packed_fwd(const SparseLinearShape& sizes, const int32_t* pac
   }
   const LinearKernel kernel = sparse_linear_packed_choice(s, LinearType::fp32);
   if (kernel == LinearKernel::balanced) {
-    const uint16_t* halves = pack_data[Pack::kBalancedHalves] ? pack.halves(Pack::kBalancedHalves) : nullptr;
     const uint32_t* words = reinterpret_cast<const uint32_t*>(pack.at(Pack::kBalancedWords));
-    return balanced_product(
-        s.N, {pack.at(Pack::kBalancedRuns), words, pack.floats(Pack::kRowsWeight), nullptr, halves, pack_data[Pack::kHalvesStep], s.OB, s.F}, s.in(),
-        x, x_s, bias, y, y_s, pool);
+    return balanced_product(s.N, {pack.at(Pack::kBalancedRuns), words, pack.floats(Pack::kRowsWeight), nullptr, nullptr, 0, s.OB, s.F}, s.in(), x,
+                            x_s, bias, y, y_s, pool);
   }
   if (kernel == LinearKernel::expanded && pack_data[Pack::kMask]) {
     const uint32_t* mask = reinterpret_cast<const uint32_t*>(pack.at(Pack::kMask));
@@ -287,14 +285,20 @@ void sparse_linear_packed_fwd(const SparseLinearShape& sizes, const int32_t* pac
 }
 
 bool sparse_linear_packed_tiles(const SparseLinearShape& s, const int32_t* pack) {
-  if (!pack[Pack::kTileWeight]) return false;
   const LinearKernel kernel = sparse_linear_packed_choice(s, LinearType::bf16);
-  return kernel == LinearKernel::block_amx || kernel == LinearKernel::expanded_amx;
+  if (kernel == LinearKernel::balanced) return pack[Pack::kBalancedHalves] && isa() == Isa::amx;
+  return pack[Pack::kTileWeight] && (kernel == LinearKernel::block_amx || kernel == LinearKernel::expanded_amx);
 }
 
 void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* pack_data, const uint16_t* x, Strides x_s, const uint16_t* bias, uint16_t* y,
                               Strides y_s, const Pool& pool) {
   const Pack pack{pack_data};
+  if (sparse_linear_packed_choice(s, LinearType::bf16) == LinearKernel::balanced) {
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(pack.at(Pack::kBalancedWords));
+    const uint16_t* halves = pack.halves(Pack::kBalancedHalves);
+    return balanced_product(s.N, {pack.at(Pack::kBalancedRuns), words, nullptr, nullptr, halves, pack_data[Pack::kHalvesStep], s.OB, s.F}, s.in(), x,
+                            x_s, bias, y, y_s, pool);
+  }
   const Bf16Matrix in{x, s.N, s.in(), x_s.row, x_s.col};
   const Bf16Out out{y, y_s.row, y_s.col, bias, s.N};
   if (s.BO * s.BI > 1)
