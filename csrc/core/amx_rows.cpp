@@ -7,10 +7,13 @@ namespace {
 
 SK_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-constexpr int64_t kStripTiles = 8;               // along K, at most: a strip of 2 x 8 tiles, 16 KB, and some of x fit into L1
+constexpr int64_t kStripTiles = 8;               // along K: a strip of 2 x 8 tiles, 16 KB, and some of x fit into L1
+constexpr int64_t kLongStrip = kStripTiles + 2;  // the last one, rather than a short one behind it
 constexpr int64_t kTileValues = 512;             // bf16 in a tile
 constexpr int64_t kStripStep = 2 * kTileValues;  // from one K tile of a strip to the next; two tiles, 32 outputs, lie in between
 constexpr int64_t kMostGroupPairs = 16;          // of rows of x, in one call
+
+SK_INLINE int64_t strip_tiles(int64_t left) { return left <= kLongStrip ? left : kStripTiles; }
 
 SK_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
@@ -28,14 +31,21 @@ struct PanelWork {
   float* sums;  // [pairs of groups][4][256]
 };
 
+SK_INLINE void transpose_tile_at(float* sums) {
+  vf t[W];
+  SK_UNROLL for (int i = 0; i < W; ++i) t[i] = load(sums + i * W);
+  transpose(t);
+  SK_UNROLL for (int i = 0; i < W; ++i) store(sums + i * W, t[i]);
+}
 // The finished sums of one or two row groups of x and one or two output tiles.
 template <bool WeightLeft>
-SK_INLINE void write_sums(const PanelWork& p, const float* sums, const Groups& at, int64_t groups) {
+SK_INLINE void write_sums(const PanelWork& p, float* sums, const Groups& at, int64_t groups) {
   for (int64_t i = 0; i < groups; ++i, sums += 256) {
     const int64_t n = at.n[i], count = smaller(kTile, p.out.count - n);
     if (WeightLeft && p.columns == 1) {
       for (int64_t r = 0; r * kTile < p.outputs; ++r) write_row(sums + 512 * r, p.out, p.o + r * kTile, smaller(kTile, p.outputs - r * kTile));
-    } else if (!WeightLeft && p.outputs == 2 * kTile && p.out.col == 1 && count == kTile) {
+    } else if (p.outputs == 2 * kTile && p.out.col == 1 && count == kTile) {
+      if (WeightLeft) transpose_tile_at(sums), transpose_tile_at(sums + 512);
       write_two(sums, p.out, p.o, n);
     } else {
       for (int64_t r = 0; r * kTile < p.outputs; ++r)
@@ -52,7 +62,7 @@ class PackedStrips {
  public:
   PackedStrips(const Bf16Rows& w, int64_t panel, int64_t end, uint16_t* strip) : w_(w), panel_(panel), end_(end), strip_(strip) {
     next_panel();
-    for (int64_t k = 0; k < smaller(kStripTiles, w.k_tiles); ++k, next()) SK_UNROLL for (int q = 0; q < 4; ++q) quarter(k, q);
+    for (int64_t k = 0; k < strip_tiles(w.k_tiles); ++k, next()) SK_UNROLL for (int q = 0; q < 4; ++q) quarter(k, q);
   }
   static constexpr bool kInPlace = true, kWeightLeft = false;
   static int64_t panels(int64_t) { return 1; }
@@ -71,7 +81,7 @@ class PackedStrips {
     if (--left_ == 0) ++panel_, next_panel();
   }
   void begin(int64_t, int64_t, int64_t) {}
-  void write(const PanelWork& p, const float* sums, const Groups& at, int64_t groups) const { write_sums<kWeightLeft>(p, sums, at, groups); }
+  void write(const PanelWork& p, float* sums, const Groups& at, int64_t groups) const { write_sums<kWeightLeft>(p, sums, at, groups); }
 
  private:
   void next_panel() {
@@ -117,16 +127,12 @@ class NaturalStrips {
   }
   void quarter(int64_t, int) {}
   void next() {}
-  void write(const PanelWork& p, const float* sums, const Groups& at, int64_t groups) const { write_sums<kWeightLeft>(p, sums, at, groups); }
+  void write(const PanelWork& p, float* sums, const Groups& at, int64_t groups) const { write_sums<kWeightLeft>(p, sums, at, groups); }
 
  private:
   void transpose_strip(int64_t tiles) {
     for (int64_t k = 0; k < tiles; ++k) {
-      float* at = reinterpret_cast<float*>(strip_ + k * kTileValues);
-      vf t[W];
-      SK_UNROLL for (int i = 0; i < W; ++i) t[i] = load(at + i * W);
-      transpose(t);
-      SK_UNROLL for (int i = 0; i < W; ++i) store(at + i * W, t[i]);
+      transpose_tile_at(reinterpret_cast<float*>(strip_ + k * kTileValues));  // pairs of values move like floats
     }
   }
 
@@ -159,7 +165,9 @@ class InputStrips {
       places[row] = w.weight + row * w.fan_in;
       for (int64_t i = 0; i < begin; ++i) places[row] += __builtin_popcount(w.mask[row * w.k_tiles + i]);
     }
-    for (int64_t k = 0; k * kTileDepth < w.rows && k < kStripTiles; ++k, next()) SK_UNROLL for (int q = 0; q < 4; ++q) quarter(k, q);
+    const int64_t first = strip_tiles((w.rows + kTileDepth - 1) / kTileDepth);
+    strip_end_ = first * kTileDepth;
+    for (int64_t k = 0; k < first; ++k, next()) SK_UNROLL for (int q = 0; q < 4; ++q) quarter(k, q);
   }
   void begin(int64_t, int64_t, int64_t) {}
   // 8 outputs.
@@ -180,7 +188,7 @@ class InputStrips {
   }
   SK_INLINE void next() {
     row_ += kTileDepth;
-    if (row_ < smaller(strip_row_ + kStripTiles * kTileDepth, all_rows_)) return;
+    if (row_ < strip_end_) return;
     if (++panel_ == smaller(block_ + panels_, end_)) {  // the next strip of these panels, or the next panels
       if (row_ < all_rows_) {
         strip_row_ = row_;
@@ -191,8 +199,9 @@ class InputStrips {
       panel_ = block_;
     }
     row_ = strip_row_;
+    strip_end_ = row_ + strip_tiles((all_rows_ - row_ + kTileDepth - 1) / kTileDepth) * kTileDepth;
   }
-  SK_INLINE void write(const PanelWork& p, const float* sums, const Groups& at, int64_t groups) const {
+  SK_INLINE void write(const PanelWork& p, float* sums, const Groups& at, int64_t groups) const {
     // the last panel ends where the inputs end, and the first inputs of it are those of the panel before
     const int64_t fresh = smaller(kTileDepth, inputs_ - p.o), first = inputs_ < kTileDepth ? 0 : p.o + fresh - kTileDepth;
     const __mmask32 which = inputs_ < kTileDepth ? (1u << fresh) - 1 : ~__mmask32(0) << (kTileDepth - fresh);
@@ -234,7 +243,7 @@ class InputStrips {
 
   const uint32_t* const mask_;
   const int64_t words_, all_rows_, inputs_, panels_;
-  int64_t panel_, block_, end_, rows_, row_ = 0, strip_row_ = 0;
+  int64_t panel_, block_, end_, rows_, row_ = 0, strip_row_ = 0, strip_end_;
   uint16_t* strip_;
   const uint16_t** places_;
 };
@@ -295,14 +304,20 @@ SK_INLINE void multiply_strip(const PanelWork& p, const uint16_t* strip, int64_t
     }
   for (; k < count; ++k, w += kStripStep * 2) multiply<WeightLeft, R, G>(w, kTileValues * 2, 64, p.x.at(at.n[0], k0 + k), at.next, p.x.stride);
   if (last || !stay) keep<R, G>(sums, stride);
-  if (last) strips.write(p, sums, at, G);
 }
 
 template <int R, class Strips>
 SK_INLINE void multiply_groups(const PanelWork& p, const uint16_t* strip, int64_t k0, int64_t count, bool last, int64_t coming, Strips& strips) {
-  int64_t g = 0;
-  for (; g + 2 <= p.groups; g += 2) multiply_strip<R, 2>(p, strip, k0, count, last, coming, strips, g);
-  if (g < p.groups) multiply_strip<R, 1>(p, strip, k0, count, last, coming, strips, g);
+  // finished sums are written while the tiles work on the next ones
+  const auto write = [&](int64_t g) { strips.write(p, p.sums + g / 2 * 1024, Groups(p.x, g), smaller(2, p.groups - g)); };
+  for (int64_t g = 0; g < p.groups; g += 2) {
+    if (g + 2 <= p.groups)
+      multiply_strip<R, 2>(p, strip, k0, count, last, coming, strips, g);
+    else
+      multiply_strip<R, 1>(p, strip, k0, count, last, coming, strips, g);
+    if (last && g > 0) write(g - 2);
+  }
+  if (last) write((p.groups - 1) / 2 * 2);
   if (Strips::kInPlace)
     for (int64_t k = count; k < coming; ++k, strips.next()) SK_UNROLL for (int q = 0; q < 4; ++q) strips.quarter(k, q);
 }
@@ -315,11 +330,12 @@ SK_INLINE void all_panels(Strips& strips, uint16_t* strip, float* sums, int64_t 
   const int64_t panels = Strips::panels(groups);
   for (int64_t block = begin; block < end; block += panels) {
     const int64_t block_end = smaller(block + panels, end);
-    for (int64_t k0 = 0; k0 < k_tiles; k0 += kStripTiles) {
-      const int64_t count = smaller(kStripTiles, k_tiles - k0), left = k_tiles - k0 - count;
+    for (int64_t k0 = 0, count; k0 < k_tiles; k0 += count) {
+      count = strip_tiles(k_tiles - k0);
+      const int64_t left = k_tiles - k0 - count;
       for (int64_t panel = block; panel < block_end; ++panel) {
         const int64_t o = panel * 2 * kTile, outputs = smaller(2 * kTile, rows - o);
-        const int64_t coming = panel + 1 < block_end ? count : smaller(kStripTiles, left ? left : k_tiles);
+        const int64_t coming = panel + 1 < block_end ? count : strip_tiles(left ? left : k_tiles);
         const PanelWork p{x, columns, out, o, outputs, groups, sums + (panel - block) * pairs * 1024};
         strips.begin(panel, k0, count);
         if (outputs > kTile)
@@ -333,7 +349,7 @@ SK_INLINE void all_panels(Strips& strips, uint16_t* strip, float* sums, int64_t 
 
 template <class Strips>
 SK_INLINE void expanded_by(const Bf16Rows& w, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end) {
-  alignas(64) uint16_t strip[kStripTiles * kStripStep];
+  alignas(64) uint16_t strip[kLongStrip * kStripStep];
   alignas(64) float sums[kMostGroupPairs * 1024];
   const TileConfig config(Strips::kWeightLeft ? kTile : columns, kTileDepth, Strips::kWeightLeft ? columns : kTile);
   Strips strips(w, begin, end, strip);
@@ -350,7 +366,7 @@ void expanded(const Bf16Rows& w, bool transposed, const Tiles& x, int64_t column
 }
 
 void grad_x(const Bf16Rows& w, int64_t inputs, const Tiles& grad, int64_t columns, const Bf16Out& out, void* room, int64_t begin, int64_t end) {
-  alignas(64) uint16_t strip[kStripTiles * kStripStep];
+  alignas(64) uint16_t strip[kLongStrip * kStripStep];
   float* sums = static_cast<float*>(room);
   const TileConfig config(columns, kTileDepth, kTile);
   InputStrips strips(w, inputs, begin, end, InputStrips::panels((out.count + kTile - 1) / kTile), strip,

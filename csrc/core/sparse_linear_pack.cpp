@@ -304,9 +304,10 @@ void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* pack_da
   if (s.BO * s.BI > 1)
     blocks_on_tiles({pack.at(Pack::kPtr), pack.at(Pack::kEntries), s.BO, s.BI, pack.halves(Pack::kTileWeight), true}, s.OB, in, out, pool);
   else
-    rows_on_tiles({reinterpret_cast<const uint32_t*>(pack.at(Pack::kTileMask)), pack.halves(Pack::kTileWeight), pack.at(Pack::kTilePtr), s.OB, s.F,
+    rows_on_tiles(s,
+                  {reinterpret_cast<const uint32_t*>(pack.at(Pack::kTileMask)), pack.halves(Pack::kTileWeight), pack.at(Pack::kTilePtr), s.OB, s.F,
                    mask_words(s)},
-                  false, in, out, pool);
+                  in, out, pool);
 }
 
 }  // namespace sk

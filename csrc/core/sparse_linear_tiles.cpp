@@ -127,9 +127,10 @@ void blocks_on_tiles(Bf16Blocks w, int64_t count, const Bf16Matrix& x, const Bf1
            });
 }
 
-void rows_on_tiles(const Bf16Rows& w, bool transposed, Bf16Matrix x, const Bf16Out& out, const Pool& pool) {
+void rows_on_tiles(const SparseLinearShape& s, const Bf16Rows& w, Bf16Matrix x, const Bf16Out& out, const Pool& pool) {
+  const bool transposed = !w.ptr && x.col == 1 && transpose_rows(s);
   x.overlap = x.depth > kTileDepth && x.depth % kTileDepth;
-  by_chunk(x, chunk_rows(x.count, x.depth), kTileDepth, !w.ptr && !transposed, double(up(w.rows, 2 * kTile)), out, pool,
+  by_chunk(x, chunk_rows(s), kTileDepth, !w.ptr && !transposed, double(up(w.rows, 2 * kTile)), out, pool,
            [&](const Tiles& in, int64_t columns, const Bf16Out& y) {
              parallel(pool, up(w.rows, 2 * kTile), 1,
                       [&](int64_t begin, int64_t end) { rows().expanded(w, transposed, in, columns, y, begin, end); });
@@ -149,7 +150,7 @@ void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* plan_data, con
   const Bf16Out out{y, y_s.row, y_s.col, bias, s.N};
   if (s.BO * s.BI == 1) {
     const RowMask mask(s, plan, pool);
-    return rows_on_tiles({mask.data, weight, nullptr, s.OB, s.F, mask_words(s)}, x_s.col == 1 && transpose_rows(s), in, out, pool);
+    return rows_on_tiles(s, {mask.data, weight, nullptr, s.OB, s.F, mask_words(s)}, in, out, pool);
   }
   Bf16Blocks w{plan.at(Plan::kPtr), plan.at(Plan::kEntries), s.BO, s.BI, weight, false};
   // Either x and y are transposed, tile by tile, or the weight is, in smaller portions.

@@ -18,14 +18,20 @@ inline int64_t chunk_rows(int64_t rows, int64_t depth, int64_t chunk_bytes = 1 <
   const int64_t chunks = rows ? (rows + most - 1) / most : 1;
   return ((rows + chunks - 1) / chunks + 2 * kTile - 1) / (2 * kTile) * 2 * kTile;
 }
+// The same for unstructured weights: where y is the wider one, fewer rows, so that its pages stay at hand.
+inline int64_t chunk_rows(const SparseLinearShape& s) {
+  constexpr int64_t kRowsOfWideOutputs = 256;
+  const int64_t rows = chunk_rows(s.N, s.in());
+  return s.out() > s.in() && rows > kRowsOfWideOutputs ? kRowsOfWideOutputs : rows;
+}
 // Unstructured and natural: is the weight, rather than x and y, to be transposed, tile by tile, for each chunk?
 inline bool transpose_rows(const SparseLinearShape& s) {
-  const int64_t rows = s.N < kTile ? 0 : chunk_rows(s.N, s.in());
+  const int64_t rows = s.N < kTile ? 0 : chunk_rows(s);
   return (s.N < rows ? s.N : rows) * (s.in() + 2 * s.out()) > s.in() * s.out();
 }
 // Packs keep a mask for tiles where that is at most 16 bytes per weight.
 inline bool pack_rows(const SparseLinearShape& s) { return s.BO * s.BI == 1 && s.F * 128 >= s.IB; }
 // y = x times w.rows unstructured rows.
-void rows_on_tiles(const Bf16Rows& w, bool transposed, Bf16Matrix x, const Bf16Out& out, const Pool& pool);
+void rows_on_tiles(const SparseLinearShape& s, const Bf16Rows& w, Bf16Matrix x, const Bf16Out& out, const Pool& pool);
 
 }  // namespace sk
