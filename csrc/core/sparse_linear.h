@@ -90,8 +90,8 @@ SK_API bool sparse_linear_packed_tiles(const SparseLinearShape& s, const int32_t
 SK_API void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* pack, const uint16_t* x, Strides x_stride, const uint16_t* bias,
                                      uint16_t* y, Strides y_stride, const Pool& pool);
 
-// ---- bf16 products on matrix tiles, summed in fp32. Only where sparse_linear_tiles says so (block sizes that are multiples of 16;
-// unstructured: forward, not too sparse; the amx instruction set in use). One of the two strides of a matrix is 1.
+// ---- bf16 products on matrix tiles, summed in fp32. Only where sparse_linear_tiles says so (block sizes that are multiples of 16, or
+// unstructured; the amx instruction set in use). One of the two strides of a matrix is 1.
 SK_API bool sparse_linear_tiles(const SparseLinearShape& s, Product product);
 SK_API void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* plan, const uint16_t* x, Strides x_stride, const uint16_t* weight,
                               const uint16_t* bias, uint16_t* y, Strides y_stride, const Pool& pool);

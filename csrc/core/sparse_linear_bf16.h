@@ -1,4 +1,4 @@
-// sparse_linear in bf16 on matrix tiles (AMX): kernels in amx_sparse_linear.cpp, driver in sparse_linear_bf16.cpp. Products are
+// sparse_linear in bf16 on matrix tiles (AMX): kernels in amx_sparse_linear.cpp and amx_rows*.cpp, driver in sparse_linear_tiles.cpp. Products are
 // summed in fp32. Sizes: a tile product multiplies 16 x K by K x 16, K = 32 or 16; its left factor holds rows of K values
 // ("rows"), its right factor pairs of values along K, [K/2][16][2] ("pairs"). Either of x and the weight may be the left one:
 // a weight in its natural order is `rows` already, so with few rows of x (or of any length, feature-major) x becomes `pairs`;

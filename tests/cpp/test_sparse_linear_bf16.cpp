@@ -138,6 +138,8 @@ int main() {
       ok &= run({N, 12, 1, 16, 16, 40, feature_major}), ++cases;  // sparse: with few rows the weight is the left factor
     }
   ok &= run({1100, 40, 60, 1, 1, 200, false}), ++cases;  // several chunks of rows
+  for (const int64_t N : {20, 70})                       // grad_x: several strips of outputs, several blocks of inputs
+    for (const bool feature_major : {false, true}) ok &= run({N, 700, 30, 1, 1, 300, feature_major}), ++cases;
   ok &= run({1100, 4, 2, 32, 32, 80, false}), ++cases;
   for (const int64_t N : {1, 20, 100})
     ok &= run({N, 35, 2, 1, 1, 100, false}), ok &= run({N, 35, 2, 1, 1, 300, false}), cases += 2;  // sparse: the mask is made at the call
