@@ -304,20 +304,14 @@ SK_INLINE void multiply_strip(const PanelWork& p, const uint16_t* strip, int64_t
     }
   for (; k < count; ++k, w += kStripStep * 2) multiply<WeightLeft, R, G>(w, kTileValues * 2, 64, p.x.at(at.n[0], k0 + k), at.next, p.x.stride);
   if (last || !stay) keep<R, G>(sums, stride);
+  if (last) strips.write(p, sums, at, G);
 }
 
 template <int R, class Strips>
 SK_INLINE void multiply_groups(const PanelWork& p, const uint16_t* strip, int64_t k0, int64_t count, bool last, int64_t coming, Strips& strips) {
-  // finished sums are written while the tiles work on the next ones
-  const auto write = [&](int64_t g) { strips.write(p, p.sums + g / 2 * 1024, Groups(p.x, g), smaller(2, p.groups - g)); };
-  for (int64_t g = 0; g < p.groups; g += 2) {
-    if (g + 2 <= p.groups)
-      multiply_strip<R, 2>(p, strip, k0, count, last, coming, strips, g);
-    else
-      multiply_strip<R, 1>(p, strip, k0, count, last, coming, strips, g);
-    if (last && g > 0) write(g - 2);
-  }
-  if (last) write((p.groups - 1) / 2 * 2);
+  int64_t g = 0;
+  for (; g + 2 <= p.groups; g += 2) multiply_strip<R, 2>(p, strip, k0, count, last, coming, strips, g);
+  if (g < p.groups) multiply_strip<R, 1>(p, strip, k0, count, last, coming, strips, g);
   if (Strips::kInPlace)
     for (int64_t k = count; k < coming; ++k, strips.next()) SK_UNROLL for (int q = 0; q < 4; ++q) strips.quarter(k, q);
 }
