@@ -380,8 +380,9 @@ def plan_sparse_linear(index: Tensor, in_features: int, block_size: tuple[int, i
         ValueError: ``sparse_linear: index must be in [0, 9); got 9 at [0, 2]``
 
     Cost:
-        O(kept connections); about 12 bytes per connection, and on a processor with matrix tiles, where at least one connection in 32
-        is kept, a bit per position of the dense matrix; for a window-balanced table with AVX-512, 1 to 4 bytes more per connection.
+        O(kept connections); about 9 bytes per connection, up to 20 where rows are short, and on a processor with matrix tiles, where
+        at least one connection in 32 is kept, a bit per position of the dense matrix; for a window-balanced table with AVX-512, 1 to 4
+        bytes more per connection.
     """
     d.check_tensor(NAME, "index", index)
     d.must(index.dtype == torch.int32 and index.dim() == 2, NAME, "index", "[OB, F] torch.int32", f"{list(index.shape)} {index.dtype}")
