@@ -48,7 +48,10 @@ void transpose_in(const Matrix& m, const Columns& c, int64_t first, int64_t coun
   const float* from = m.data + c.first * s.row + first * s.col;
   if (natural(s)) return layouts().to_feature_major(from, s.row, c.count, count, out, c.width);
   for (int64_t f = 0; f < count; ++f) {
-    for (int64_t n = 0; n < c.count; ++n) out[f * c.width + n] = from[n * s.row + f * s.col];
+    if (s.row == 1)
+      std::copy(from + f * s.col, from + f * s.col + c.count, out + f * c.width);
+    else
+      for (int64_t n = 0; n < c.count; ++n) out[f * c.width + n] = from[n * s.row + f * s.col];
     std::fill(out + f * c.width + c.count, out + (f + 1) * c.width, 0.0f);
   }
 }
@@ -63,7 +66,10 @@ void transpose_out(const float* rows, const Columns& c, int64_t first, int64_t c
   float* to = out + c.first * s.row + first * s.col;
   if (natural(s)) return layouts().from_feature_major(rows, c.width, c.count, count, to, s.row);
   for (int64_t r = 0; r < count; ++r)
-    for (int64_t n = 0; n < c.count; ++n) to[n * s.row + r * s.col] = rows[r * c.width + n];
+    if (s.row == 1)
+      std::copy(rows + r * c.width, rows + r * c.width + c.count, to + r * s.col);
+    else
+      for (int64_t n = 0; n < c.count; ++n) to[n * s.row + r * s.col] = rows[r * c.width + n];
 }
 
 // Into how many groups panels are cut, so that threads and caches have their share.
