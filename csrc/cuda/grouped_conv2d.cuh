@@ -8,15 +8,15 @@
 // Shared memory: `stages` tiles of source pixels, then per step the two offsets of its pieces, then 256 * Shared bytes of weights
 // per step. The next tile is copied while one is multiplied.
 #pragma once
-#include "cuda/conv_product.cuh"
 #include "cuda/conv_stage.cuh"
+#include "cuda/matrix_step.cuh"
 
 namespace sk {
 
 template <class T, Fp32 mode, int Tiles, int Shared>
 struct ConvKernel {
   static constexpr int kSets = Tiles / Shared, kPixelTiles = 2, E = kPerPiece<T>;
-  using Step = Product<T, mode>;
+  using Step = MatrixStep<T, mode>;
 
   const ConvJob& job;
   TapPlane taps;

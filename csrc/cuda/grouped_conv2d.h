@@ -12,14 +12,9 @@
 #pragma once
 #include "core/grouped_conv2d.h"
 #include "cuda/device.h"
+#include "cuda/fp32.h"
 
 namespace sk {
-
-// How fp32 is multiplied; 16-bit types ignore it.
-enum class Fp32 {
-  strict,  // as good as fp32: each number as a sum of two tf32, three products
-  tf32,    // ten bits of fraction, where torch's flags allow it
-};
 
 template <class T>
 const char* launch_grouped_conv2d_fwd(const Conv2dShape& shape,

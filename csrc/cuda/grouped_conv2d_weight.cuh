@@ -9,8 +9,8 @@
 // Block (z, y): the z-th part of the tiles; the y-th portion of the accumulators of 8 * sets output channels. Each part writes sums
 // of its own, and a second kernel adds the parts in their order: no atomics, the same bits every time.
 #pragma once
-#include "cuda/conv_product.cuh"
 #include "cuda/conv_stage.cuh"
+#include "cuda/matrix_step.cuh"
 
 namespace sk {
 
@@ -123,9 +123,9 @@ struct WeightStep<float, mode> {
     uint32_t raw[4];
     SK_UNROLL
     for (int q = 0; q < 4; ++q) raw[q] = load_shared<uint32_t>(row[q / 2] + piece[q % 2] + threadIdx.x % 32 / 4 * 4);
-    typename Product<float, mode>::Left left;
-    Product<float, mode>::prepare(raw, left);
-    Product<float, mode>::add(sum, left, b);
+    typename MatrixStep<float, mode>::Left left;
+    MatrixStep<float, mode>::prepare(raw, left);
+    MatrixStep<float, mode>::add(sum, left, b);
   }
 };
 

@@ -1,14 +1,16 @@
-// Fixed fan-in linear on a CUDA device, condensed (blocks of one weight); the formula is in core/sparse_linear.h.
+// Fixed fan-in linear on a CUDA device; the formula is in core/sparse_linear.h. Condensed (blocks of one weight) on the plain cores,
+// blocks on tensor cores.
 //
 // T is float, bf16 or fp16; sums are in fp32, in one order, without atomics. A matrix is given by its two strides in elements: (in, 1)
 // by row, (1, N) feature-major. Index tables were validated when they were planned and are not checked again here. Launchers are
 // asynchronous, can be captured, and return null or what went wrong.
 //
-// Bound by the words that shared memory gives: one of x per multiplication. So this wins against dense fp32 and at few rows; against
+// Condensed is bound by the words that shared memory gives: one of x per multiplication. So it wins against dense fp32 and at few rows; against
 // dense 16-bit products on tensor cores only at a few percent of density.
 #pragma once
 #include "core/sparse_linear.h"
 #include "cuda/device.h"
+#include "cuda/fp32.h"
 
 namespace sk {
 
@@ -38,5 +40,17 @@ const char* launch_sparse_linear_grad_weight(const SparseLinearShape& shape, con
                                              const int32_t* index,                                                    // [out, F]
                                              T* grad_weight,                                                          // [out, F]
                                              Stream stream);
+
+// ---- blocks: weight and grad_weight [OB, F, BO, BI], index [OB, F], columns in blocks. Any block size; a width that is no multiple of
+// 16 bytes is filled up with zeros, and an Inf or NaN of x then stays within its own block.
+template <class T>
+const char* launch_sparse_linear_blocks_fwd(const SparseLinearShape& shape, const T* x, Strides x_stride, const T* weight, const int32_t* index,
+                                            const T* bias, T* y, Strides y_stride, Fp32 mode, Stream stream);
+template <class T>
+const char* launch_sparse_linear_blocks_grad_x(const SparseLinearShape& shape, const T* grad_out, Strides grad_stride, const T* weight,
+                                               const LinearColumns& columns, T* grad_x, Strides grad_x_stride, Fp32 mode, Stream stream);
+template <class T>
+const char* launch_sparse_linear_blocks_grad_weight(const SparseLinearShape& shape, const T* grad_out, Strides grad_stride, const T* x,
+                                                    Strides x_stride, const int32_t* index, T* grad_weight, Fp32 mode, Stream stream);
 
 }  // namespace sk

@@ -1,13 +1,13 @@
 // One matrix step of 16 x 8 sums over two 16-byte pieces, for every way to multiply.
 #pragma once
 #include "cuda/device.h"
-#include "cuda/grouped_conv2d.h"
+#include "cuda/fp32.h"
 
 namespace sk {
 
 // 16-bit numbers: 16 of them per step, products exact.
 template <class T, Fp32>
-struct Product {
+struct MatrixStep {
   using Left = uint32_t[4];
   SK_DEVICE static void prepare(const uint32_t (&raw)[4], Left& left) {
     SK_UNROLL
@@ -21,7 +21,7 @@ struct Product {
 
 // fp32 as tf32: 8 numbers per step.
 template <>
-struct Product<float, Fp32::tf32> {
+struct MatrixStep<float, Fp32::tf32> {
   using Left = uint32_t[4];
   SK_DEVICE static void prepare(const uint32_t (&raw)[4], Left& left) {
     SK_UNROLL
@@ -44,7 +44,7 @@ SK_DEVICE BigSmall split_tf32(uint32_t bits) {
   return {bit_cast<uint32_t>(big), bit_cast<uint32_t>(to_tf32(rest))};
 }
 template <>
-struct Product<float, Fp32::strict> {
+struct MatrixStep<float, Fp32::strict> {
   struct Left {
     uint32_t big[4], small[4];
   };

@@ -1,0 +1,129 @@
+// sparse_linear of blocks on the emulated device against plain double loops: every product, type, layout, any block size.
+#include <algorithm>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "cuda/sparse_linear_blocks.cu"
+
+namespace {
+
+using sk::bf16;
+using sk::fp16;
+using sk::Fp32;
+int cases = 0;
+
+struct Sum {
+  double value = 0, magnitude = 0;
+  int terms = 0;
+  void add(double a, double b) { value += a * b, magnitude += std::fabs(a * b), ++terms; }
+};
+
+// What the arithmetic allows: of the products, of a sum in any order that truncates, of the result's rounding.
+template <class T>
+double allowed(const Sum& sum, Fp32 mode) {
+  const double product = sizeof(T) == 2 ? 0 : mode == Fp32::tf32 ? std::ldexp(1.0, -10) : 4 * std::ldexp(1.0, -22);
+  const double adds = (3.0 * sum.terms + 8) * std::ldexp(1.0, -23), result = sizeof(T) == 4            ? 0
+                                                                             : std::is_same_v<T, bf16> ? std::ldexp(1.0, -8)
+                                                                                                       : std::ldexp(1.0, -11);
+  return (product + adds) * sum.magnitude * 1.01 + result * std::fabs(sum.value) + (std::is_same_v<T, fp16> ? std::ldexp(1.0, -24) : 0) + 1e-37;
+}
+template <class T>
+void compare(const std::string& what, const std::vector<Sum>& wanted, const emu::Buffer<T>& got, Fp32 mode) {
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const double v = sk::to_float(got[i]);
+    if (!(std::fabs(v - wanted[i].value) <= allowed<T>(wanted[i], mode)))
+      return check::fail("%s: wrong at %zu of %zu: %g, wanted %g within %g", what.c_str(), i, wanted.size(), v, wanted[i].value,
+                         allowed<T>(wanted[i], mode));
+  }
+}
+
+struct Size {
+  int N, OB, F, BO, BI, IB;
+};
+
+template <class T>
+void run(const Size& size, bool feature_major, Fp32 mode, const char* way) {
+  ++cases;
+  const sk::SparseLinearShape s{size.N, size.OB, size.F, size.BO, size.BI, size.IB};
+  const sk::Strides x_at = feature_major ? sk::Strides{1, s.N} : sk::Strides{s.in(), 1},
+                    y_at = feature_major ? sk::Strides{1, s.N} : sk::Strides{s.out(), 1};
+  const size_t offset = cases % 5 == 0;  // tensors that begin anywhere
+  const std::string name = emu::format("%s N%d OB%d F%d %dx%d IB%d %s, %s",
+                                       sizeof(T) == 4            ? (mode == Fp32::tf32 ? "tf32" : "fp32")
+                                       : std::is_same_v<T, bf16> ? "bf16"
+                                                                 : "fp16",
+                                       size.N, size.OB, size.F, size.BO, size.BI, size.IB, feature_major ? "feature-major" : "by row", way);
+  emu::Buffer<T> x("x", s.N * s.in(), emu::Role::input, offset), grad_out("grad_out", s.N * s.out(), emu::Role::input, offset);
+  emu::Buffer<T> weight("weight", s.kept(), emu::Role::input, offset), bias("bias", s.out(), emu::Role::input);
+  emu::Buffer<T> y("y", s.N * s.out(), emu::Role::output), grad_x("grad_x", s.N * s.in(), emu::Role::output),
+      grad_weight("grad_weight", s.kept(), emu::Role::output);
+  emu::Buffer<int32_t> index("index", s.OB * s.F, emu::Role::input), indptr("indptr", s.IB + 1, emu::Role::input);
+  emu::Buffer<int32_t> output("output", s.OB * s.F, emu::Role::input), place("place", s.OB * s.F, emu::Role::input);
+  check::fill(x, 1), check::fill(grad_out, 2), check::fill(weight, 3), check::fill(bias, 4);
+  std::mt19937 random(5);
+  std::vector<int> inputs(s.IB);
+  std::iota(inputs.begin(), inputs.end(), 0);
+  std::vector<std::vector<int>> of_input(s.IB);
+  for (int64_t o = 0; o < s.OB; ++o) {
+    std::shuffle(inputs.begin(), inputs.end(), random);
+    for (int64_t f = 0; f < s.F; ++f) index[o * s.F + f] = inputs[f], of_input[inputs[f]].push_back(int(o * s.F + f));
+  }
+  for (int64_t i = 0, e = 0; i <= s.IB; ++i) {
+    indptr[i] = int(e);
+    for (size_t k = 0; i < s.IB && k < of_input[i].size(); ++k, ++e) place[e] = of_input[i][k], output[e] = int(of_input[i][k] / s.F);
+  }
+  std::vector<Sum> wanted_y(y.size()), wanted_grad_x(grad_x.size()), wanted_grad_weight(s.kept());
+  for (int64_t n = 0; n < s.N; ++n)
+    for (int64_t o = 0; o < s.out(); ++o) {
+      const size_t to = n * y_at.row + o * y_at.col;
+      if (cases % 2) wanted_y[to].add(sk::to_float(bias[o]), 1);
+      for (int64_t f = 0; f < s.F; ++f)
+        for (int64_t i = 0; i < s.BI; ++i) {
+          const size_t from = n * x_at.row + (index[o / s.BO * s.F + f] * s.BI + i) * x_at.col,
+                       w = ((o / s.BO * s.F + f) * s.BO + o % s.BO) * s.BI + i;
+          wanted_y[to].add(sk::to_float(x[from]), sk::to_float(weight[w]));
+          wanted_grad_x[from].add(sk::to_float(grad_out[to]), sk::to_float(weight[w]));
+          wanted_grad_weight[w].add(sk::to_float(grad_out[to]), sk::to_float(x[from]));
+        }
+    }
+  const T* b = cases % 2 ? bias.data() : nullptr;
+  try {
+    const char* error = sk::launch_sparse_linear_blocks_fwd<T>(s, x.data(), x_at, weight.data(), index.data(), b, y.data(), y_at, mode, nullptr);
+    if (!error) compare(name + ", forward", wanted_y, y, mode);
+    if (!error)
+      error = sk::launch_sparse_linear_blocks_grad_x<T>(s, grad_out.data(), y_at, weight.data(), {indptr.data(), output.data(), place.data()},
+                                                        grad_x.data(), x_at, mode, nullptr);
+    if (!error) compare(name + ", grad_x", wanted_grad_x, grad_x, mode);
+    if (!error)
+      error =
+          sk::launch_sparse_linear_blocks_grad_weight<T>(s, grad_out.data(), y_at, x.data(), x_at, index.data(), grad_weight.data(), mode, nullptr);
+    if (!error) compare(name + ", grad_weight", wanted_grad_weight, grad_weight, mode);
+    if (error) check::fail("%s: %s", name.c_str(), error);
+  } catch (const emu::Fault& fault) {
+    check::fail("%s: %s", name.c_str(), fault.what());
+  }
+}
+
+void run_all(const Size& size, const char* way) {
+  for (bool feature_major : {false, true}) {
+    run<bf16>(size, feature_major, Fp32::strict, way), run<fp16>(size, feature_major, Fp32::strict, way);
+    run<float>(size, feature_major, Fp32::strict, way), run<float>(size, feature_major, Fp32::tf32, way);
+  }
+}
+
+}  // namespace
+
+int main() {
+  // N OB F BO BI IB
+  const Size sizes[] = {{1, 2, 3, 16, 16, 5}, {70, 3, 2, 16, 16, 3}, {65, 2, 2, 32, 32, 3}, {33, 1, 1, 64, 64, 1},  {130, 1, 2, 80, 24, 3},
+                        {9, 5, 3, 5, 7, 4},   {17, 2, 3, 1, 40, 4},  {20, 2, 5, 24, 1, 9},  {40, 1, 2, 17, 100, 2}, {0, 2, 2, 16, 16, 2}};
+  for (const Size& size : sizes) run_all(size, "in order");
+  check::in_every_way([](const char* way) {
+    run<bf16>({70, 2, 3, 24, 16, 4}, false, Fp32::strict, way), run<float>({70, 2, 3, 24, 12, 4}, true, Fp32::strict, way);
+  });
+  emu::options.hardware_sums = true;
+  run_all({20, 2, 3, 16, 24, 4}, "sums as a tensor core makes them");
+  return check::result("sparse_linear blocks", cases);
+}
