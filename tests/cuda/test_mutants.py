@@ -17,16 +17,17 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CXX = os.environ.get("CXX", "g++")
 pytestmark = pytest.mark.skipif(not shutil.which(CXX), reason="no C++ compiler")
 
-#: name: (file, what stands there, what is put in its place, what the run must print)
-MUTANTS = {
-    "as it stands": ("grouped_conv2d.cuh", "", "", "24 cases, 0 failures"),
+STILL_READ = "__syncthreads();  // nobody refills a stage that is still read"
+TILE_STILL_READ = "__syncthreads();  // nobody refills a tile that is still read"
+LDMATRIX = "ldmatrix_x4<false>(raw, row[m] + offset);"
+TABLE_AT = "const uint32_t table = up_to_16(int64_t(stages) * stage)"
+WRONG = "are outside|wrong value"
+
+#: driver: name: (file, what stands there, what is put in its place, what the run must print)
+CONV = {
+    "as it stands": ("grouped_conv2d.cuh", "", "", " 0 failures"),
     "no barrier before the product": ("grouped_conv2d.cuh", "__syncthreads();\n    if (item.round == 0)", "if (item.round == 0)", "race"),
-    "no barrier before the refill": (
-        "grouped_conv2d.cuh",
-        "__syncthreads();  // nobody refills a stage that is still read",
-        "",
-        "race|is being copied to",
-    ),
+    "no barrier before the refill": ("grouped_conv2d.cuh", STILL_READ, "", "race|is being copied to"),
     "waits for one copy too few": ("grouped_conv2d.cuh", "copy_async_wait<1>()", "copy_async_wait<2>()", "is being copied to"),
     "copies left at the end": (
         "grouped_conv2d.cuh",
@@ -34,68 +35,120 @@ MUTANTS = {
         "  fetched = {0, 0};\n  fetch();\n}\n",
         "not waited for",
     ),
-    "barrier for some warps": (
-        "grouped_conv2d.cuh",
-        "__syncthreads();  // nobody refills a stage that is still read",
-        "if (warp < 3) __syncthreads();",
-        "divergent|deadlock|race",
-    ),
-    "matrix step for some lanes": (
-        "grouped_conv2d.cuh",
-        "ldmatrix_x4<false>(raw, row[m] + offset);",
-        "if (lane < 31) ldmatrix_x4<false>(raw, row[m] + offset);",
-        "divergent|deadlock",
-    ),
-    "halo: right edge": ("conv_job.h", "p.x < job.source_w", "p.x <= job.source_w", "wrong value|are outside"),
-    "halo: left edge": ("conv_job.h", "p.x >= 0", "p.x >= -1", "wrong value|are outside"),
+    "barrier for some warps": ("grouped_conv2d.cuh", STILL_READ, "if (warp < 3) __syncthreads();", "divergent|deadlock|race"),
+    "matrix step for some lanes": ("grouped_conv2d.cuh", LDMATRIX, f"if (lane < 31) {LDMATRIX}", "divergent|deadlock"),
+    "halo: right edge": ("conv_job.h", "p.x < job.source_w", "p.x <= job.source_w", WRONG),
+    "halo: left edge": ("conv_job.h", "p.x >= 0", "p.x >= -1", WRONG),
     "halo: last image": ("conv_job.h", "p.inside = p.n < job.N && p.y >= 0", "p.inside = p.n <= job.N && p.y >= 0", "are outside"),
     "halo: a column too few": (
         "conv_plan.h",
         "job.x.source_step() + span_x + 1",
         "job.x.source_step() + span_x",
-        "wrong value|is being copied to|race|are outside",
+        f"{WRONG}|is being copied to|race",
     ),
-    "writes a column too many": ("conv_job.h", "p.x < job.target_w", "p.x <= job.target_w", "twice|are outside|wrong value"),
-    "writes a channel too many": ("grouped_conv2d.cuh", "if (channel + q < channels) store(", "store(", "twice|are outside|wrong value"),
-    "reads a channel too many": ("conv_stage.cuh", "p.inside && channel < channels ?", "p.inside ?", "are outside|wrong value"),
-    "weight of the next group": (
-        "grouped_conv2d.cuh",
-        "source >= job.source_group",
-        "source > job.source_group",
-        "are outside|wrong value",
-    ),
-    "odd half step not zero": ("grouped_conv2d.cuh", "if (entry >= entries ||", "if (entry > entries ||", "are outside|wrong value"),
+    "writes a column too many": ("conv_job.h", "p.x < job.target_w", "p.x <= job.target_w", f"{WRONG}|twice"),
+    "writes a channel too many": ("grouped_conv2d.cuh", "if (channel + q < channels) store(", "store(", f"{WRONG}|twice"),
+    "reads a channel too many": ("conv_stage.cuh", "p.inside && channel < channels ?", "p.inside ?", WRONG),
+    "weight of the next group": ("grouped_conv2d.cuh", "source >= job.source_group", "source > job.source_group", WRONG),
+    "odd half step not zero": ("grouped_conv2d.cuh", "if (entry >= entries ||", "if (entry > entries ||", WRONG),
     "taps forwards in grad_x": ("conv_job.h", "-(dilation / a)}", "dilation / a}", "wrong value"),
-    "too little shared memory": (
-        "conv_plan.h",
-        "const uint32_t table = up_to_16(int64_t(stages) * stage)",
-        "const uint32_t table = up_to_16(int64_t(stages) * stage) - 64",
-        "race|is being copied to|wrong value|are outside",
-    ),
+    "too little shared memory": ("conv_plan.h", TABLE_AT, f"{TABLE_AT} - 64", f"{WRONG}|race|is being copied to"),
     "pixels without their gap": ("conv_plan.h", "(pieces | 1) * 16", "(pieces | 1) * 16 - 8", "multiple of 16"),
+}
+WEIGHT = {
+    "as it stands": ("grouped_conv2d_weight.cuh", "", "", " 0 failures"),
+    "no barrier before the product": (
+        "grouped_conv2d_weight.cuh",
+        "    __syncthreads();\n    for (int pixel = 0",
+        "    for (int pixel = 0",
+        "race",
+    ),
+    "no barrier before the refill": ("grouped_conv2d_weight.cuh", TILE_STILL_READ, "", "race|is being copied to"),
+    "does not wait": ("grouped_conv2d_weight.cuh", "copy_async_wait<0>()", "copy_async_wait<1>()", "is being copied to"),
+    "odd half counts": ("grouped_conv2d_weight.cuh", "!e.counts) continue;", "false) continue;", "twice|wrong value"),
+    "parts overlap": ("grouped_conv2d_weight.cuh", "parts + blockIdx.x * job.weights", "parts", "twice"),
+    "a part is left out": ("grouped_conv2d_weight.cuh", "p < count; ++p", "p + 1 < count; ++p", "wrong value"),
+    "a column of grad_out too many": ("conv_job.h", "p.x < job.target_w", "p.x <= job.target_w", WRONG),
+}
+LINEAR = {
+    "as it stands": ("sparse_linear.cuh", "", "", " 0 failures"),
+    "a row too many": ("sparse_linear.cuh", "row + q < N ?", "row + q <= N ?", WRONG),
+    "a target too many": (
+        "sparse_linear.cuh",
+        "if (t >= job.targets || first_row",
+        "if (t > job.targets || first_row",
+        f"{WRONG}|twice|race",
+    ),
+    "results read before they are all there": (
+        "sparse_linear.cuh",
+        "    __syncwarp();\n    for (int i = lane",
+        "    for (int i = lane",
+        "race",
+    ),
+    "rows staged over rows still read": (
+        "sparse_linear.cuh",
+        "__syncthreads();  // nobody stages over rows that are still read",
+        "",
+        "race",
+    ),
+    "no barrier after staging": (
+        "sparse_linear.cuh",
+        "granule * 4, first_output + o));\n    }\n    __syncthreads();",
+        "granule * 4, first_output + o));\n    }",
+        "race",
+    ),
+    "granule of the neighbour": ("sparse_linear.cuh", "granule ^ (source % kGranules)", "granule ^ (granule / 2)", "wrong value|race"),
+    "shuffles of half the lanes": ("sparse_linear.cuh", "with = 16; with", "with = 8; with", "wrong value"),
+    "blocks: waits for one copy too few": (
+        "sparse_linear_blocks.cuh",
+        "copy_async_wait<1>()",
+        "copy_async_wait<2>()",
+        "is being copied to",
+    ),
+    "blocks: no barrier": (
+        "sparse_linear_blocks.cuh",
+        "__syncthreads();   // everybody's copies are there",
+        "// everybody's copies are there",
+        "race|is being copied to",
+    ),
+    "blocks: one stage too few": (
+        "sparse_linear_blocks.cuh",
+        "kBlockStages = 3",
+        "kBlockStages = 2",
+        "race|is being copied to|multiple|outside",
+    ),
+    "blocks: a piece too many": ("sparse_linear_blocks.cuh", "inside = piece < pieces", "inside = piece <= pieces", "are outside"),
+    "blocks: a row too many": (
+        "sparse_linear_blocks.cuh",
+        "inside && first_row + row < job.N",
+        "inside && first_row + row <= job.N",
+        "are outside",
+    ),
+    "blocks: writes a row too many": ("sparse_linear_blocks.cuh", "if (row >= job.N ||", "if (row > job.N ||", "are outside"),
+    "blocks: zeros not filled up": (
+        "sparse_linear_blocks.cuh",
+        "copy_async_16(to, from, count > 0 ? 16 : 0)",
+        "copy_async_16(to, from, 16)",
+        "wrong value|are outside",
+    ),
+}
+MUTANTS = {
+    f"{driver}: {name}": (driver, *m) for driver, all in (("conv", CONV), ("weight", WEIGHT), ("linear", LINEAR)) for name, m in all.items()
 }
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name, tmp_path):
-    file, old, new, expected = MUTANTS[name]
+    driver, file, old, new, expected = MUTANTS[name]
     shutil.copytree(ROOT / "csrc" / "cuda", tmp_path / "cuda")
     source = (tmp_path / "cuda" / file).read_text()
     assert not old or source.count(old) == 1, f"{file} has {source.count(old)} of {old!r}; the mutant must follow the source"
     (tmp_path / "cuda" / file).write_text(source.replace(old, new) if old else source)
     include = [f"-I{tmp_path}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'cuda'}"]
-    build = [
-        CXX,
-        "-std=c++17",
-        "-O1",
-        "-w",
-        "-DSK_EMU",
-        *include,
-        "-o",
-        str(tmp_path / "mutant"),
-        str(ROOT / "tests" / "cuda" / "mutant.cpp"),
-    ]
-    subprocess.run(build, check=True, timeout=300)
+    main = ROOT / "tests" / "cuda" / f"mutant_{driver}.cpp"
+    subprocess.run(
+        [CXX, "-std=c++17", "-O1", "-w", "-DSK_EMU", *include, "-o", str(tmp_path / "mutant"), str(main)], check=True, timeout=300
+    )
     run = subprocess.run([tmp_path / "mutant"], capture_output=True, text=True, timeout=300)
     assert run.returncode == (1 if old else 0), run.stdout + run.stderr
     assert any(e in run.stdout for e in expected.split("|")), run.stdout
