@@ -135,6 +135,7 @@ def test_mnist_bad_files(mnist_folder):
     for content, sentence in (
         (struct.pack(">2i", 2051, 5) + bytes(5), "an idx file of labels, beginning with 2049; got one beginning with 2051"),
         (struct.pack(">2i", 2049, 5) + bytes(4), "of 13 bytes, as its first ones say; got 12"),
+        (struct.pack(">2i", 2049, 5) + bytes(6), "of 13 bytes, as its first ones say; got 14"),
         (struct.pack(">2i", 2049, -5) + bytes(4), "of 3 bytes, as its first ones say; got 12"),
         (struct.pack(">2i", 2049, 4) + bytes(4), "labels must be one per image, 5; got 4"),
         (struct.pack(">2i", 2049, 5) + bytes([1, 2, 3, 4, 10]), "labels must be in [0, 10); got 10"),
@@ -216,7 +217,7 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 @pytest.fixture
 def archives(tmp_path):
-    """Two classes: a training archive of archives, validation images of classes 2, 1, 2, and the kit that says so."""
+    """Two classes: a training archive of archives, validation images of classes 2, 1, 1, and the kit that says so."""
     savemat = pytest.importorskip("scipy.io").savemat
     colors = {"n01": (250, 0, 0), "n02": (0, 0, 250)}
     with tarfile.open(tmp_path / "ILSVRC2012_img_train.tar", "w") as outer:
@@ -228,14 +229,14 @@ def archives(tmp_path):
                 add(inner, "readme.txt", b"no image")
             add(outer, f"{wnid}.tar", buffer.getvalue())
     with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "w") as tar:
-        for i, wnid in reversed(list(enumerate(["n02", "n01", "n02"], 1))):
+        for i, wnid in reversed(list(enumerate(["n02", "n01", "n01"], 1))):
             add(tar, f"ILSVRC2012_val_{i:08d}.JPEG", jpeg(colors[wnid]))
     synsets = np.array([(1, "n01"), (2, "n02")], dtype=[("ILSVRC2012_ID", "i4"), ("WNID", "O")])
     meta = io.BytesIO()
     savemat(meta, {"synsets": synsets})
     with tarfile.open(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
         add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
-        add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", b"2\n1\n2\n")
+        add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", b"2\n1\n1\n")
     return tmp_path
 
 
@@ -248,7 +249,7 @@ def test_imagenet_unpacked_and_read(archives, tmp_path_factory):
     assert train[0][0].shape == (3, 30, 40) and train[0][0].dtype == torch.uint8 and (train[1][0].float() - 128).abs().max() < 3
     for i in range(3):
         color, label = val[i]
-        assert label == (0 if i == 0 else 1) and color.argmax() == 2 * label  # sorted by class: red, then blue
+        assert label == (1 if i == 2 else 0) and color.argmax() == 2 * label  # sorted by class: two red, then one blue
     assert sorted(p.name for p in out.iterdir()) == ["train", "val"] and not list(out.glob("*.JPEG"))
     with pytest.raises(FileExistsError, match=r"^unpack_imagenet: path must not hold the folder val yet; it does"):
         unpack_imagenet(archives, out, "val", check=False)

@@ -98,6 +98,11 @@ def test_random_sized_crop():
         shares.append(height * width / 12000)
         assert 0.6 < height / width < 1.7
     assert 0.05 < min(shares) < 0.15 and 0.8 < max(shares) <= 1.05 and 0.35 < sum(shares) / 300 < 0.65
+    tall = 0
+    for seed in range(1500):
+        out = random_sized_crop(image[:, :, :100], 2, generator=seeded(seed))
+        tall += float(out[0, -1, 0] - out[0, 0, 0]) > float(out[1, 0, -1] - out[1, 0, 0])
+    assert abs(tall - 750) < 4 * (1500 / 4) ** 0.5  # as often as wide
     thin = torch.rand(3, 4, 400)  # no crop of 3/4 to 4/3 has 8 % of this area: the centre
     assert torch.allclose(random_sized_crop(thin, 4, generator=seeded()), thin[:, :, 198:202], atol=1e-6)
 

@@ -34,10 +34,20 @@ def test_plans_keep_the_budget_and_can_be_drawn(layers, growth):
             assert fan_in == left or sum(plan.connections) + step * right > density * total - 1e-6
 
 
+@pytest.mark.parametrize("density", [0.2, 0.33, 0.5, 0.77])
+def test_no_junction_is_far_from_its_share(density):
+    layers = (100, 60, 40, 20, 10)
+    plan = plan_densities(layers, density, growth=1.0)
+    for (left, right), got in zip(pairwise(layers), plan.densities, strict=True):
+        step = next(f for f in range(1, left + 1) if right * f % left == 0)
+        assert got > density - step / left  # rounded down; rests too small for another's step make later ones denser
+
+
 def test_the_paper_s_splits():
     assert plan_densities((64, 1024, 64), 0.5).fan_out == (256, 48)  # 25 % and 75 %
     assert plan_densities((64, 1024, 64), 0.25).fan_out == (128, 24)  # 12.5 % and 37.5 %
     assert plan_densities((64, 1024, 64), 0.5, growth=1).fan_out == (512, 32)
+    assert plan_densities((100, 60, 40, 20, 10), 0.77, growth=1).densities == (0.75, 0.8, 0.8, 0.8)
     densities = plan_densities((100, 60, 40, 20), 0.3).densities
     assert densities == tuple(sorted(densities))
 

@@ -128,6 +128,16 @@ def test_tables_matrices_and_the_definition_agree(sizes, monkeypatch):
     assert torch.equal(path_counts(tables, sizes), adjacency(tables[1], 1024) @ adjacency(tables[0], 64))
 
 
+def test_three_junctions():
+    """The windows of the equivalent junction are those of the product, through whichever junction they went first."""
+    sizes = [12, 18, 24, 12]
+    tables = [regular_table(left, right, fan, seed=fan) for (left, right), fan in zip(pairwise(sizes), (2, 3, 4), strict=True)]
+    got, paths = window_matrices(tables, sizes)[-1], path_counts(tables, sizes)
+    assert torch.equal(got.left, window_adjacency(paths, 12, side="left")) and got.ideal_left == 2  # fan-in 24
+    assert torch.equal(got.right, window_adjacency(paths, 12, side="right")) and got.ideal_right == 2  # fan-out 3 * 4 * 2
+    assert scatter(tables, sizes).names[-4:] == ("S_3f", "S_3b", "S_f", "S_b")
+
+
 def test_large_layers_need_no_matrix():
     """A matrix of 10^5 x 10^5 would be 80 GB."""
     size = 100_000
