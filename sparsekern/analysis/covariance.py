@@ -5,6 +5,8 @@ nearest neighbour, so that there are as many samples of both.
 
 Source: Ioannou et al., "Deep Roots: Improving CNN Efficiency with Hierarchical Filter Groups", A.2. To see what a layer's groups
 learned, take its input map against its output: ``("conv3a:in", "conv3a")``, or the filters before a pooling: ``("conv2c", "conv3a")``.
+A layer that computes its own ReLU (``activation="relu"``) shows what comes after it; built with ``batch_norm=True`` or
+``conv=torch.nn.Conv2d``, a model shows the responses before it.
 """
 
 from __future__ import annotations

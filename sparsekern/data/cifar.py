@@ -21,6 +21,7 @@ from sparsekern.data.plain_pickle import BadPickle, load_plain_pickle
 from sparsekern.data.samples import Samples
 
 PIXELS = 3 * 32 * 32
+_ARCHIVES = (".tar.gz", ".tgz", ".tar")
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,9 @@ def _samples(op: str, release: Release, path: str | Path, split: str, check: boo
     if split not in release.splits:
         raise ValueError(f"{op}: split must be one of {sorted(release.splits)}; got {split!r}")
     path, md5s = Path(path), release.splits[split]
-    if check and path.is_file():
+    whole = path.is_file() and path.name.endswith(_ARCHIVES)
+    require(whole or not path.is_file(), op, "path", f"a {release.name} folder or archive", f"the file {str(path)!r}", release.source)
+    if check and whole:
         check_md5(op, path, release.archive_md5, release.source)
     if check and path.is_dir():
         for name in md5s:
@@ -166,7 +169,7 @@ def _batches(op: str, release: Release, path: Path, names: list[str]) -> Iterato
                 raise FileNotFoundError(f"{op}: {str(folder)!r} must hold the file {name}; it does not ({release.source})")
             with open(folder / name, "rb") as file:
                 yield _read_batch(op, release, name, file)
-    elif path.name.endswith((".tar.gz", ".tgz", ".tar")):
+    elif path.name.endswith(_ARCHIVES):
         yield from _archive_batches(op, release, path, names)
     else:
         with open(path, "rb") as file:

@@ -37,7 +37,7 @@ def rewire(table: Tensor, in_blocks: int, fraction: float, *, seed: int | None =
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"rewire: fraction must be in [0, 1]; got {fraction}")
-    out, draw = table.int().numpy().copy(), generator(seed)
+    out, draw = table.int().cpu().numpy().copy(), generator(seed)
     flat = out.reshape(-1)
     pairs = int(fraction * flat.size) // 2
     swaps = np.argsort(uniform(flat.size, draw), kind="stable")[: 2 * pairs].reshape(pairs, 2)  # connections, each in one swap

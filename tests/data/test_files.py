@@ -74,6 +74,7 @@ def test_cifar_bad_files(cifar):
     path, _ = cifar
     refuses("cifar10: split must be one of ['test', 'train']; got 'val'", cifar10, path, "val")
     file = path / CIFAR10.folder / "test_batch"
+    refuses("cifar10: path must be a CIFAR-10 folder or archive; got the file", cifar10, file, "test", check=False)
     good = file.read_bytes()
     data = np.zeros((2, 3072), np.uint8)
     for labels in ([1], [1, 10], [1, -1], [1, "2"], None):
