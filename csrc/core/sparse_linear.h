@@ -16,6 +16,8 @@ struct SparseLinearShape {
   int64_t OB, F, BO, BI;  // output blocks, fan-in in blocks, block size
   int64_t IB;             // input blocks
   bool balanced = false;  // condensed, and every output has equally many inputs in each window of 32 (what a plan or a pack found)
+  // Packed, not balanced: places for connections that every output has in each window, and the most that found no place.
+  int64_t places = 0, left_over = 0;
   int64_t in() const { return IB * BI; }
   int64_t out() const { return OB * BO; }
   int64_t kept() const { return OB * F * BO * BI; }  // stored weights
@@ -35,6 +37,7 @@ enum class LinearKernel : int {
   expanded = 7,       // few rows, many connections: rows of the weight expanded in registers, x loaded as it lies
   dense_rows = 8,     // the same, packed: the zeros are kept
   balanced = 9,       // few rows, window-balanced: permutes of two registers of x in place of gathers
+  windows = 10,       // packed, few rows: the same for most connections of any table, and a gather for the others
 };
 enum class LinearType : int { fp32 = 0, fp16 = 1, bf16 = 2 };
 

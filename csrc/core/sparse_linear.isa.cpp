@@ -218,23 +218,9 @@ void panel_outer(const PanelOuterWork&);
 void block_transpose(const float*, int64_t, int64_t, float*);
 
 const SparseLinearKernels sparse_linear{
-    W,
-    gather_kernel,
-    interleaved_kernel,
-    SK_EXPANDED,
-    outer_kernel,
-    {block_tile_1, block_tile_2, block_tile_3, block_tile_4},
-    block_dot,
-    panel_dot,
-    block_sampled,
-    block_rows,
-    block_dots,
-    block_outer,
-    single_rows,
-    panel_outer,
-    block_transpose,
-    to_feature_major,
-    from_feature_major,
+    W,           gather_kernel, interleaved_kernel, SK_EXPANDED,      outer_kernel,       {block_tile_1, block_tile_2, block_tile_3, block_tile_4},
+    block_dot,   panel_dot,     block_sampled,      block_rows,       block_dots,         block_outer,
+    single_rows, panel_outer,   block_transpose,    to_feature_major, from_feature_major,
 };
 
 }  // namespace sk::SK_ISA

@@ -3,6 +3,7 @@
 #pragma once
 #include <vector>
 
+#include "core/sparse_linear.h"
 #include "core/sparse_linear_kernels.h"
 
 namespace sk {
@@ -29,5 +30,9 @@ void balanced(const BalancedRows& b, const uint16_t* x, int64_t x_row, int64_t c
 // Is this table balanced? OB rows of F inputs, rising, below IB.
 bool is_balanced(int64_t OB, int64_t F, int64_t IB, const int32_t* index);
 BalancedPlan balanced_plan(int64_t OB, int64_t F, int64_t IB, const int32_t* index);
+
+// How many places per window pay for a table that is not balanced, if any; left_over[places]: the most connections of an output that
+// find none.
+int64_t sparse_linear_places(const SparseLinearShape& s, const std::vector<int64_t>& left_over);
 
 }  // namespace sk

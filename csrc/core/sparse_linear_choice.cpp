@@ -45,7 +45,7 @@ constexpr double kPicked = 26;                                 // of a gradient,
 
 constexpr double kMasked = 600;  // connections made into bits
 
-constexpr int64_t kMostBalancedRows = 32;
+constexpr int64_t kMostBalancedRows = 32, kMostWindowRows = 8;
 
 double dense_flops(int64_t N, double weight_bytes, bool half_precision) {  // F.linear, measured at 1, 8, 32, 64, 256 rows
   if (half_precision) return N <= 1 ? 11e3 : N <= 8 ? 80e3 : N <= 64 ? 500e3 : 1000e3;
@@ -63,6 +63,15 @@ double balanced_us(const SparseLinearShape& s, bool natural, bool bf16) {
   const double us = vectors * ((s.N / 4) / rates[4] + (s.N % 4 ? 1 / rates[s.N % 4] : 0.0) + (natural ? 1 / kTurned : 0.0));
   const double memory_us = bytes > kCache ? bytes / kBeyondCache : 0.0;
   return natural ? us + memory_us / 2 : std::max(us, memory_us);  // half of it hides behind the products
+}
+
+// The same for most connections, and a gather for the others.
+double windows_us(const SparseLinearShape& s) {
+  constexpr double kCache = 1.1e6;  // what stays in the second-level cache beside all else
+  SparseLinearShape places = s;
+  places.F = s.places * ((s.IB + 31) / 32);
+  const double rows = double(groups(s.OB)) * kTile, bytes = rows * double(5 * places.F + 6 * s.left_over);
+  return balanced_us(places, false, false) + s.N * rows * s.left_over / kGathered + std::max(0.0, bytes - kCache) / kBeyondCache;
 }
 
 // Blocks in fp32: what is transposed, if anything, follows sparse_linear_blocks.cpp on 16 lanes.
@@ -137,6 +146,19 @@ double tiles_us(const SparseLinearShape& s, Product product, bool packed) {
 
 }  // namespace
 
+int64_t sparse_linear_places(const SparseLinearShape& s, const std::vector<int64_t>& left_over) {
+  SparseLinearShape one = s;
+  one.N = 1;
+  const double gather_us = plain_us(one, Product::forward, LinearKernel::gather, false);
+  int64_t best = 0;
+  double best_us = 0.9 * gather_us;  // it costs memory
+  for (one.places = 1; one.places < int64_t(left_over.size()); ++one.places) {
+    one.left_over = left_over[one.places];
+    if (windows_us(one) < best_us) best_us = windows_us(one), best = one.places;
+  }
+  return best;
+}
+
 LinearKernel sparse_linear_plain_kernel(const SparseLinearShape& s, Product product) {
   const bool few = s.N <= 2;
   if (s.BO * s.BI > 1) return few && product == Product::forward ? LinearKernel::block_dot : LinearKernel::block_tile;
@@ -184,8 +206,13 @@ LinearKernel sparse_linear_packed_choice(const SparseLinearShape& s, LinearType 
     if (kernel != LinearKernel::balanced) return plain_us(s, Product::forward, kernel, half_precision) - weight_conversion_us;
     return 2.0 + balanced_us(s, false, tiles) + (half_precision && !tiles ? double(s.in() + s.out()) * s.N / 4000 : 0.0);
   };
+  if (packs_natural(s) && can_expand(s) && !packs_zeros(s) && s.N <= kMostDenseRows && us_of(LinearKernel::expanded) < us_of(plain))
+    plain = LinearKernel::expanded;
   if (can_balance(s) && s.N <= kMostBalancedRows && us_of(LinearKernel::balanced) < us_of(plain)) plain = LinearKernel::balanced;
-  return tiles && pack_rows(s) && tiles_us(s, Product::forward, true) < us_of(plain) ? LinearKernel::expanded_amx : plain;
+  if (s.places && has_avx512() && s.N <= kMostWindowRows && 2.0 + windows_us(s) < us_of(plain)) plain = LinearKernel::windows;
+  const double plain_us =
+      plain == LinearKernel::windows ? 2.0 + windows_us(s) + (half_precision ? double(s.in() + s.out()) * s.N / 4000 : 0.0) : us_of(plain);
+  return tiles && pack_rows(s) && tiles_us(s, Product::forward, true) < plain_us ? LinearKernel::expanded_amx : plain;
 }
 
 }  // namespace sk

@@ -42,9 +42,16 @@ struct Pack {
     kBalancedWords,
     kBalancedHalves,  // 0: none
     kHalvesStep,
-    kHeader = 32
+    kPlaces,  // 0: none, as the next; places per window, and what found none, see pack_windows
+    kLeftOver,
+    kWindowRuns,
+    kWindowWords,
+    kWindowWeight,
+    kRestWeight,
+    kRestSource,
+    kHeader = 40
   };
-  static constexpr int32_t kMagicValue = 0x534b5031, kVersionValue = 4;
+  static constexpr int32_t kMagicValue = 0x534b5031, kVersionValue = 5;
   const int32_t* data;
   const int32_t* at(int section) const { return data + data[section]; }
   const uint16_t* halves(int section) const { return reinterpret_cast<const uint16_t*>(at(section)); }
@@ -97,7 +104,7 @@ void pack_rows_of_16(const SparseLinearShape& s, const Plan& plan, const float* 
     }
   out.weights(zeros ? Pack::kDenseRows : Pack::kRowsWeight, values);
   out.sources(Pack::kRowsSource, source, wide);
-  if (!zeros || !plan.mask()) return;
+  if (!packs_natural(s)) return;
   out.weights(Pack::kNatural, std::vector<float>(weight, weight + s.kept()));
   out.table(Pack::kMask, reinterpret_cast<const int32_t*>(plan.mask()), s.OB * mask_words(s));
 }
@@ -126,6 +133,57 @@ void pack_balanced(const SparseLinearShape& s, const Plan& plan, const uint16_t*
       values[row / L * halves_step + (k / 2 * L + row % L) * 2 + k % 2] = bf16[row * s.F + f];
     }
   out.halves(Pack::kBalancedHalves, values);
+}
+
+// Most connections of a table that is not balanced, made balanced: every output gets the same number of places in each window of 32
+// inputs, with weight zero where it has fewer connections; those beyond are gathered.
+void pack_windows(const SparseLinearShape& s, const Plan& plan, const float* weight, bool wide, Writer& out, int32_t* header) {
+  constexpr int64_t L = BalancedRows::kLanes, kWindow = BalancedPlan::kWindow, kMost = 12;
+  if (s.IB < 2 * kWindow || !isa_supported(Isa::avx512)) return;
+  const int64_t windows = (s.IB + kWindow - 1) / kWindow, groups = (s.OB + L - 1) / L;
+  std::vector<int64_t> left_over(kMost + 1), in_window(windows);
+  for (int64_t row = 0; row < s.OB; ++row) {
+    std::fill(in_window.begin(), in_window.end(), 0);
+    for (int64_t f = 0; f < s.F; ++f) ++in_window[plan.index(row * s.F + f) / kWindow];
+    for (int64_t places = 1; places <= kMost; ++places) {
+      int64_t left = 0;
+      for (int64_t count : in_window) left += std::max<int64_t>(0, count - places);
+      left_over[places] = std::max(left_over[places], left);
+    }
+  }
+  const int64_t places = sparse_linear_places(s, left_over), rest = left_over[places], F = places * windows;
+  if (!places) return;
+  std::vector<int32_t> index(s.OB * F), sources(groups * rest * L);
+  std::vector<float> values(s.OB * F), others(sources.size());
+  for (int64_t row = 0; row < s.OB; ++row) {
+    int64_t f = row * s.F, beyond = 0;
+    const int64_t end = f + s.F, group = row / L * rest * L + row % L;
+    for (int64_t w = 0; w < windows; ++w) {
+      int64_t place = row * F + w * places;
+      const int64_t stop = place + places;
+      // an empty place reads an input that the output reads anyway, if there is one in the window
+      const int32_t empty = f < end && plan.index(f) / kWindow == w ? plan.index(f) : int32_t(w * kWindow);
+      for (; f < end && plan.index(f) / kWindow == w; ++f) {
+        if (place < stop) {
+          index[place] = plan.index(f), values[place++] = weight[f];
+        } else {
+          sources[group + beyond * L] = plan.index(f), others[group + beyond++ * L] = weight[f];
+        }
+      }
+      for (; place < stop; ++place) index[place] = empty;
+    }
+    for (; beyond < rest; ++beyond) sources[group + beyond * L] = plan.index(row * s.F);
+  }
+  const BalancedPlan balanced = balanced_plan(s.OB, F, s.IB, index.data());
+  std::vector<float> ordered(groups * F * L);
+  for (int64_t row = 0; row < s.OB; ++row)
+    for (int64_t f = 0; f < F; ++f) ordered[(row / L * F + balanced.order[f]) * L + row % L] = values[row * F + f];
+  out.table(Pack::kWindowRuns, balanced.runs.data(), int64_t(balanced.runs.size()));
+  out.table(Pack::kWindowWords, reinterpret_cast<const int32_t*>(balanced.words.data()), int64_t(balanced.words.size()));
+  out.weights(Pack::kWindowWeight, ordered);
+  out.weights(Pack::kRestWeight, others);
+  out.sources(Pack::kRestSource, sources, wide);
+  header[0] = int32_t(places), header[1] = int32_t(rest);
 }
 
 // The plan's segments, with connections renumbered in the order in which they are visited.
@@ -205,6 +263,20 @@ void pack_blocks(const SparseLinearShape& s, const Plan& plan, const float* weig
   out.weights(Pack::kRowsWeight, values);
 }
 
+// Without `bias`, y is added to, where its columns are side by side.
+void interleaved_product(int64_t N, const Interleaved& c, int64_t in_features, const float* x, Strides x_s, const float* const* bias, float* y,
+                         Strides y_s, const Pool& pool) {
+  constexpr int64_t L = Interleaved::kLanes;
+  const Scratch scratch(size_t(x_s.col == 1 ? 0 : N * in_features) * sizeof(float));
+  const float* rows = natural_rows(x, x_s, N, in_features, scratch);
+  parallel(pool, (c.rows + L - 1) / L, std::max<int64_t>(1, 2048 / c.fan_in), [&](int64_t begin, int64_t end) {
+    for (int64_t n = 0; n < N; ++n) {
+      float* to = y + n * y_s.row;
+      SK_PICK_KERNELS(sparse_linear).interleaved(c, rows + n * x_s.row, bias ? *bias : to, to, y_s.col, begin, end);
+    }
+  });
+}
+
 }  // namespace
 
 void sparse_linear_pack(const SparseLinearShape& sizes, const int32_t* plan_data, const float* weight, const uint16_t* bf16,
@@ -226,6 +298,9 @@ void sparse_linear_pack(const SparseLinearShape& sizes, const int32_t* plan_data
     int32_t halves_step = 0;
     if (s.balanced && !packs_zeros(s)) pack_balanced(s, plan, isa_supported(Isa::amx) ? bf16 : nullptr, out, halves_step);
     pack[Pack::kHalvesStep] = halves_step;
+    int32_t places[2] = {0, 0};
+    if (!s.balanced && !packs_zeros(s)) pack_windows(s, plan, weight, wide, out, places);
+    pack[Pack::kPlaces] = places[0], pack[Pack::kLeftOver] = places[1];
     pack_panels(plan, weight, wide, out);
   }
   if (bf16 && pack_rows(s) && isa_supported(Isa::amx)) pack_row_tiles(s, plan, bf16, out);
@@ -237,7 +312,15 @@ SparseLinearShape sparse_linear_pack_shape(const int32_t* pack, int64_t length) 
   if (length < Pack::kHeader || pack[Pack::kMagic] != Pack::kMagicValue || pack[Pack::kVersion] != Pack::kVersionValue ||
       pack[Pack::kLength] != length)
     return {0, 0, 0, 0, 0, 0};
-  return {0, pack[Pack::kOB], pack[Pack::kF], pack[Pack::kBO], pack[Pack::kBI], pack[Pack::kIB], pack[Pack::kBalancedRuns] != 0};
+  return {0,
+          pack[Pack::kOB],
+          pack[Pack::kF],
+          pack[Pack::kBO],
+          pack[Pack::kBI],
+          pack[Pack::kIB],
+          pack[Pack::kBalancedRuns] != 0,
+          pack[Pack::kPlaces],
+          pack[Pack::kLeftOver]};
 }
 
 void sparse_linear_packed_fwd(const SparseLinearShape& sizes, const int32_t* pack_data, const float* x, Strides x_s, const float* bias, float* y,
@@ -246,6 +329,7 @@ void sparse_linear_packed_fwd(const SparseLinearShape& sizes, const int32_t* pac
   const Pack pack{pack_data};
   SparseLinearShape s = sizes;
   s.balanced = pack_data[Pack::kBalancedRuns] != 0;
+  s.places = pack_data[Pack::kPlaces], s.left_over = pack_data[Pack::kLeftOver];
   const bool wide = pack_data[Pack::kWide] != 0;
   if (s.BO * s.BI > 1) {
     const int32_t *ptr = pack.at(Pack::kPtr), *entries = pack.at(Pack::kEntries);
@@ -259,6 +343,15 @@ void sparse_linear_packed_fwd(const SparseLinearShape& sizes, const int32_t* pac
     const uint32_t* words = reinterpret_cast<const uint32_t*>(pack.at(Pack::kBalancedWords));
     return balanced_product(s.N, {pack.at(Pack::kBalancedRuns), words, pack.floats(Pack::kRowsWeight), nullptr, nullptr, 0, s.OB, s.F}, s.in(), x,
                             x_s, bias, y, y_s, pool);
+  }
+  if (kernel == LinearKernel::windows && y_s.col == 1) {
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(pack.at(Pack::kWindowWords));
+    const int64_t F = s.places * ((s.IB + BalancedPlan::kWindow - 1) / BalancedPlan::kWindow);
+    balanced_product(s.N, {pack.at(Pack::kWindowRuns), words, pack.floats(Pack::kWindowWeight), nullptr, nullptr, 0, s.OB, F}, s.in(), x, x_s, bias,
+                     y, y_s, pool);
+    if (s.left_over == 0) return;
+    const Interleaved rest{pack.floats(Pack::kRestWeight), pack.at(Pack::kRestSource), wide, s.OB, s.left_over};
+    return interleaved_product(s.N, rest, s.in(), x, x_s, nullptr, y, y_s, pool);  // onto the sums
   }
   if (kernel == LinearKernel::expanded && pack_data[Pack::kMask]) {
     const uint32_t* mask = reinterpret_cast<const uint32_t*>(pack.at(Pack::kMask));
@@ -277,11 +370,8 @@ void sparse_linear_packed_fwd(const SparseLinearShape& sizes, const int32_t* pac
     const Connections c{nullptr, pack.at(Pack::kSource), wide, s.kept()};
     return feature_major_product(s.N, c, {pack.at(Pack::kPanels)}, x, x_s, s.in(), {pack.floats(Pack::kWeight)}, bias, y, y_s, s.out(), pool);
   }
-  const float* rows = natural_rows(x, x_s, s.N, s.in(), scratch);
   const Interleaved c{pack.floats(Pack::kRowsWeight), pack.at(Pack::kRowsSource), wide, s.OB, s.F};
-  parallel(pool, (s.OB + Interleaved::kLanes - 1) / Interleaved::kLanes, std::max<int64_t>(1, 2048 / s.F), [&](int64_t begin, int64_t end) {
-    for (int64_t n = 0; n < s.N; ++n) SK_PICK_KERNELS(sparse_linear).interleaved(c, rows + n * x_s.row, bias, y + n * y_s.row, y_s.col, begin, end);
-  });
+  interleaved_product(s.N, c, s.in(), x, x_s, &bias, y, y_s, pool);
 }
 
 bool sparse_linear_packed_tiles(const SparseLinearShape& s, const int32_t* pack) {

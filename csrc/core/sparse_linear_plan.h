@@ -71,6 +71,8 @@ inline bool has_mask(const SparseLinearShape& s) {
 // Packs keep the zeros of such weights for few rows of x: 4 bytes a position, where the connections would take 6 to 8 each.
 constexpr int64_t kMostDenseRows = 16;
 inline bool packs_zeros(const SparseLinearShape& s) { return s.BO * s.BI == 1 && s.F * 3 >= s.IB && !(s.balanced && s.F * 4 < s.IB * 3); }
+// From a sixth kept on, packs also hold the natural rows and their mask, for the expanding kernel.
+inline bool packs_natural(const SparseLinearShape& s) { return has_mask(s) && s.F * 6 >= s.IB; }
 inline bool can_expand(const SparseLinearShape& s) { return has_mask(s) && has_avx512(); }
 inline bool can_balance(const SparseLinearShape& s) { return s.balanced && has_avx512(); }
 

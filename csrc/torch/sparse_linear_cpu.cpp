@@ -223,8 +223,8 @@ Tensor plan_sparse_linear(const Tensor& index, int64_t in_features, int64_t bloc
 
 // [kernel code, estimate of ours in us, estimate of dense in us]; product 3: forward of a packed weight, no estimates
 Tensor choose_sparse_linear(const Tensor& like, int64_t N, int64_t in_features, int64_t OB, int64_t F, int64_t BO, int64_t BI, int64_t product,
-                            int64_t type, bool balanced) {
-  const SparseLinearShape s{N, OB, F, BO, BI, in_features / BI, balanced};
+                            int64_t type, bool balanced, int64_t places, int64_t left_over) {
+  const SparseLinearShape s{N, OB, F, BO, BI, in_features / BI, balanced, places, left_over};
   const LinearType t = LinearType(type);
   const bool packed = product == 3;
   const LinearChoice c = packed ? LinearChoice{sparse_linear_packed_choice(s, t), 0.0, 0.0}

@@ -21,7 +21,7 @@ from sparsekern.ops.sparse_linear import (
     planned_balanced,
     sparse_linear,
 )
-from sparsekern.ops.sparse_linear_packed import packed_balanced
+from sparsekern.ops.sparse_linear_packed import packed_windows
 
 TOPOLOGIES = {"random": topologies.fan_in_table, "regular": topologies.regular_table, "balanced": topologies.balanced_table}
 
@@ -342,6 +342,6 @@ class SparseLinear(PlannedModule):
             for door, c in choices.items():
                 lines.append(f"  {door:12s} {c['kernel']:14s} estimated {c['ours_us']:.0f} us sparse, {c['dense_us']:.0f} us dense")
         if self._packed is not None:
-            kernel = explain_packed(*sizes, packed_balanced(self._packed))
+            kernel = explain_packed(*sizes, packed_windows(self._packed))
             lines = [lines[0], f"  packed       {kernel:14s} {self._packed.numel() * 4} bytes beside the weight; forward only"]
         return "\n".join(lines)

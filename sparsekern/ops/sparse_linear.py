@@ -255,6 +255,7 @@ def samples(device: torch.device, dtype: torch.dtype) -> list[d.Sample]:
         "most_kept_one_row": make((1,), 99, 50, 80),
         "most_kept_few_rows": make((7,), 70, 21, 60),
         "most_kept_narrow": make((3,), 20, 9, 17, bias=False),
+        "windows": make((3,), 331, 40, 34),  # packed: places in windows of inputs, and connections that find none
         "balanced_one_row": _balanced(make((1,), 200, 37, 21)),
         "balanced_few_rows": _balanced(make((7,), 128, 50, 44, bias=False)),
         "balanced_narrow": make((2, 2), 31, 20, 6),  # one window
@@ -362,7 +363,7 @@ OP.gradients = _gradients
 d.LIBRARY.define("plan_sparse_linear(Tensor index, int in_features, int block_out, int block_in) -> Tensor")
 d.LIBRARY.define(
     "choose_sparse_linear(Tensor like, int N, int in_features, int OB, int F, int BO, int BI, int product, int type, "
-    "bool balanced) -> Tensor"
+    "bool balanced, int places, int left_over) -> Tensor"
 )
 
 
@@ -398,7 +399,19 @@ def plan_sparse_linear(index: Tensor, in_features: int, block_size: tuple[int, i
 
 
 # by the codes of core/sparse_linear.h
-KERNELS = ("gather", "feature-major", "block dot", "block tile", "dense", "block amx", "expanded amx", "expanded", "dense rows", "balanced")
+KERNELS = (
+    "gather",
+    "feature-major",
+    "block dot",
+    "block tile",
+    "dense",
+    "block amx",
+    "expanded amx",
+    "expanded",
+    "dense rows",
+    "balanced",
+    "windows",
+)
 TYPES = {torch.float16: 1, torch.bfloat16: 2}
 
 
@@ -421,20 +434,21 @@ def explain_sparse_linear(
     like = torch.empty(0, dtype=torch.float64)
     out = {}
     for code, door in enumerate(OP.products):
-        kernel, ours_us, dense_us = torch.ops.sparsekern.choose_sparse_linear(like, *sizes, code, TYPES.get(dtype, 0), balanced).tolist()
+        kernel, ours_us, dense_us = torch.ops.sparsekern.choose_sparse_linear(
+            like, *sizes, code, TYPES.get(dtype, 0), balanced, 0, 0
+        ).tolist()
         name = "plain fp64" if dtype == torch.float64 else KERNELS[int(kernel)]
         out[door] = {"kernel": name, "ours_us": round(ours_us, 1), "dense_us": round(dense_us, 1)}
     return out
 
 
-def explain_packed(rows: int, in_features: int, index_shape, block_size, dtype: torch.dtype, balanced: bool = False) -> str:
-    """Which kernel serves ``rows`` rows on a weight packed in ``dtype``."""
+def explain_packed(rows: int, in_features: int, index_shape, block_size, dtype: torch.dtype, windows: tuple[bool, int, int]) -> str:
+    """Which kernel serves ``rows`` rows on a weight packed in ``dtype``; ``windows`` as the pack says (``packed_windows``)."""
     if not d.backends.has_kernels("cpu"):
         return "reference"
     sizes, packed = (rows, in_features, *index_shape, *block_size), 3
-    kernel = torch.ops.sparsekern.choose_sparse_linear(torch.empty(0, dtype=torch.float64), *sizes, packed, TYPES.get(dtype, 0), balanced)[
-        0
-    ]
+    like = torch.empty(0, dtype=torch.float64)
+    kernel, *_ = torch.ops.sparsekern.choose_sparse_linear(like, *sizes, packed, TYPES.get(dtype, 0), *windows).tolist()
     return KERNELS[int(kernel)]
 
 

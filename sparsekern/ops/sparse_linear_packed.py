@@ -19,8 +19,8 @@ from sparsekern.ops.sparse_linear import _laid_out_like, _rows, _rows_like, chec
 NAME = "sparse_linear_packed"
 
 # words of the header (core/sparse_linear_pack.cpp)
-_MAGIC, _SIZES, _LENGTH, _WIDE, _ROWS_WEIGHT, _ROWS_SOURCE, _WEIGHT, _ENTRIES, _DENSE_ROWS, _BALANCED = (
-    0, slice(2, 7), 7, 8, 9, 10, 13, 15, 19, 22,
+_MAGIC, _SIZES, _LENGTH, _WIDE, _ROWS_WEIGHT, _ROWS_SOURCE, _WEIGHT, _ENTRIES, _DENSE_ROWS, _BALANCED, _PLACES, _LEFT_OVER = (
+    0, slice(2, 7), 7, 8, 9, 10, 13, 15, 19, 22, 26, 27,
 )  # fmt: skip
 _MAGIC_VALUE, _LANES = 0x534B5031, 16
 
@@ -43,7 +43,7 @@ def check(x: Any, packed: Any, bias: Any, out_features: int, kept: int) -> None:
 
 
 def _is_pack(packed: Tensor) -> bool:
-    return packed.numel() > 32 and int(packed[_MAGIC]) == _MAGIC_VALUE and int(packed[_LENGTH]) == packed.numel()
+    return packed.numel() > 40 and int(packed[_MAGIC]) == _MAGIC_VALUE and int(packed[_LENGTH]) == packed.numel()
 
 
 def unpack_sparse_linear(packed: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,9 +70,10 @@ def unpack_sparse_linear(packed: Tensor) -> tuple[Tensor, Tensor]:
     return rows(section(_ROWS_WEIGHT, count).view(torch.float32)).gather(1, order), index
 
 
-def packed_balanced(packed: Tensor) -> bool:
-    """Is a window-balanced table packed for the kernel that uses it?"""
-    return bool(packed[_BALANCED])
+def packed_windows(packed: Tensor) -> tuple[bool, int, int]:
+    """For the kernels that take 32 inputs at a time: is the table window-balanced; else how many connections of an output find a place in
+    each window, and how many at most find none."""
+    return bool(packed[_BALANCED]), int(packed[_PLACES]), int(packed[_LEFT_OVER])
 
 
 def reference(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int, kept: int) -> Tensor:
@@ -112,6 +113,8 @@ def pack_sparse_linear(weight: Tensor, index: Tensor, in_features: int) -> Tenso
     Returns:
         ``[*]`` int32 on the CPU: about 12 bytes per condensed weight, 8 per weight in blocks. With matrix tiles 2 more, and for
         condensed weights a bit per position of the dense matrix. From a third of all connections kept, 4 bytes per position too.
+        Sparser ones, with AVX-512, where few rows get faster by it: 5 to 10 bytes per weight. An empty place is a product with zero, so
+        there an Inf in an unconnected input may give NaN, as in a dense product.
         Window-balanced tables, with AVX-512: 1 to 4 bytes more per weight for their positions, and 2 for a bfloat16 weight.
 
     Raises:

@@ -215,6 +215,8 @@ int main() {
       for (const auto& [OB, F, IB] :
            {std::array<int64_t, 3>{4, 15, 15}, {9, 20, 25}, {7, 32, 32}, {40, 30, 33}, {16, 64, 64}, {6, 90, 99}, {50, 70, 127}})
         for (const bool balanced : {false, true}) all({N, OB, F, 1, 1, IB, feature_major}, balanced);
+      all({N, 101, 40, 1, 1, 459, feature_major}, false);  // random: places in windows, and connections that find none
+      all({N, 260, 130, 1, 1, 1000, feature_major}, false);
       all({N, 70, 307, 1, 1, 3072, feature_major}, true);  // runs of several kinds, more than one of a kind
       for (const auto& [BO, BI] : {std::array<int64_t, 2>{16, 1}, {20, 1}, {1, 16}, {4, 4}, {16, 16}, {5, 3}, {32, 32}})
         all({N, 3, 2, BO, BI, 4, feature_major}, false);
@@ -226,9 +228,11 @@ int main() {
   all({1, 520, 1200, 1, 1, 2048, false}, false);                                     // zeros kept, beyond the second-level cache: rows are expanded
   std::set<LinearKernel> want{LinearKernel::gather, LinearKernel::feature_major, LinearKernel::block_dot, LinearKernel::block_tile,
                               LinearKernel::dense_rows};
-  if (has_avx512()) want.insert({LinearKernel::balanced, LinearKernel::expanded});
+  if (has_avx512()) want.insert({LinearKernel::balanced, LinearKernel::expanded, LinearKernel::windows});
   if ((bf16_cases > 0) != (isa() == Isa::amx)) ok = false, std::printf("FAIL bf16 rows through balanced packs: %d cases\n", bf16_cases);
   if (served != want) ok = false, std::printf("FAIL not every kernel was met\n");
+  if (served != want)
+    for (LinearKernel k : served) std::printf("  met %d\n", int(k));
   std::printf("%s %s, %d cases\n", ok ? "ok" : "FAILED", isa_name(), cases);
   return !ok;
 }
