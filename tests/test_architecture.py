@@ -45,9 +45,17 @@ def test_imports_point_one_way():
     assert not wrong, wrong
 
 
-def test_core_knows_no_torch():
-    for path in (PACKAGE.parent / "csrc" / "core").glob("*"):
-        assert "torch/" not in path.read_text(), f"{path.name} includes torch"
+def test_core_and_cuda_know_no_torch():
+    for room in ("core", "cuda"):
+        for path in (PACKAGE.parent / "csrc" / room).rglob("*.*"):
+            assert "torch/" not in path.read_text(), f"{path.name} includes torch"
+
+
+def test_kernels_know_no_emulator():
+    """Kernel sources include `cuda/device.h` and nothing of the emulator: it is the same source on both sides."""
+    for path in (PACKAGE.parent / "csrc" / "cuda").glob("*"):
+        if path.is_file() and path.name != "device.h":
+            assert '#include "cuda/emu' not in path.read_text() and "SK_EMU" not in path.read_text(), path.name
 
 
 def test_init_files_define_nothing():

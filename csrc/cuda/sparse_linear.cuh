@@ -49,8 +49,8 @@ SK_DEVICE void stage_rows(const T* source, Strides at, int64_t N, int64_t first_
 
 // kStaged = false: more sources than shared memory holds, each is read where it lies.
 template <class T, int kRows, bool kStaged>
-__global__ void __launch_bounds__(kLinearThreads) sparse_linear_kernel(const T* __restrict__ source, const T* __restrict__ weight,
-                                                                       const T* __restrict__ bias, T* __restrict__ target, LinearJob job) {
+__global__ void __launch_bounds__(kLinearThreads, 2) sparse_linear_kernel(const T* __restrict__ source, const T* __restrict__ weight,
+                                                                          const T* __restrict__ bias, T* __restrict__ target, LinearJob job) {
   constexpr int kLanes = kRows / 4, kPitch = (kRows + 1) * 4;  // lanes per target; bytes of a target's results
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, granule = lane % kLanes;
   const int64_t first_row = int64_t(blockIdx.x) * kRows;
@@ -94,8 +94,9 @@ __global__ void __launch_bounds__(kLinearThreads) sparse_linear_kernel(const T* 
 // Few rows: a warp makes one target of four rows, its lanes side by side along the connections, so that the weights, which are all
 // the traffic there is, are read in whole lines.
 template <class T, bool kStaged>
-__global__ void __launch_bounds__(kLinearThreads) sparse_linear_few_rows_kernel(const T* __restrict__ source, const T* __restrict__ weight,
-                                                                                const T* __restrict__ bias, T* __restrict__ target, LinearJob job) {
+__global__ void __launch_bounds__(kLinearThreads, 2)
+    sparse_linear_few_rows_kernel(const T* __restrict__ source, const T* __restrict__ weight, const T* __restrict__ bias, T* __restrict__ target,
+                                  LinearJob job) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t first_row = int64_t(blockIdx.x) * 4;
   if (kStaged) {
@@ -135,7 +136,7 @@ struct LinearWeightJob {
 };
 
 template <class T, int kRows, bool kStaged>
-__global__ void __launch_bounds__(kLinearThreads)
+__global__ void __launch_bounds__(kLinearThreads, 2)
     sparse_linear_weight_kernel(const T* __restrict__ grad_out, const T* __restrict__ x, T* __restrict__ grad_weight, LinearWeightJob job) {
   constexpr int kPairs = 4, kGranules = kRows / 4, kPitch = kRows * 4 + 16;
   const int64_t first = int64_t(blockIdx.x) * kLinearThreads * job.pairs, behind = first + int64_t(kLinearThreads) * job.pairs;

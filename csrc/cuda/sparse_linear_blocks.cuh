@@ -40,8 +40,8 @@ SK_DEVICE void load_piece(uint32_t to, const T* from, int64_t stride, int count,
 
 // A block makes 64 * RowTiles rows of 8 * Tiles targets of one target block; a warp has 16 * RowTiles of the rows.
 template <class T, Fp32 mode, int RowTiles, int Tiles>
-__global__ void __launch_bounds__(kBlockThreads) sparse_linear_blocks_kernel(const T* __restrict__ source, const T* __restrict__ weight,
-                                                                             const T* __restrict__ bias, T* __restrict__ target, BlockJob job) {
+__global__ void __launch_bounds__(kBlockThreads, 3) sparse_linear_blocks_kernel(const T* __restrict__ source, const T* __restrict__ weight,
+                                                                                const T* __restrict__ bias, T* __restrict__ target, BlockJob job) {
   constexpr int E = 16 / int(sizeof(T)), kRows = 64 * RowTiles, kStageBytes = (kRows + Tiles * 8) * kStageRow;
   using Step = MatrixStep<T, mode>;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -142,7 +142,7 @@ struct BlockWeightTile {
 };
 
 template <class T, Fp32 mode>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 3)
     sparse_linear_blocks_weight_kernel(const T* __restrict__ grad_out, const T* __restrict__ x, T* __restrict__ grad_weight, BlockWeightJob job) {
   using Tile = BlockWeightTile<T>;
   using Step = WeightStep<T, mode>;

@@ -64,13 +64,13 @@ void few_rows() {
   c.compare("few rows");
 }
 void blocks() {
-  Case<bf16> c(150, 2, 5, 24, 16, 7);
-  const sk::BlockJob job{150, 24, 16, 5, 2, {112, 1}, {48, 1}, 24 * 16, 16, 1, nullptr, c.index.data(), nullptr, true, true};
+  Case<bf16> c(90, 2, 13, 24, 16, 7);  // four stages
+  const sk::BlockJob job{90, 24, 16, 13, 2, {112, 1}, {48, 1}, 24 * 16, 16, 1, nullptr, c.index.data(), nullptr, true, true};
   const bf16* none = nullptr;
-  emu::launch(dim3(3, 4), dim3(128), sk::kBlockStages * 80 * sk::kStageRow, sk::sparse_linear_blocks_kernel<bf16, sk::Fp32::strict, 1, 2>, c.x.data(),
+  emu::launch(dim3(2, 4), dim3(128), sk::kBlockStages * 80 * sk::kStageRow, sk::sparse_linear_blocks_kernel<bf16, sk::Fp32::strict, 1, 2>, c.x.data(),
               c.weight.data(), none, c.y.data(), job);
-  const sk::BlockWeightJob weight_job{150, 24, 16, 5, 1, 1, {112, 1}, {48, 1}, c.index.data(), true, true};
-  emu::launch(dim3(10), dim3(128), sk::BlockWeightTile<bf16>::kBytes, sk::sparse_linear_blocks_weight_kernel<bf16, sk::Fp32::strict>,
+  const sk::BlockWeightJob weight_job{90, 24, 16, 13, 1, 1, {112, 1}, {48, 1}, c.index.data(), true, true};
+  emu::launch(dim3(26), dim3(128), sk::BlockWeightTile<bf16>::kBytes, sk::sparse_linear_blocks_weight_kernel<bf16, sk::Fp32::strict>,
               c.grad_out.data(), c.x.data(), c.grad_weight.data(), weight_job);
   c.compare("blocks");
 }

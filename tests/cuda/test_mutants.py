@@ -97,7 +97,7 @@ LINEAR = {
         "granule * 4, first_output + o));\n    }",
         "race",
     ),
-    "granule of the neighbour": ("sparse_linear.cuh", "granule ^ (source % kGranules)", "granule ^ (granule / 2)", "wrong value|race"),
+    "granule of the neighbour": ("sparse_linear.cuh", "granule ^ (source % kGranules)", "granule / 2", "wrong value|race"),
     "shuffles of half the lanes": ("sparse_linear.cuh", "with = 16; with", "with = 8; with", "wrong value"),
     "blocks: waits for one copy too few": (
         "sparse_linear_blocks.cuh",
