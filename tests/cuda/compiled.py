@@ -24,7 +24,7 @@ ARCHITECTURES = ("sm_80", "sm_90a")
 TABLE = Path(__file__).with_name("kernels.json")
 
 #: opcode: name. HGMMA is wgmma; LDL and STL are spills or arrays that did not fit registers.
-OPCODES = {0x23C: "HMMA", 0x5F0: "HGMMA", 0x83B: "LDSM", 0xFAE: "LDGSTS", 0x983: "LDL", 0x387: "STL"}
+OPCODES = {0x23C: "HMMA", 0x9F0: "HGMMA", 0x83B: "LDSM", 0xFAE: "LDGSTS", 0x983: "LDL", 0x387: "STL"}
 
 
 def nvcc() -> str | None:

@@ -48,3 +48,10 @@ def test_no_kernel_spills_in_the_table():
     for architecture in compiled.ARCHITECTURES:
         for kernels in TABLE[architecture].values():
             assert all(facts["spills"] == 0 and facts["registers"] <= 255 for facts in kernels.values())
+
+
+def test_emulated_primitives_are_instructions():
+    found = compiled.compile_kernels(compiled.TABLE.with_name("planted.cu"), "sm_90a")
+    by_kernel = {name.split("::")[-1].split("<")[0]: facts for name, facts in found.items()}
+    assert by_kernel["warpgroup_kernel"]["HGMMA"] and by_kernel["product_kernel"]["HMMA"] and by_kernel["product_kernel"]["LDSM"]
+    assert by_kernel["tail_kernel"]["LDGSTS"]
