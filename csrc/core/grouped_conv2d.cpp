@@ -147,14 +147,29 @@ constexpr double kSmallMacs = 1 << 19;  // a call of torch's convolution costs 1
 
 double megabytes_of(const Conv2dShape& s) { return 4e-6 * double(s.N) * double(std::max(s.C * s.H * s.W, s.K * s.OH * s.OW)); }
 
+// Strided filters read a padded copy: that pays for whole filter rows of few channels, or where the weights outweigh the map.
+const char* torch_reason_strided_nhwc(const Conv2dShape& s) {
+  const bool few = s.groups == 1 && s.C * s.KW <= 48 && s.dilation_w == 1 && megabytes_of(s) <= 4;
+  const bool heavy = s.C / s.groups >= 32 && (s.N * s.OH * s.OW <= 200 || (s.groups == 1 && s.OH * s.OW <= 64));
+  return has_avx512() && (few || heavy) ? nullptr : "stride above 1: torch is faster";
+}
+
 const char* torch_reason_nhwc(const Conv2dShape& s, int64_t in, int64_t out, bool backward) {
   const bool square = s.KH == s.KW && s.dilation_h == 1 && s.dilation_w == 1;
   const double megabytes = megabytes_of(s);
   if (!has_avx512()) return "channels_last without AVX-512: torch is faster";
   if (in == 1 && out == 1) return square && s.KH == 3 && megabytes < 1 ? nullptr : "depthwise: torch is faster";
-  if (s.KH == 1 && s.KW == 1) return s.groups == 1 && (backward || megabytes > 4) ? "dense 1x1 bound by memory: torch is faster" : nullptr;
+  if (s.KH == 1 && s.KW == 1) {
+    // strided pixels, or pixels a page apart, are copied; a map that outgrows the caches waits for that, or for its pages
+    const bool strided = s.stride_h > 1 || s.stride_w > 1;
+    const bool waits =
+        (strided && megabytes > 8 && s.OH * s.OW > 400) || (s.C % 1024 == 0 && megabytes > 8 && s.K <= s.C) || (s.K > s.C && megabytes > 48);
+    return s.groups == 1 && (backward || waits) ? "dense 1x1 bound by memory: torch is faster" : nullptr;
+  }
   if (square && (s.KH == 3 || s.KH == 5))
     return s.groups == 1 && in < 8 && megabytes > 4 ? "few input channels, large maps: torch is faster" : nullptr;
+  // one group: a filter row is one long sum, if the map's rows are whole tiles
+  if (!backward && s.groups == 1 && megabytes < 0.5 && (s.OW % 7 == 0 || s.OW <= 8)) return nullptr;
   return in % 4 == 0 ? "kernel size or dilation without a channels_last tile: torch is faster" : nullptr;
 }
 
@@ -197,7 +212,11 @@ ConvChoice grouped_conv2d_choice(const Conv2dShape& s, ConvProduct product, Conv
   if (dense_policy() != Dense::automatic) return {dense_policy() == Dense::never, "asked for"};
   if (macs < kSmallMacs) return {true, "small: less work than a call of torch's convolution"};
   const bool depthwise = in_group == 1 && out_group == 1;
-  if (strided && (backward || !s.channels_last || s.KH * s.KW > 1))
+  if (strided && (backward || !s.channels_last))
+    reason = "stride above 1: torch is faster";
+  else if (strided && s.KH * s.KW > 1 && type == ConvType::fp32)
+    reason = torch_reason_strided_nhwc(s);
+  else if (strided && s.KH * s.KW > 1)
     reason = "stride above 1: torch is faster";
   else if (type == ConvType::bf16)
     reason = torch_reason_bf16(s, product == ConvProduct::grad_x ? out_group : in_group, macs);

@@ -44,15 +44,17 @@ void pad_images(const ConvJob& job, const float* x, int64_t count, float* padded
 // ---------------------------------------------------------------- running
 
 struct PixelTile {
+  const LaneConfig* config;
   int64_t first;
   int edges;
 };
 
-std::vector<PixelTile> pixel_tiles(int64_t columns, int P, bool edges) {
+std::vector<PixelTile> pixel_tiles(int64_t columns, const LaneConfig& config, bool edges) {
   std::vector<PixelTile> tiles;
-  for (int64_t x = 0; x < columns; x += P) {
-    const int64_t first = std::min(x, columns - P);  // the last tile may overlap the one before: same values again
-    tiles.push_back({first, edges ? (first == 0 ? 1 : 0) | (first + P == columns ? 2 : 0) : 0});
+  for (int64_t x = 0; x < columns; x += config.P) {
+    const LaneConfig& tile = columns - x < config.P ? conv_last_tile(config, columns) : config;
+    const int64_t first = std::min(x, columns - tile.P);  // the last tile may overlap the one before: same values again
+    tiles.push_back({&tile, first, edges ? (first == 0 ? 1 : 0) | (first + tile.P == columns ? 2 : 0) : 0});
   }
   return tiles;
 }
@@ -62,11 +64,15 @@ void run(const ConvJob& job, const LaneConfig& config, bool edges, ConvWeights& 
          bool relu, float* out, const Pool& pool) {
   if (conv_is_flat(job)) return conv_nhwc_flat(job, config, weights, bias, x, shortcut, relu, out, pool);
   const int R = config.R, P = config.P;
-  const int64_t C = job.C, taps = job.KH * job.KW, images = job.N, rows = job.OH / R, columns = job.OW;
-  const std::vector<PixelTile> tiles = pixel_tiles(columns, P, edges);
+  const int64_t C = job.C, images = job.N, rows = job.OH / R, columns = job.OW;
+  const std::vector<PixelTile> tiles = pixel_tiles(columns, config, edges);
+  // the pixels under a filter row lie side by side: with one group they are one tap of KW*C channels
+  const bool whole_rows =
+      weights.blocks()[0].kind == kOneGroup && job.groups == 1 && job.dilation_w == 1 && config.weight_order == LaneConfig::kTapMajor;
+  const int64_t taps_x = whole_rows ? 1 : job.KW;
   std::vector<int64_t> tap_offset;
   for (int64_t y = 0; y < job.KH; ++y)
-    for (int64_t w = 0; w < job.KW; ++w) tap_offset.push_back((y * job.dilation_h * job.W + w * job.dilation_w) * C);
+    for (int64_t w = 0; w < taps_x; ++w) tap_offset.push_back((y * job.dilation_h * job.W + w * job.dilation_w) * C);
   const int64_t zeros = config.weight_order == LaneConfig::kNatural ? (P + job.KW) * C + 32 : 0;
   Scratch zero_row(size_t(zeros) * sizeof(float) + 64);
   if (zeros) std::memset(zero_row.as<float>(), 0, size_t(zeros) * sizeof(float));
@@ -77,8 +83,8 @@ void run(const ConvJob& job, const LaneConfig& config, bool edges, ConvWeights& 
   base.x_row = job.W * C;
   base.rows = job.H;
   base.tap_offset = tap_offset.data();
-  base.taps = taps;
-  base.channels = C / job.groups;
+  base.taps = job.KH * taps_x;
+  base.channels = C / job.groups * (job.KW / taps_x);
   base.relu = relu;
   base.out_pixel = job.K;
   base.out_row = job.OW * job.K;
@@ -100,16 +106,16 @@ void run(const ConvJob& job, const LaneConfig& config, bool edges, ConvWeights& 
     const int64_t out_at = ((n * job.OH + oy) * job.OW + pixels.first) * job.K + map.first_channel;
     t.out = out + out_at;
     if (shortcut) t.shortcut = shortcut + out_at;
-    config.tile[map.kind][pixels.edges](t);
+    pixels.config->tile[map.kind][pixels.edges](t);
   };
   // unit of rows r: R rows; the last one also takes the remaining rows, with an overlapping tile
   const auto for_rows = [&](int64_t r, const auto& f) {
     f(r * R);
     if (r == rows - 1 && job.OH % R) f(job.OH - R);
   };
-  const double macs = double(columns) * R * base.channels * taps * weights.width();  // of one unit
+  const double macs = double(columns) * R * double(weights.columns() * weights.width());  // of one unit
   const auto nothing = [](const float* packed) { return reinterpret_cast<const char*>(packed); };
-  const int64_t all_floats = vectors * weights.block_floats(), image_group = job.H * job.W * base.channels;
+  const int64_t all_floats = vectors * weights.block_floats(), image_group = job.H * job.W * (C / job.groups);
 
   // Wide maps with vectors over several groups (few instructions per pixel) go down in strips of one tile: the rows
   // that the next tile reads again are still in L1.
@@ -119,7 +125,7 @@ void run(const ConvJob& job, const LaneConfig& config, bool edges, ConvWeights& 
   // Weights that are used for one image only, or heavier than the group's part of it, are packed when their turn comes.
   const bool block_outside = vectors > 1 && (weights.block_floats() > image_group || (images == 1 && !strips && !rows_outside));
   if (block_outside) {
-    const int64_t steps = base.channels * (config.weight_order == LaneConfig::kRowMajor ? job.KH : taps);
+    const int64_t steps = weights.columns() / (config.weight_order == LaneConfig::kRowMajor ? job.KW : 1);
     const int64_t passes = images * rows * int64_t(tiles.size());
     parallel(pool, vectors * images * rows, conv_grain(macs), [&](int64_t begin, int64_t end) {
       Scratch scratch(weights.ready() ? 64 : size_t(weights.block_floats()) * sizeof(float));
@@ -199,7 +205,9 @@ bool convolve(const ConvJob& job, const ConvBlockOrder* order, const float* x, c
   inner.H = job.padded_h(), inner.W = job.padded_w();
   inner.pad_h = inner.pad_w = 0;
   inner.expand_h = inner.expand_w = 1;
-  const int64_t image = inner.H * inner.W * job.C, chunk = std::max<int64_t>(1, std::min<int64_t>(job.N, (1 << 20) / image));
+  // light weights are read again for every few images that stay in L2, heavy ones for more
+  const int64_t image = inner.H * inner.W * job.C, together = weights.count() * weights.block_floats() < (64 << 10) ? 1 << 18 : 1 << 20;
+  const int64_t chunk = std::max<int64_t>(1, std::min<int64_t>(job.N, together / image));
   Scratch images(size_t(chunk * image) * sizeof(float));
   for (int64_t n = 0; n < job.N; n += chunk) {
     inner.N = std::min(chunk, job.N - n);

@@ -19,6 +19,7 @@ __attribute__((noinline)) void tap_tile(const LaneTile& t) {
     x.set(t.x + t.tap_offset[tap], t.x2 + t.tap_offset[tap], lanes);
     for (int64_t j = t.channels; j > 0; --j, weight += V * W, next += 64) {
       __builtin_prefetch(next, 0, 2);
+      SK_UNROLL for (int v = 0; v < V; ++v) __builtin_prefetch(weight + (8 * V + v) * W, 0, 3);
       vf w[V];
       SK_UNROLL for (int v = 0; v < V; ++v) w[v] = load(weight + v * W);
       static_for<0, P>([&](auto pixel) {

@@ -173,6 +173,13 @@ def test_who_serves_is_decided_from_sizes():
     assert served("forward", (1, 192, 32, 32), (160, 192, 1, 1), True)[0] == "sparsekern"
     assert served("forward", (32, 64, 56, 56), (64, 1, 3, 3), True) == ("torch", "depthwise: torch is faster")
     assert served("forward", (8, 64, 56, 56), (64, 8, 3, 3), stride=2) == ("torch", "stride above 1: torch is faster")
+    assert served("forward", (1, 3, 224, 224), (64, 3, 7, 7), True, stride=2) == ("sparsekern", "own kernel")
+    assert served("forward", (1, 512, 14, 14), (512, 512, 3, 3), True, stride=2)[0] == "sparsekern"
+    assert served("forward", (8, 3, 224, 224), (64, 3, 7, 7), True, stride=2)[0] == "torch"
+    assert served("forward", (1, 3, 224, 224), (64, 3, 7, 7), False, stride=2)[0] == "torch"
+    assert served("forward", (1, 256, 56, 56), (512, 256, 1, 1), True, stride=2)[0] == "sparsekern"
+    assert served("forward", (8, 256, 56, 56), (64, 256, 1, 1), True)[0] == "sparsekern"
+    assert served("forward", (32, 64, 56, 56), (256, 64, 1, 1), True) == ("torch", "dense 1x1 bound by memory: torch is faster")
     assert served("forward", (1, 8, 4, 4), (8, 2, 3, 3))[0] == "sparsekern"
     assert served("forward", (8, 256, 14, 14), (256, 32, 3, 3), True, dtype=torch.bfloat16)[0] == "torch"
     assert served("forward", (8, 256, 14, 14), (256, 32, 3, 3), True, dtype=torch.float16)[0] == "sparsekern"
