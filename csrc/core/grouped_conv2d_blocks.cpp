@@ -50,15 +50,19 @@ std::vector<LaneMap> aligned_blocks(const ConvJob& job, int block, bool depthwis
 }
 
 ConvWeights::ConvWeights(const ConvJob& job, const ConvBlockOrder& order, int64_t lanes, const float* ready)
-    : job_(job), order_(order.order), lanes_(lanes), natural_(nullptr), ready_(ready) {
+    : ConvWeights(job, order, lanes, ready, order.spanning ? spanning_blocks(job, int(lanes)) : std::vector<LaneMap>()) {}
+
+ConvWeights::ConvWeights(const ConvJob& job, const ConvBlockOrder& order, int64_t lanes, const float* ready, std::vector<LaneMap> spanned)
+    : job_(job), order_(order.order), blocks_(std::move(spanned)), lanes_(lanes), natural_(nullptr), ready_(ready) {
   const int64_t in_group = job.C / job.groups, out_group = job.K / job.groups;
   width_ = order.V * lanes;
   columns_ = in_group * job.KH * job.KW;
-  blocks_ = order.spanning ? spanning_blocks(job, int(lanes)) : aligned_blocks(job, int(width_), in_group == 1 && out_group == 1);
+  if (!order.spanning) blocks_ = aligned_blocks(job, int(width_), in_group == 1 && out_group == 1);
 }
 
-ConvWeights::ConvWeights(const ConvJob& job, const ConvLanePlan& plan, const float* natural, const float* ready)
-    : ConvWeights(job, ConvBlockOrder{plan.config->weight_order, plan.config->V, plan.spanning}, SK_PICK_KERNELS(conv_lane_kernels).lanes, ready) {
+ConvWeights::ConvWeights(const ConvJob& job, ConvLanePlan plan, const float* natural, const float* ready)
+    : ConvWeights(job, ConvBlockOrder{plan.config->weight_order, plan.config->V, plan.spanning}, SK_PICK_KERNELS(conv_lane_kernels).lanes, ready,
+                  std::move(plan.spanned)) {
   natural_ = natural;
   if (ready_) return;
   positions_.reserve(size_t(columns_));

@@ -178,8 +178,9 @@ struct ConvBlockOrder {  // how a pack lies in memory; only tiles that read it s
 struct ConvLanePlan {
   const LaneConfig* config = nullptr;  // null: no tile of the order fits the map
   bool spanning = false;
-  bool edges = false;  // same-size padding stays in the kernel
-  double cycles = 0;   // estimated
+  bool edges = false;            // same-size padding stays in the kernel
+  double cycles = 0;             // estimated
+  std::vector<LaneMap> spanned;  // the blocks if they span groups
 };
 ConvLanePlan conv_nhwc_plan(const ConvJob& job, const ConvBlockOrder* packed);
 // The tile for what is left of a row of `columns` pixels after whole ones: the narrowest that holds it.
@@ -191,7 +192,7 @@ class ConvWeights {
  public:
   // `ready`: the blocks of a pack, made of vectors of `lanes`
   ConvWeights(const ConvJob& job, const ConvBlockOrder& order, int64_t lanes, const float* ready);
-  ConvWeights(const ConvJob& job, const ConvLanePlan& plan, const float* natural, const float* ready);
+  ConvWeights(const ConvJob& job, ConvLanePlan plan, const float* natural, const float* ready);
   const std::vector<LaneMap>& blocks() const { return blocks_; }
   int64_t count() const { return int64_t(blocks_.size()); }
   int64_t columns() const { return columns_; }  // C/G*KH*KW
@@ -208,6 +209,7 @@ class ConvWeights {
   int32_t position(int64_t channel, int64_t ky, int64_t kx) const;  // of a weight among its block's columns
 
  private:
+  ConvWeights(const ConvJob& job, const ConvBlockOrder& order, int64_t lanes, const float* ready, std::vector<LaneMap> spanned);
   const ConvJob& job_;
   LaneConfig::Order order_;
   std::vector<LaneMap> blocks_;

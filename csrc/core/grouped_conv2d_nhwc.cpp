@@ -191,7 +191,7 @@ bool reads_outside(const ConvJob& job) {
 bool convolve(const ConvJob& job, const ConvBlockOrder* order, const float* x, const float* weight, const float* ready, const float* bias,
               const float* shortcut, bool relu, float* out, const Pool& pool) {
   if (job.N * job.K * job.OH * job.OW == 0) return true;
-  ConvLanePlan plan = conv_nhwc_plan(job, order);
+  const ConvLanePlan plan = conv_nhwc_plan(job, order);
   if (!plan.config) return false;
   ConvWeights weights(job, plan, weight, ready);
   Scratch biases(size_t(weights.count() * weights.width()) * sizeof(float));

@@ -14,6 +14,7 @@ constexpr int64_t kOneChunk = 256 << 10;    // floats of x and out: at most so m
 constexpr int64_t kChunk = 32 << 10;        // floats of x and out in a chunk, if they are cut ...
 constexpr int64_t kHeavyChunk = 128 << 10;  // ... and the weights, which each chunk reads again, do not stay in L2
 constexpr int64_t kHeavy = 128 << 10;
+constexpr int64_t kCold = 128 << 10;  // floats of out: fewer were in the cache, most likely, when they were freed
 constexpr int64_t kPageFloats = 4096 / 4;
 
 // pixels [first, first + count) of the output's line -> [count][step]
@@ -61,6 +62,8 @@ void conv_nhwc_flat(const ConvJob& job, const LaneConfig& config, ConvWeights& w
     parallel(pool, pixels, 1 + 65536 / C,
              [&](int64_t begin, int64_t end) { gather(job, x, begin, end - begin, step, one_copy.as<float>() + begin * step); });
 
+  const bool cold = pixels * job.K > kCold;
+
   LaneTile base{};
   const int64_t no_offset = 0, width = weights.width();
   base.tap_offset = &no_offset;
@@ -92,7 +95,7 @@ void conv_nhwc_flat(const ConvJob& job, const LaneConfig& config, ConvWeights& w
       const int64_t at = (start + p) * job.K + map.first_channel;
       t.out = out + at;
       if (shortcut) t.shortcut = shortcut + at;
-      if (start == 0) expect(t.out, t.shortcut, job.K, tile.P, map.channels);
+      if (start == 0 && cold) expect(t.out, t.shortcut, job.K, tile.P, map.channels);
       const int64_t ahead = std::min(count, pixels - start - count) * job.K / 16, share = ahead / (vectors * tiles) + 1;
       if (ahead > 0) {
         const int64_t later = (start + count) * job.K + (b * tiles + i) * share * 16;

@@ -36,7 +36,8 @@ class Chooser {
     depthwise_ = in_group == 1 && out_group == 1;
     aligned_.of[depthwise_ ? kDepthwise : kOneGroup] = depthwise_ ? (job.K + lanes_ - 1) / lanes_ : 1;
     if (SK_PICK_KERNELS(conv_lane_kernels).spans_groups && !depthwise_ && out_group % lanes_ != 0 && job.groups > 1)
-      for (const LaneMap& b : spanning_blocks(job, lanes_)) ++spanning_.of[b.kind], can_span_ = true;
+      spanned_ = spanning_blocks(job, int(lanes_));
+    for (const LaneMap& b : spanned_) ++spanning_.of[b.kind];
   }
 
   // `edges`: same-size padding stays in the kernel, which needs a last tile that starts at least K/2 after the others
@@ -44,17 +45,21 @@ class Chooser {
     const bool flat = conv_is_flat(job_);
     const int64_t rows = flat ? 1 : job_.OH, columns = flat ? job_.N * job_.OH * job_.OW : job_.OW;
     for (bool spanning : {false, true}) {
-      if (spanning && !can_span_) continue;
+      if (spanning && spanned_.empty()) continue;
       for (const LaneConfig* c = configs; c < configs + count; ++c) {
         if (packed_ && (c->weight_order != packed_->order || c->V != packed_->V || spanning != packed_->spanning)) continue;
         if (c->R > rows || c->P > columns || (spanning && c->V > 1)) continue;
         if (edges && columns % c->P != 0 && columns % c->P < job_.KW / 2) continue;
         const double cycles = cycles_of(*c, rows, columns, spanning);
-        if (cycles > 0 && (!best.config || cycles < best.cycles)) best = {c, spanning, edges, cycles};
+        if (cycles > 0 && (!best.config || cycles < best.cycles)) best = {c, spanning, edges, cycles, {}};
       }
     }
   }
 
+  ConvLanePlan result() {
+    if (best.spanning) best.spanned = std::move(spanned_);
+    return std::move(best);
+  }
   ConvLanePlan best;
 
  private:
@@ -77,7 +82,8 @@ class Chooser {
   const ConvJob& job_;
   const ConvBlockOrder* packed_;
   int64_t lanes_;
-  bool depthwise_, can_span_ = false;
+  bool depthwise_;
+  std::vector<LaneMap> spanned_;
   Counts aligned_, spanning_;
 };
 
@@ -103,7 +109,7 @@ ConvLanePlan conv_nhwc_plan(const ConvJob& job, const ConvBlockOrder* packed) {
   }
   const ConvLaneKernels& kernels = SK_PICK_KERNELS(conv_lane_kernels);
   if (!chooser.best.config) chooser.consider(kernels.taps, kernels.taps_count, false);
-  return chooser.best;
+  return chooser.result();
 }
 
 }  // namespace sk
