@@ -2,6 +2,7 @@
 // Where torch serves that size, or no tile can, a pack keeps the natural weight.
 //
 // A pack is int32 words: a header, then floats by their bits from the word kHeader on (64-byte aligned if the pack is).
+#include <cstdint>
 #include <cstring>
 
 #include "core/grouped_conv2d_impl.h"
@@ -42,6 +43,21 @@ ConvBlockOrder order_of(const int32_t* pack) { return {LaneConfig::Order(pack[kO
 
 // blocks need the vectors that they were made of
 bool readable_here(const int32_t* pack) { return pack[kBlocked] && pack[kLanes] == SK_PICK_KERNELS(conv_lane_kernels).lanes; }
+
+// Floats of the weights that the header promises; -1 if it makes no sense.
+int64_t promised_floats(const int32_t* pack) {
+  for (int i = kOutChannels; i <= kGroups; ++i)
+    if (pack[i] < 1) return -1;
+  const ConvJob job = job_of(pack);
+  const int64_t columns = int64_t(pack[kChannels]) * job.KH * job.KW, lanes = pack[kLanes], width = pack[kVectors] * lanes;
+  if (job.K % job.groups || job.C >= INT32_MAX || columns >= INT32_MAX) return -1;
+  if (!pack[kBlocked]) return job.K * columns;
+  if (pack[kOrder] < LaneConfig::kTapMajor || pack[kOrder] > LaneConfig::kNatural || (lanes != 4 && lanes != 8 && lanes != 16)) return -1;
+  if (pack[kVectors] < 1 || pack[kVectors] > 4 || (pack[kSpanning] && pack[kVectors] != 1)) return -1;
+  const bool one_line = pack[kSpanning] || (pack[kChannels] == 1 && job.K == job.groups);
+  const int64_t runs = one_line ? 1 : job.groups, run = job.K / runs;
+  return runs * ((run + width - 1) / width) * columns * width;
+}
 
 // f(weight in natural order, weight in the blocks) for every kept weight, as indices
 template <class F>
@@ -98,6 +114,8 @@ void grouped_conv2d_pack(const Conv2dShape& shape, const float* weight, std::vec
 
 bool grouped_conv2d_pack_shape(const int32_t* pack, int64_t length, Conv2dShape* shape) {
   if (length < kHeader || pack[kMagic] != kMagicValue || pack[kVersion] != kVersionValue || pack[kLength] != length) return false;
+  const int64_t size = promised_floats(pack);
+  if (size < 0 || kHeader + size + kTail != length) return false;
   *shape = job_of(pack);
   return true;
 }

@@ -91,7 +91,7 @@ def test_relu_is_the_same_fused_or_not(layout):
 @KERNELS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dense", POLICIES)
-@pytest.mark.parametrize("layouts", itertools.product(LAYOUTS, repeat=2), ids=str)
+@pytest.mark.parametrize("layouts", list(itertools.product(LAYOUTS, repeat=2)), ids=str)
 def test_shortcut_is_the_same_fused_or_not(layouts, dense, dtype):
     torch.manual_seed(0)
     # last tiles that overlap the one before must not add twice: 15 * 15 pixels, 40 channels, rows of 13

@@ -128,6 +128,19 @@ def test_bad_input():
         pack_grouped_conv2d(torch.ones(4, 2, 1, 1), groups=3)
 
 
+def test_a_pack_that_was_cut_or_changed_is_refused():
+    call = packed_call(SAMPLES["last_stride"])
+    packed = call["packed"]
+    short = packed[:-16].clone()
+    short[7] = short.numel()  # its own length, but not that of its sizes
+    changed = [short] + [packed.clone() for _ in range(4)]
+    for other, (word, value) in zip(changed[1:], ((2, 1 << 20), (4, 0), (10, 3), (12, 5))):
+        other[word] = value
+    for other in changed:
+        with pytest.raises((ValueError, RuntimeError), match="grouped_conv2d_packed: packed"):
+            grouped_conv2d_packed(**{**call, "packed": other})
+
+
 def test_autocast_gives_what_the_unpacked_op_gives():
     call = packed_call(SAMPLES["last_both"])
     with torch.autocast("cpu", torch.bfloat16):
