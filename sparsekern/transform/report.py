@@ -43,7 +43,7 @@ class OptimizeReport:
         ]
         lines = ["optimize: " + (", ".join(did) or "nothing to do")]
         lines += [
-            f"  {name:14s} {us / 1000:9.3f} ms {'<- chosen, ' + format(self.speedup, '.2f') + 'x' if name == self.chosen else ''}".rstrip()
+            f"  {name:22s} {us / 1000:9.3f} ms {'<- chosen, ' + format(self.speedup, '.2f') + 'x' if name == self.chosen else ''}".rstrip()
             for name, us in self.times_us.items()
         ]
         lines += [f"  {what}: {why}" for what, why in self.left.items()]

@@ -208,7 +208,7 @@ def test_a_dense_competitor_once_left_out_stays_out_of_the_rows_of_its_twin(monk
     result = run("deep-roots/nin", "nin", "nin_root_8", "nin_root_16", batch=1)
     assert [behind in calls for calls in called] == [True, False, False]
     assert [row.left_out for row in result.rows] == [{behind: 5.0}] * 3
-    ours = {("model", "ours_dense", f"sparsekern {layout}") for layout in ("NCHW", "channels_last")}
+    ours = {("model", "ours_dense", f"sparsekern {layout}") for layout in ("NCHW", "channels_last", "packed channels_last")}
     assert ours <= called[1] and not ours & called[0]
 
 

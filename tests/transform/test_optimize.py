@@ -47,7 +47,7 @@ def test_a_network_computes_the_same(name):
         torch.testing.assert_close(fast(x), model(x), rtol=1e-3, atol=1e-4)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not fast.training and not any(p.requires_grad for p in fast.parameters())
-    assert set(fast.report.times_us) == {"model", "optimized", "channels_last"}
+    assert set(fast.report.times_us) == {"model", "optimized", "channels_last", "channels_last, packed"}
     if name.startswith("resnet50"):
         assert len(fast.report.summed) == 16  # one per block
     norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.models.parts import ConvFactory
+from sparsekern.nn import GroupedConv2d
 from sparsekern.reproduce.timed.rivals import CsrLinear, PrepackedConv2d, is_conv, is_linear, torch_conv, torch_linear
 
 NCHW, CHANNELS_LAST = "NCHW", "channels_last"
@@ -32,6 +33,7 @@ class Competitor:
     layout: str
     conv: ConvFactory | None = None
     linear: Callable[..., nn.Linear] | None = None
+    packs: bool = False  # our convolutions pack their weights at the first forward, as the prepacked rivals do
 
     def build(self, model: nn.Module, helpers: Mapping[str, nn.Module], weights: dict[tuple, nn.Parameter] | None = None) -> nn.Module:
         """``model`` as this competitor runs it, ready for inference; ``model`` stays as it is and shares its parameters.
@@ -52,6 +54,10 @@ class Competitor:
                 replaced.append(path)
         if self.layout == CHANNELS_LAST:
             _to_channels_last(built, {} if weights is None else weights)
+        if self.packs:
+            for layer in built.modules():
+                if isinstance(layer, GroupedConv2d):
+                    _pack_at_first_forward(layer)
         return built
 
     def _in_place_of(self, layer: nn.Module) -> nn.Module | None:
@@ -73,6 +79,14 @@ class Competitor:
             if hasattr(layer, "explain"):
                 found[path] = _served(layer, x, self.layout == CHANNELS_LAST)
         return found
+
+
+def _pack_at_first_forward(layer: GroupedConv2d) -> None:
+    def pack(layer: GroupedConv2d, args: tuple) -> None:
+        layer.pack(tuple(args[0].shape))
+        hook.remove()
+
+    hook = layer.register_forward_pre_hook(pack)
 
 
 def put(model: nn.Module, path: str, layer: nn.Module) -> None:
@@ -102,6 +116,10 @@ def _served(layer: nn.Module, x: Tensor, channels_last: bool) -> str:
     else:
         lines = layer.explain(tuple(x.shape)).splitlines()
     words = next((line.split()[1:] for line in lines if line.split()[0] == "forward"), None)
+    packed = next((line.split(maxsplit=1)[1] for line in lines if line.split()[0] == "packed"), None)
+    if packed is not None:
+        what, _, _ = packed.partition(",")
+        return f"sparsekern packed {what}" if what.startswith("blocks") else f"torch {what}"
     if words is None:
         return lines[0].rpartition(", ")[2]
     if words[0] in ("sparsekern", "torch"):
@@ -127,5 +145,6 @@ def torch_competitors(sparse_linear: bool = False) -> list[Competitor]:
 
 
 def our_competitors() -> list[Competitor]:
-    """Our layers with natural (unpacked) weights, in both layouts."""
-    return [Competitor(f"sparsekern {layout}", layout) for layout in FORMATS]
+    """Our layers with natural (unpacked) weights, in both layouts, and with packed convolutions."""
+    natural = [Competitor(f"sparsekern {layout}", layout) for layout in FORMATS]
+    return [*natural, Competitor("sparsekern packed channels_last", CHANNELS_LAST, packs=True)]
