@@ -31,7 +31,7 @@ class OptimizeReport:
 
     def __str__(self) -> str:
         did = [
-            f"{len(names)} {what}"
+            f"{len(names)} {what if len(names) > 1 else what.replace('s ', ' ', 1)}"
             for what, names in (
                 ("batch-norms folded", self.folded),
                 ("convolutions swapped", self.swapped),
@@ -41,7 +41,8 @@ class OptimizeReport:
             )
             if names
         ]
-        lines = ["optimize: " + (", ".join(did) or "nothing to do")]
+        kept = "; the model as it came is the fastest" if self.chosen == "model" and len(self.times_us) > 1 else ""
+        lines = ["optimize: " + (", ".join(did) or "nothing to do") + kept]
         lines += [
             f"  {name:22s} {us / 1000:9.3f} ms {'<- chosen, ' + format(self.speedup, '.2f') + 'x' if name == self.chosen else ''}".rstrip()
             for name, us in self.times_us.items()

@@ -190,4 +190,4 @@ def test_layout_of_inputs_and_outputs_stays():
 def test_the_report_can_be_read():
     model = settle(nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()))
     text = str(optimize(model, torch.randn(1, 8, 12, 12), rounds=1).report)
-    assert text.startswith("optimize: 1 batch-norms folded, 1 convolutions swapped, 1 ReLUs fused") and "<- chosen" in text
+    assert text.startswith("optimize: 1 batch-norm folded, 1 convolution swapped, 1 ReLU fused") and "<- chosen" in text

@@ -30,7 +30,7 @@ def caption(result: Result) -> list[str]:
     titles = (
         ("Best dense", "dense"),
         (f"Best torch {result.table.sparse_role}", result.table.sparse_role),
-        ("Ours, weights not packed", "ours"),
+        ("Ours", "ours"),
     )
     winners = [f"{title}: {_winners(result, role)}" for title, role in titles if _winners(result, role)]
     twin = "A variant and its dense twin are different functions of equal shape: the accuracy is the paper's column. "
