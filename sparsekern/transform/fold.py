@@ -10,7 +10,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor, fx, nn
 
-from sparsekern.nn import SparseLinear, StochasticConv2d, UnequalGroupedConv2d
+from sparsekern.nn import GroupedConv2d, SparseLinear, StochasticConv2d, UnequalGroupedConv2d
 from sparsekern.transform.graph import drop, layers, module_of, only_call, only_reader
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -22,7 +22,8 @@ def rows(layer: nn.Module, per_channel: Tensor) -> Tensor | None:
     return None
 
 
-@rows.register
+@rows.register(GroupedConv2d)
+@rows.register(nn.Conv2d)
 def _(layer: nn.Conv2d, per_channel: Tensor) -> Tensor:
     return per_channel[:, None, None, None]  # [K, C/G, KH, KW]
 
@@ -58,8 +59,8 @@ def fold_batch_norm(graph: fx.GraphModule) -> list[str]:
     for node, norm in layers(graph, *BATCH_NORMS):
         source = node.args[0]
         layer = module_of(graph, source)
-        if layer is None or norm.running_var is None or getattr(layer, "activation", "none") != "none":
-            continue
+        if type(layer) not in rows.registry or norm.running_var is None or getattr(layer, "activation", "none") != "none":
+            continue  # a class derived from torch's may do more than its weight says
         if not (only_reader(source) and only_call(graph, source)):
             continue
         with torch.no_grad():

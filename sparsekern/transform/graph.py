@@ -13,10 +13,10 @@ LEAVES = (GroupedConv2d, SparseLinear, StochasticConv2d, UnequalGroupedConv2d)
 
 
 class Tracer(fx.Tracer):
-    """Our layers are leaves, as torch's are; what is built of them is seen through."""
+    """Our layers are leaves, as torch's are and what derives from those; what is built of them is seen through."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, LEAVES) or super().is_leaf_module(module, qualified_name)
+        return isinstance(module, (*LEAVES, nn.Conv2d, nn.Linear)) or super().is_leaf_module(module, qualified_name)
 
 
 def traced(model: nn.Module) -> fx.GraphModule:

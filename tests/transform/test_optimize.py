@@ -113,6 +113,17 @@ def test_a_batch_norm_without_statistics_is_left():
     assert folded(model, torch.randn(2, 4, 3, 3)) == []
 
 
+class Doubled(nn.Linear):
+    """More than its weight says, in words that no tracer follows."""
+
+    def forward(self, x):
+        return super().forward(x) * (2 if len(x) else 1)
+
+
+def test_a_class_derived_from_torchs_is_a_leaf_and_left():
+    assert folded(nn.Sequential(Doubled(8, 4), nn.BatchNorm1d(4)), torch.randn(3, 8)) == []
+
+
 class Residual(nn.Module):
     """The ways in which networks write the end of a block."""
 

@@ -87,18 +87,21 @@ class Bench:
         """``(part, role, competitor)`` -> a call without arguments, after all of them agreed with float64."""
         calls: dict[Key, Call] = {}
         for competitor, (stack, model) in zip(competitors, self.checked(competitors), strict=True):
-            calls["stack", role, competitor.name], calls["model", role, competitor.name] = stack, model
+            calls["model", role, competitor.name] = model
+            if stack is not None:
+                calls["stack", role, competitor.name] = stack
         return calls
 
-    def checked(self, competitors: Sequence[Competitor]) -> list[tuple[Call, Call]]:
-        """(stack, model) of each competitor; layers that read the same input read the same tensor.
+    def checked(self, competitors: Sequence[Competitor]) -> list[tuple[Call | None, Call]]:
+        """(stack, model) of each competitor; layers that read the same input read the same tensor. No stack where a graph has no layers.
 
         Raises:
             WrongResult: a layer or the output is not within the float32 bound of float64.
         """
         built = {f"{self.variant.name} by {c.name}": (self._build(c), c) for c in competitors}
         with torch.inference_mode():
-            check_layers({who: (model, c.prepare) for who, (model, c) in built.items()}, self.layers, self.inputs)
+            layered = {who: (model, c.prepare) for who, (model, c) in built.items() if not c.optimizes}
+            check_layers(layered, self.layers, self.inputs)
             for who, (model, competitor) in built.items():
                 out = model(competitor.prepare(self.images))
                 check_output(out, self._expected, self.images_compared, self._num_sums, who)
@@ -107,10 +110,12 @@ class Bench:
         return [self._calls(model, competitor) for model, competitor in built.values()]
 
     def _build(self, competitor: Competitor) -> nn.Module:
-        return competitor.build(self.model, self.helpers[competitor.layout], self._weights[competitor.layout])
+        return competitor.build(self.model, self.helpers[competitor.layout], self._weights[competitor.layout], self.images)
 
-    def _calls(self, model: nn.Module, competitor: Competitor) -> tuple[Call, Call]:
+    def _calls(self, model: nn.Module, competitor: Competitor) -> tuple[Call | None, Call]:
         x = self.prepared(competitor, self.images)
+        if competitor.optimizes:
+            return None, lambda: model(x)
         steps = [(model.get_submodule(path), self.prepared(competitor, self.inputs[path])) for path in self.stack]
 
         def stack() -> None:

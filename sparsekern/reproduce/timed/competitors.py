@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sparsekern.models.parts import ConvFactory
 from sparsekern.nn import GroupedConv2d
 from sparsekern.reproduce.timed.rivals import CsrLinear, PrepackedConv2d, is_conv, is_linear, torch_conv, torch_linear
+from sparsekern.transform import optimize
 
 NCHW, CHANNELS_LAST = "NCHW", "channels_last"
 FORMATS = {NCHW: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
@@ -34,13 +35,21 @@ class Competitor:
     conv: ConvFactory | None = None
     linear: Callable[..., nn.Linear] | None = None
     packs: bool = False  # our convolutions pack their weights at the first forward, as the prepacked rivals do
+    optimizes: bool = False  # sparsekern.optimize: a graph of its own, which has a time as a whole but not by layers
 
-    def build(self, model: nn.Module, helpers: Mapping[str, nn.Module], weights: dict[tuple, nn.Parameter] | None = None) -> nn.Module:
+    def build(
+        self,
+        model: nn.Module,
+        helpers: Mapping[str, nn.Module],
+        weights: dict[tuple, nn.Parameter] | None = None,
+        example: Tensor | None = None,
+    ) -> nn.Module:
         """``model`` as this competitor runs it, ready for inference; ``model`` stays as it is and shares its parameters.
 
         Args:
             helpers: module path -> what takes its place in every competitor alike (poolings, dense linear layers).
             weights: keeps the parameters that were brought into another layout, for the next competitor in that layout.
+            example: images; what a competitor that ``optimizes`` compares its ways on.
         """
         shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
         built = copy.deepcopy(model, shared).eval()
@@ -58,7 +67,7 @@ class Competitor:
             for layer in built.modules():
                 if isinstance(layer, GroupedConv2d):
                     _pack_at_first_forward(layer)
-        return built
+        return optimize(built, self.prepare(example)) if self.optimizes else built
 
     def _in_place_of(self, layer: nn.Module) -> nn.Module | None:
         if self.conv is not None and is_conv(layer):
@@ -73,6 +82,8 @@ class Competitor:
 
     def served(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, str]:
         """Who serves each layer's forward and why, in the words of its ``explain``; empty for layers without."""
+        if self.optimizes:
+            return {"whole model": f"sparsekern optimize: {model.report.chosen}"}
         found = {}
         for path, x in inputs.items():
             layer = model.get_submodule(path)
@@ -145,6 +156,7 @@ def torch_competitors(sparse_linear: bool = False) -> list[Competitor]:
 
 
 def our_competitors() -> list[Competitor]:
-    """Our layers with natural (unpacked) weights, in both layouts, and with packed convolutions."""
+    """Our layers with natural (unpacked) weights, in both layouts, with packed convolutions, and what ``optimize`` makes of the model."""
     natural = [Competitor(f"sparsekern {layout}", layout) for layout in FORMATS]
-    return [*natural, Competitor("sparsekern packed channels_last", CHANNELS_LAST, packs=True)]
+    packed = Competitor("sparsekern packed channels_last", CHANNELS_LAST, packs=True)
+    return [*natural, packed, Competitor("sparsekern.optimize", CHANNELS_LAST, optimizes=True)]

@@ -56,6 +56,9 @@ class PrepackedLinear(nn.Linear):
             return super().forward(x)
         return torch.ops.mkl._mkl_linear(x, packed, self.weight, self.bias, batch)
 
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}  # opaque: a copy packs its own
+
 
 class CsrLinear(nn.Linear):
     """``F.linear`` with torch's compressed sparse rows, made of the weight's nonzeros at the first forward."""

@@ -4,7 +4,7 @@ Per variant, in one set of interleaved rounds on the same images:
 
     dense            the twin through torch: the default (nn.Conv2d, NCHW) and the fastest of all torch ways
     grouped, masked  the variant itself through torch, fastest way: filter groups as groups, masks as zeros in dense weights
-    ours             the variant through our layers with natural weights, faster of both layouts
+    ours             the variant through our layers, fastest of both layouts, natural or packed, and of what optimize makes of it
     ours_dense       the twin through our layers: ours against this is like for like
 
 each as *stack* (its convolutions with their ReLU, each on the input it met; or its connected layers) and as *model*. A
@@ -211,7 +211,11 @@ class Runner:
         timings = read_by(better_clock(timings.values(), self.threads_count)[0], timings)
         models, paths, names, slow = {}, {}, {}, False
         for role, bench in of_role.items():
-            found = {key[2]: timing.median_us for key, timing in timings.items() if key[:2] == ("model", role)}
+            found = {
+                key[2]: timing.median_us
+                for key, timing in timings.items()
+                if key[:2] == ("model", role) and not competitors[key[2]].optimizes
+            }
             if found:
                 name = names[role] = min(found, key=found.get)
                 models[role] = bench.models[name], bench.prepared(competitors[name], bench.images)
