@@ -1,0 +1,54 @@
+"""What every twin needs around its kernels: grids, sizes, the device that a launch goes to."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+#: Under the interpreter a bf16 product of matrices is wrong, and so operands are widened first: the same numbers, exactly.
+WIDEN = triton.knobs.runtime.interpret
+
+
+def serves(dtype: torch.dtype) -> bool:
+    """float64 is left to the references: their sums are as exact as a double's."""
+    return dtype in (torch.float32, torch.float16, torch.bfloat16)
+
+
+def power(size: int, least: int, most: int) -> int:
+    """The power of two from ``size`` on, within [least, most]: the length of a tile."""
+    return min(most, max(least, triton.next_power_of_2(max(1, size))))
+
+
+def run(kernel: Callable, grid: tuple[int, ...], device: torch.device, *args, **constants) -> None:
+    """Launch on the device of the tensors, which need not be the current one; an empty grid launches nothing."""
+    if min(grid) == 0:
+        return
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[grid](*args, **constants)
+
+
+def tiles(size: int, tile: int) -> int:
+    return -(-size // tile)
+
+
+def by_input(index: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
+    """``index`` (which input a connection reads) turned round: connections in the order of their inputs, and where each input's begin.
+
+    ``[nnz] -> order [nnz] int32, begin [inputs + 1] int32``, without waiting for the device.
+    """
+    inputs_in_order, order = index.flatten().sort(stable=True)
+    begin = torch.searchsorted(inputs_in_order, torch.arange(inputs + 1, dtype=index.dtype, device=index.device))
+    return order.int(), begin.int()
+
+
+@triton.jit
+def product(a, b, sums, WIDE: tl.constexpr):
+    """``sums [M, N] + a [M, K] @ b [K, N]`` in strict float32 sums."""
+    if WIDE:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, sums, input_precision="ieee")

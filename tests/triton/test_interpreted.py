@@ -1,0 +1,92 @@
+"""Every Triton twin against float64, within the contract's bounds, under Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed: its twins are not tested")
+
+import test_contract as contract
+
+from sparsekern.ops import OPS, backends
+from sparsekern.ops.triton import DOORS, twin
+from sparsekern.ops.triton import OPS as TWINS
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+#: Many programs, which the interpreter runs one after the other: only in the full run.
+SLOW = {
+    "sparse_linear": {"wide_vectors", "half_kept", "most_kept_one_row", "most_kept_few_rows", "windows", "balanced_one_row",
+                      "balanced_few_rows", "balanced_many_rows", "balanced_feature_major", "block_of_tiles"},
+    "grouped_conv2d": {"five", "depthwise", "last_five", "last_depthwise", "last_weight", "last_odd_batch", "image"},
+    "sparse_conv2d": {"block", "spatial_no_bias", "full_mask", "channels_last_spatial", "spatial", "spatial_few_channels", "empty_rows"},
+}  # fmt: skip
+#: In half precision only these: one for every kernel.
+HALF = {
+    "one", "two_no_bias", "odd_batch", "panel", "block_one_row", "odd_block", "feature_major", "stride_dilation", "last_stride",
+    "last_shortcut_stride", "shared", "kernel", "spatial_strided", "equal", "empty_batch", "no_outputs",
+}  # fmt: skip
+
+
+def cases():
+    for name in TWINS:
+        for sample in OPS[name].samples(torch.device("cpu"), torch.float32):
+            for dtype in DTYPES:
+                slow = sample.name in SLOW.get(name, ()) or (dtype != torch.float32 and sample.name not in HALF)
+                label = f"{name}-{sample.name}-{str(dtype).removeprefix('torch.')}"
+                yield pytest.param(name, sample.name, dtype, id=label, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.fixture
+def by_twins(monkeypatch):
+    """Calls go where the reference would serve; a twin stands in its place."""
+
+    def serve(op):
+        for door, product in op.products.items():
+            monkeypatch.setattr(product, "reference", getattr(twin(op.name), door))
+
+    return serve
+
+
+@pytest.mark.parametrize("name, sample, dtype", list(cases()))
+def test_values_and_gradients(name, sample, dtype, by_twins):
+    op = OPS[name]
+    truth, cotangent, limit = contract.truth_and_bounds(name, sample, dtype)
+    inputs = contract.sample(op, sample, dtype)
+    by_twins(op)
+    with backends.use("reference"):
+        ours, _ = contract.value_and_gradients(op, inputs, cotangent)
+    for key, value in ours.items():
+        assert value.dtype == dtype and value.shape == truth[key].shape
+        # the interpreter cuts a float to bf16 where a device rounds it: another half of a unit in the last place
+        cut = 2.0**-8 * (truth[key].abs() + limit[key]) if dtype == torch.bfloat16 else 0.0
+        error = (value.double() - truth[key]).abs()
+        assert (error <= limit[key] + cut).all(), f"{key}: off by {error.max()}"
+
+
+def test_float64_is_the_references(by_twins, monkeypatch):
+    op = OPS["sparse_linear"]
+    inputs = contract.sample(op, "odd_batch", torch.float64)
+    with backends.use("reference"):
+        expected, cotangent = contract.value_and_gradients(op, inputs)
+    by_twins(op)
+    with backends.use("reference"):
+        ours, _ = contract.value_and_gradients(op, inputs, cotangent)
+    assert all(torch.equal(ours[key], expected[key]) for key in expected)
+
+
+BAD = [(op, bad) for op in (OPS[name] for name in TWINS) for bad in op.bad_samples()]
+
+
+@pytest.mark.parametrize("op, bad", BAD, ids=[f"{op.name}-{bad.name}" for op, bad in BAD])
+def test_bad_input_gets_the_one_sentence(op, bad, by_twins):
+    by_twins(op)
+    with backends.use("reference"), pytest.raises(bad.error) as raised:
+        op.function(**bad.inputs)
+    assert str(raised.value) == bad.sentence
+
+
+def test_every_product_of_every_op_has_a_twin():
+    assert set(TWINS) == {name for name, op in OPS.items() if op.function is not None}
+    assert all(callable(getattr(twin(name), door)) for name in TWINS for door in DOORS)
