@@ -33,7 +33,26 @@ def find_torch():
 
 
 def torch_version(torch_dir):
-    return re.search(r"__version__ = '([^']+)'", (torch_dir / "version.py").read_text()).group(1)
+    """Its version, and that of the CUDA it was built for, or None."""
+    text = (torch_dir / "version.py").read_text()
+    cuda = re.search(r"^cuda(?::[^=]*)? = '([^']+)'", text, re.M)
+    return re.search(r"__version__ = '([^']+)'", text).group(1), cuda and cuda.group(1)
+
+
+def nvcc():
+    return (
+        os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin/nvcc")
+    )
+
+
+def wants_cuda(cuda):
+    """SPARSEKERN_CUDA=auto (the default: a CUDA torch and nvcc are there), on or off."""
+    asked = os.environ.get("SPARSEKERN_CUDA", "auto").lower()
+    if asked not in ("auto", "on", "off"):
+        raise SystemExit(f"sparsekern: SPARSEKERN_CUDA must be auto, on or off; got {asked}")
+    if asked == "on" and not nvcc():
+        raise SystemExit("sparsekern: SPARSEKERN_CUDA=on needs nvcc, which was not found (set CUDACXX or CUDA_HOME)")
+    return asked == "on" or (asked == "auto" and bool(cuda and nvcc()))
 
 
 class CMakeBuild(build_ext):
@@ -63,12 +82,19 @@ class CMakeBuild(build_ext):
             arguments.append(f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
         else:
             print("sparsekern: Python.h not found (python3-dev): building without _native", flush=True)
+        version, cuda = torch_version(torch_dir)
+        arguments.append(f"-DSPARSEKERN_CUDA={'ON' if wants_cuda(cuda) else 'OFF'}")
+        if wants_cuda(cuda):
+            arguments.append(f"-DCMAKE_CUDA_COMPILER={nvcc()}")
         options = os.environ.get("CMAKE_ARGS", "").split()
         # CMake keeps its options, so every set of them gets a build directory of its own
-        key = hashlib.sha1(" ".join([str(torch_dir), str(self.debug), *options]).encode()).hexdigest()[:8]
+        key = hashlib.sha1(
+            " ".join([str(torch_dir), str(self.debug), *(["cuda"] if wants_cuda(cuda) else []), *options]).encode()
+        ).hexdigest()[:8]
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{key}"
         build.mkdir(parents=True, exist_ok=True)
-        print(f"sparsekern: building against torch {torch_version(torch_dir)}", flush=True)
+        kernels = "with" if wants_cuda(cuda) else "without"
+        print(f"sparsekern: building against torch {version}, {kernels} CUDA kernels", flush=True)
         subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), *arguments, *options])
         subprocess.check_call(["cmake", "--build", str(build), "-j", os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))])
         subprocess.check_call(["cmake", "--install", str(build), "--prefix", str(out), "--component", "python"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -31,7 +32,7 @@ def cpp(sanitize: str = "") -> list[list[str]]:
 
 
 def cuda(sanitize: str = "") -> list[list[str]]:
-    """The CUDA kernels: in the emulator, through mutants of their source, and through nvcc where it is installed."""
+    """The CUDA kernels: in the emulator, behind torch's operators there, through mutants of their source, and through nvcc where it is."""
     build = ROOT / "build" / ("cuda-" + sanitize.replace(",", "-") if sanitize else "cuda")
     tool = lambda name: str(Path(sys.executable).parent / name)  # noqa: E731
     if not shutil.which(os.environ.get("CXX", "g++")):
@@ -39,6 +40,8 @@ def cuda(sanitize: str = "") -> list[list[str]]:
         return []
     configure = [tool("cmake"), "-S", str(ROOT), "-B", str(build), "-GNinja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
     options = ["-DSPARSEKERN_TORCH=OFF", "-DSPARSEKERN_PYTHON=OFF", "-DSPARSEKERN_CUDA_TESTS=ON", f"-DSPARSEKERN_SANITIZE={sanitize}"]
+    torch = importlib.util.find_spec("torch")
+    options += [f"-DSPARSEKERN_TORCH_DIR={Path(torch.origin).parent}"] if torch else []
     make = [tool("cmake"), "--build", str(build), "--target", "cuda_tests"]
     run = [tool("ctest"), "--test-dir", str(build), "-L", "cuda", "-j2", "--output-on-failure"]
     return [configure + options, make, run, *([] if sanitize else [[*PYTEST, "tests/cuda"]])]

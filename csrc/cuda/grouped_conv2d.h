@@ -11,8 +11,9 @@
 // give NaN in a neighbouring group, as it would in a dense convolution with a masked weight.
 #pragma once
 #include "core/grouped_conv2d.h"
-#include "cuda/device.h"
 #include "cuda/fp32.h"
+#include "cuda/numbers.h"
+#include "cuda/stream.h"
 
 namespace sk {
 

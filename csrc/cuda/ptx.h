@@ -3,14 +3,13 @@
 #include <cuda_runtime.h>
 
 #include "cuda/numbers.h"
+#include "cuda/stream.h"
 
 #define SK_UNROLL _Pragma("unroll")
 #define SK_UNROLL_2 _Pragma("unroll 2")
 #define SK_DEVICE __device__ __forceinline__
 
 namespace sk {
-
-using Stream = cudaStream_t;
 
 extern __shared__ __align__(1024) unsigned char dynamic_shared[];
 

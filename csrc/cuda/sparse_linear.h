@@ -9,8 +9,9 @@
 // dense 16-bit products on tensor cores only at a few percent of density.
 #pragma once
 #include "core/sparse_linear.h"
-#include "cuda/device.h"
 #include "cuda/fp32.h"
+#include "cuda/numbers.h"
+#include "cuda/stream.h"
 
 namespace sk {
 

@@ -24,18 +24,33 @@ inline Pool pool() {
           }};
 }
 
+// ---- the device that this library serves: the CPU, or (SK_CUDA) CUDA devices
+#ifdef SK_CUDA
+inline bool here(const Tensor& t) { return t.is_cuda(); }
+inline int32_t device_type() { return aoti_torch_device_type_cuda(); }
+inline int32_t device_index(const Tensor& t) { return t.get_device_index(); }
+#else
+inline bool here(const Tensor& t) { return t.is_cpu(); }
+inline int32_t device_type() { return aoti_torch_device_type_cpu(); }
+inline int32_t device_index(const Tensor&) { return 0; }
+#endif
+inline bool beside(const Tensor& t, const Tensor& x) { return here(t) && device_index(t) == device_index(x); }
+
 // ---- tensors
 inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& t) { return t ? std::optional<Tensor>(as_contiguous(*t)) : std::nullopt; }
 
+// On the device of `like`; `type` is int32, float32 or the type of `like`.
 inline Tensor empty_strided(const Tensor& like, ScalarType type, const int64_t* sizes, const int64_t* strides, int64_t dim) {
   AtenTensorHandle handle;
   int32_t dtype = 0;
   if (type == ScalarType::Int)
     dtype = aoti_torch_dtype_int32();
+  else if (type == ScalarType::Float)
+    dtype = aoti_torch_dtype_float32();
   else
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type(), device_index(like), &handle));
   return Tensor(handle);
 }
 

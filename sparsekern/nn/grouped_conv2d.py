@@ -12,6 +12,7 @@ from torch.nn.modules.utils import _pair
 
 from sparsekern.nn.group_weights import dense_twin, has_fewer_groups, inside_groups, spread_groups
 from sparsekern.ops import backends
+from sparsekern.ops.cuda import explain_convolution
 from sparsekern.ops.grouped_conv2d import ACTIVATIONS, explain_grouped_conv2d, grouped_conv2d
 from sparsekern.ops.grouped_conv2d_packed import explain_packed, grouped_conv2d_packed, pack_grouped_conv2d
 
@@ -294,7 +295,9 @@ class GroupedConv2d(nn.Conv2d):
             if self.padding_mode != "zeros":
                 shape, pad = (*shape[:2], shape[2] + 2 * pad[0], shape[3] + 2 * pad[1]), (0, 0)
             window = (*stride, *pad, *dilation, self.groups)
-            for door, (server, why) in explain_grouped_conv2d(shape, self.weight.shape, window, channels_last, self.weight.dtype).items():
+            sizes = shape, self.weight.shape, window, channels_last, self.weight.dtype
+            choices = explain_convolution(*sizes, self.weight.device) if who == "cuda" else explain_grouped_conv2d(*sizes)
+            for door, (server, why) in choices.items():
                 lines.append(f"  {door:12s} {server:11s} {why}")
         if self._packed is not None:
             kernel = explain_packed(self._packed)

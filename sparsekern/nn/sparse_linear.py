@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparsekern import topology as topologies
 from sparsekern.nn.planned import PlannedModule
 from sparsekern.ops import backends, pack_sparse_linear, sparse_linear_packed
+from sparsekern.ops.cuda import explain_linear
 from sparsekern.ops.define import readable
 from sparsekern.ops.sparse_linear import (
     dense_weight,
@@ -338,9 +339,11 @@ class SparseLinear(PlannedModule):
         lines[0] = lines[0].replace("%", " %")
         sizes = rows, self.in_features, self.index.shape, self.block_size, self.weight.dtype
         if who != "reference":
-            choices = explain_sparse_linear(*sizes, planned_balanced(self._current_plan()))
+            on_gpu = who == "cuda"
+            choices = explain_linear(*sizes, device) if on_gpu else explain_sparse_linear(*sizes, planned_balanced(self._current_plan()))
             for door, c in choices.items():
-                lines.append(f"  {door:12s} {c['kernel']:14s} estimated {c['ours_us']:.0f} us sparse, {c['dense_us']:.0f} us dense")
+                estimates = f"estimated {c['ours_us']:.0f} us sparse, {c['dense_us']:.0f} us dense" if "ours_us" in c else ""
+                lines.append(f"  {door:12s} {c['kernel']:14s} {estimates}".rstrip())
         if self._packed is not None:
             kernel = explain_packed(*sizes, packed_windows(self._packed))
             lines = [lines[0], f"  packed       {kernel:14s} {self._packed.numel() * 4} bytes beside the weight; forward only"]

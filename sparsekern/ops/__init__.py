@@ -9,6 +9,13 @@ from sparsekern.ops.sparse_conv2d import plan_sparse_conv2d, sparse_conv2d
 from sparsekern.ops.sparse_linear import plan_sparse_linear, sparse_linear
 from sparsekern.ops.sparse_linear_packed import pack_sparse_linear, sparse_linear_packed
 
+if backends.missing_cuda is None:
+    import torch
+
+    from sparsekern.ops import cuda
+
+    _on_cuda = cuda.register(torch.ops.sparsekern_cuda, "CUDA")
+
 __all__ = [
     "OPS",
     "backends",

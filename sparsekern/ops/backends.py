@@ -2,7 +2,7 @@
 
 A *provider* is a named implementation: ``"reference"`` (plain torch, on every device) and, on the CPU, one per instruction set
 of the compiled kernels: ``"cpu/base"``, ``"cpu/avx2"``, ``"cpu/avx512"``, ``"cpu/amx"`` (AVX-512 and, for bf16, matrix tiles).
-The best one the processor has serves by default.
+The best one the processor has serves by default. On a GPU it is ``"cuda"``, where its library was built.
 Asking for one that is absent is an error, never a fallback.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 _LIBRARY = Path(__file__).resolve().parent.parent / "_C.so"
+_CUDA_LIBRARY = _LIBRARY.with_name("_C_cuda.so")
 
 #: Why the compiled CPU kernels are absent; None if they are there.
 missing: str | None = None
@@ -23,6 +24,19 @@ if _LIBRARY.is_file():
     torch.ops.load_library(str(_LIBRARY))
 else:
     missing = "built without a C++ compiler: every op is served by its reference"
+
+
+def why_no_cuda(library: Path, cuda: str | None) -> str | None:
+    """Why the library of CUDA kernels cannot be loaded into a torch built for ``cuda`` (None: for the CPU); None if it can."""
+    if not library.is_file():
+        return "built without nvcc, or for a CPU torch: on a GPU every op is served by its reference"
+    return None if cuda else "this torch is a CPU build: the CUDA kernels are not loaded"
+
+
+#: Why the CUDA kernels are absent; None if they are there.
+missing_cuda: str | None = why_no_cuda(_CUDA_LIBRARY, torch.version.cuda)
+if missing_cuda is None:
+    torch.ops.load_library(str(_CUDA_LIBRARY))
 
 try:
     native = importlib.import_module("sparsekern._native")
@@ -35,7 +49,12 @@ forced_reference = False
 
 def has_kernels(device: str | torch.device) -> bool:
     """Whether compiled kernels exist for this device type."""
-    return torch.device(device).type == "cpu" and missing is None
+    return {"cpu": missing, "cuda": missing_cuda}.get(torch.device(device).type, "") is None
+
+
+def dense_policy() -> str:
+    """What :func:`use` was asked for: ``"auto"``, ``"never"`` or ``"always"``."""
+    return native.dense_policy() if native else "auto"
 
 
 def providers(device: str | torch.device = "cpu") -> list[str]:
@@ -46,6 +65,8 @@ def providers(device: str | torch.device = "cpu") -> list[str]:
     """
     if not has_kernels(device):
         return ["reference"]
+    if torch.device(device).type == "cuda":
+        return ["reference", "cuda"]
     names = native.supported_isas() if native else []
     return ["reference", *(f"cpu/{name}" for name in names)] if names else ["reference", "cpu/default"]
 
@@ -64,8 +85,11 @@ def serves(op: str, device: str | torch.device = "cpu") -> str:
         return "reference"
     if op in OPS and OPS[op].cpu_provider and torch.device(device).type == "cpu":
         return OPS[op].cpu_provider
-    if not has_kernels(device) or not torch._C._dispatch_has_kernel_for_dispatch_key(f"sparsekern::{kernel}", "CPU"):
+    key = "CUDA" if torch.device(device).type == "cuda" else "CPU"
+    if not has_kernels(device) or not torch._C._dispatch_has_kernel_for_dispatch_key(f"sparsekern::{kernel}", key):
         return "reference"
+    if key == "CUDA":
+        return "cuda"
     return f"cpu/{native.isa() if native else 'default'}"
 
 

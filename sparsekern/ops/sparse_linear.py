@@ -43,8 +43,8 @@ def _blocks(weight: Tensor) -> tuple[int, int]:
 # ---- check
 
 
-def check(x: Any, weight: Any, bias: Any, index: Any, plan: Any = None) -> None:
-    """Everything that can be wrong with the arguments; the values of ``index`` too, where they can be read."""
+def check(x: Any, weight: Any, bias: Any, index: Any, plan: Any = None, *, values: bool = True) -> None:
+    """Everything that can be wrong with the arguments; the values of ``index`` too, where they can be read and ``values`` asks."""
     d.check_floating(NAME, "x", x)
     d.must(x.dim() >= 1, NAME, "x", "[..., in_features]", list(x.shape))
     d.check_like(NAME, "weight", weight, x)
@@ -60,7 +60,8 @@ def check(x: Any, weight: Any, bias: Any, index: Any, plan: Any = None) -> None:
     d.check_int32(NAME, "index", index, x, 2)
     d.must(index.shape == weight.shape[:2], NAME, "index", f"{list(weight.shape[:2])} like weight", list(index.shape))
     d.must(index.numel() <= 2**28, NAME, "index", "of at most 2^28 blocks", index.numel())
-    check_index(index, x.shape[-1] // block_in)
+    if values:
+        check_index(index, x.shape[-1] // block_in)
     if plan is not None:
         d.check_int32(NAME, "plan", plan, x, 1)
         if d.readable(plan) and plan.device.type == "cpu":
@@ -390,7 +391,11 @@ def plan_sparse_linear(index: Tensor, in_features: int, block_size: tuple[int, i
     d.must(in_features % block_size[1] == 0, NAME, "in_features", f"a multiple of BI={block_size[1]}", in_features)
     if index.device.type != "cpu" or not d.backends.has_kernels("cpu"):
         check_index(index, in_features // block_size[1])
-        return None
+        if not d.backends.has_kernels(index.device):
+            return None
+        from sparsekern.ops.cuda import make_plan
+
+        return make_plan(index, in_features // block_size[1], block_size)
     try:
         return torch.ops.sparsekern.plan_sparse_linear(index, in_features, *block_size)
     except RuntimeError:

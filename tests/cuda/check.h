@@ -1,11 +1,14 @@
-// What the tests on the emulator share: every way to run a launch, random buffers, a derived bound.
+// What the tests on the emulator share: every way to run a launch, random buffers, derived bounds.
 #pragma once
 #include <cmath>
 #include <cstdio>
 #include <functional>
 #include <random>
+#include <string>
+#include <vector>
 
 #include "cuda/device.h"
+#include "cuda/fp32.h"
 
 namespace check {
 
@@ -35,6 +38,46 @@ __attribute__((format(printf, 1, 2))) inline void fail(const char* text, ...) {
   va_start(arguments, text);
   if (++failures <= 20) vprintf(text, arguments), printf("\n");
   va_end(arguments);
+}
+
+// A sum of products in double precision, and what the error of any other way to make it is derived from.
+struct Sum {
+  double value = 0, magnitude = 0;
+  int terms = 0;
+  void add(double a, double b) { value += a * b, magnitude += std::fabs(a * b), ++terms; }
+};
+
+// The rounding of a result that is stored as T.
+template <class T>
+double stored(double value) {
+  const double half = sizeof(T) == 4 ? 0 : std::is_same_v<T, sk::bf16> ? std::ldexp(1.0, -8) : std::ldexp(1.0, -11);
+  return half * std::fabs(value) + (std::is_same_v<T, sk::fp16> ? std::ldexp(1.0, -24) : 1e-37);
+}
+// On tensor cores: of the products (strict fp32 leaves out the product of two remainders and their roundings), of a sum in any order
+// that truncates, of storing.
+template <class T>
+double allowed_on_tensor_cores(const Sum& sum, sk::Fp32 mode) {
+  const double product = sizeof(T) == 2 ? 0 : mode == sk::Fp32::tf32 ? std::ldexp(1.0, -10) : 4 * std::ldexp(1.0, -22);
+  return (product + (3.0 * sum.terms + 8) * std::ldexp(1.0, -23)) * sum.magnitude * 1.01 + stored<T>(sum.value);
+}
+// On plain cores: a sum of t products in any order is off by at most t + 1 halves of an ulp of the magnitudes; then it is stored.
+template <class T>
+double allowed_on_plain_cores(const Sum& sum) {
+  return (sum.terms + 2) * std::ldexp(1.0, -24) * sum.magnitude * 1.01 + stored<T>(sum.value);
+}
+
+template <class T, class Allowed>
+void compare(const std::string& what, const std::vector<Sum>& wanted, const emu::Buffer<T>& got, const Allowed& allowed) {
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const double v = sk::to_float(got[i]), limit = allowed(wanted[i]);
+    if (!(std::fabs(v - wanted[i].value) <= limit))
+      return fail("%s: wrong at %zu of %zu: %g, wanted %g within %g", what.c_str(), i, wanted.size(), v, wanted[i].value, limit);
+  }
+}
+
+template <class T>
+const char* type_name(sk::Fp32 mode = sk::Fp32::strict) {
+  return std::is_same_v<T, sk::bf16> ? "bf16" : std::is_same_v<T, sk::fp16> ? "fp16" : mode == sk::Fp32::tf32 ? "tf32" : "fp32";
 }
 
 inline int result(const char* name, int cases) {

@@ -2,8 +2,7 @@
 // The limits are what the kernels reach. What is left over least: weights are gathered, and their gradient is scattered, with the
 // stride of their natural layout (once per block; caches take it), and 16-bit results are written 16 bytes per pixel.
 #include "check.h"
-#include "cuda/grouped_conv2d.cu"
-#include "cuda/grouped_conv2d_weight.cu"
+#include "cuda/grouped_conv2d.h"
 
 namespace {
 

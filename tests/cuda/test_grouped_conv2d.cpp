@@ -3,23 +3,17 @@
 #include <vector>
 
 #include "check.h"
-#include "cuda/grouped_conv2d.cu"
-#include "cuda/grouped_conv2d_weight.cu"
+#include "cuda/grouped_conv2d.h"
 
 namespace {
 
+using check::Sum;
 using sk::bf16;
 using sk::Conv2dShape;
 using sk::fp16;
 using sk::Fp32;
 
 int cases = 0;
-
-struct Sum {
-  double value = 0, magnitude = 0;
-  int terms = 0;
-  void add(double a, double b) { value += a * b, magnitude += std::fabs(a * b), ++terms; }
-};
 
 struct Size {  // of a test case
   int N, C, H, W, K, KH, KW, stride, pad, dilation, groups;
@@ -52,35 +46,15 @@ void each_product(const Conv2dShape& s, const F& f) {
               }
 }
 
-// The error that the arithmetic allows: of the products, of a sum in any order that truncates, of the result's rounding.
-template <class T>
-double allowed(const Sum& sum, Fp32 mode) {
-  const double product = sizeof(T) == 2 ? 0 : mode == Fp32::tf32 ? std::ldexp(1.0, -10) : 4 * std::ldexp(1.0, -22);
-  const double adds = (3.0 * sum.terms + 8) * std::ldexp(1.0, -23), result = sizeof(T) == 4            ? 0
-                                                                             : std::is_same_v<T, bf16> ? std::ldexp(1.0, -8)
-                                                                                                       : std::ldexp(1.0, -11);
-  return (product + adds) * sum.magnitude * 1.01 + result * std::fabs(sum.value) + (std::is_same_v<T, fp16> ? std::ldexp(1.0, -24) : 0) + 1e-37;
-}
-
-template <class T>
-void compare(const std::string& what, const std::vector<Sum>& wanted, const emu::Buffer<T>& got, bool relu, Fp32 mode) {
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    const double value = relu && wanted[i].value < 0 ? 0 : wanted[i].value, v = sk::to_float(got[i]);
-    if (std::fabs(v - value) <= allowed<T>(wanted[i], mode)) continue;
-    return check::fail("%s: wrong at %zu of %zu: %g, wanted %g within %g", what.c_str(), i, wanted.size(), v, value, allowed<T>(wanted[i], mode));
-  }
-}
-
 template <class T>
 void run(const Size& size, bool channels_last, Fp32 mode, const char* way) {
   ++cases;
   const Conv2dShape s = shape_of(size, channels_last, cases % 3 == 0);
   const bool relu = cases % 2 == 0, with_bias = cases % 4 < 2;
   const size_t offset = cases % 5 == 0 ? 1 : 0;  // tensors that begin anywhere
-  const char* type = std::is_same_v<T, bf16> ? "bf16" : std::is_same_v<T, fp16> ? "fp16" : mode == Fp32::tf32 ? "tf32" : "fp32";
   const std::string name =
-      emu::format("%s %s N%d C%d %dx%d K%d k%dx%d s%d p%d d%d g%d offset %zu, %s", type, channels_last ? "nhwc" : "nchw", size.N, size.C, size.H,
-                  size.W, size.K, size.KH, size.KW, size.stride, size.pad, size.dilation, size.groups, offset, way);
+      emu::format("%s %s N%d C%d %dx%d K%d k%dx%d s%d p%d d%d g%d offset %zu, %s", check::type_name<T>(mode), channels_last ? "nhwc" : "nchw", size.N,
+                  size.C, size.H, size.W, size.K, size.KH, size.KW, size.stride, size.pad, size.dilation, size.groups, offset, way);
   emu::Buffer<T> x("x", s.N * s.C * s.H * s.W, emu::Role::input, offset),
       weight("weight", s.K * (s.C / s.groups) * s.KH * s.KW, emu::Role::input, offset);
   emu::Buffer<T> bias("bias", s.K, emu::Role::input), grad_out("grad_out", s.N * s.K * s.OH * s.OW, emu::Role::input, offset);
@@ -97,19 +71,22 @@ void run(const Size& size, bool channels_last, Fp32 mode, const char* way) {
     const size_t of_grad = s.weight_channels_last ? iw / (in_group * taps) * in_group * taps + iw % in_group * taps + iw / in_group % taps : iw;
     wanted_grad_weight[of_grad].add(sk::to_float(grad_out[io]), sk::to_float(x[ix]));
   });
+  for (Sum& sum : wanted_out)
+    if (relu && sum.value < 0) sum.value = 0;
+  const auto allowed = [&](const Sum& sum) { return check::allowed_on_tensor_cores<T>(sum, mode); };
   try {
     const char* error =
         sk::launch_grouped_conv2d_fwd<T>(s, x.data(), weight.data(), with_bias ? bias.data() : nullptr, relu, out.data(), mode, nullptr);
     if (error) return check::fail("%s: %s", name.c_str(), error);
-    compare(name + ", forward", wanted_out, out, relu, mode);
+    check::compare(name + ", forward", wanted_out, out, allowed);
     error = sk::launch_grouped_conv2d_grad_x<T>(s, grad_out.data(), weight.data(), grad_x.data(), mode, nullptr);
     if (error) return check::fail("%s: %s", name.c_str(), error);
-    compare(name + ", grad_x", wanted_grad_x, grad_x, false, mode);
+    check::compare(name + ", grad_x", wanted_grad_x, grad_x, allowed);
     if (emu::options.shared_limit < 24 * 1024) return;  // no device has so little; above it only drives the forward kernel into its corners
     emu::Buffer<float> scratch("scratch", sk::grouped_conv2d_grad_weight_scratch<T>(s, grad_out.data(), x.data()), emu::Role::output);
     error = sk::launch_grouped_conv2d_grad_weight<T>(s, grad_out.data(), x.data(), grad_weight.data(), scratch.data(), mode, nullptr);
     if (error) return check::fail("%s: %s", name.c_str(), error);
-    compare(name + ", grad_weight", wanted_grad_weight, grad_weight, false, mode);
+    check::compare(name + ", grad_weight", wanted_grad_weight, grad_weight, allowed);
   } catch (const emu::Fault& fault) {
     check::fail("%s: %s", name.c_str(), fault.what());
   }

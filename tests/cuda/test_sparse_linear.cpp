@@ -5,51 +5,22 @@
 #include <vector>
 
 #include "check.h"
-#include "cuda/sparse_linear.cu"
+#include "cuda/sparse_linear.h"
 
 namespace {
 
+using check::Sum;
 using sk::bf16;
 using sk::fp16;
 int cases = 0;
-
-struct Sum {
-  double value = 0, magnitude = 0;
-  int terms = 0;
-  void add(double a, double b) { value += a * b, magnitude += std::fabs(a * b), ++terms; }
-};
-
-// A sum of t products in any order is off by at most t + 1 halves of an ulp of the magnitudes; then the result is rounded.
-template <class T>
-void compare(const std::string& what, const std::vector<Sum>& wanted, const emu::Buffer<T>& got, const std::vector<size_t>& at) {
-  const double result = sizeof(T) == 4 ? 0 : std::is_same_v<T, bf16> ? std::ldexp(1.0, -8) : std::ldexp(1.0, -11);
-  const double smallest = std::is_same_v<T, fp16> ? std::ldexp(1.0, -24) : 1e-37;
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    const Sum& w = wanted[i];
-    const double v = sk::to_float(got[at[i]]),
-                 allowed = (w.terms + 2) * std::ldexp(1.0, -24) * w.magnitude * 1.01 + result * std::fabs(w.value) + smallest;
-    if (!(std::fabs(v - w.value) <= allowed))
-      return check::fail("%s: wrong at %zu of %zu: %g, wanted %g within %g", what.c_str(), i, wanted.size(), v, w.value, allowed);
-  }
-}
-
-std::vector<size_t> places(int64_t rows, int64_t columns, sk::Strides s) {
-  std::vector<size_t> at(rows * columns);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c) at[r * columns + c] = size_t(r * s.row + c * s.col);
-  return at;
-}
 
 template <class T>
 void run(int64_t N, int64_t in, int64_t out, int64_t F, bool feature_major, const char* way) {
   ++cases;
   const sk::SparseLinearShape s{N, out, F, 1, 1, in};
   const sk::Strides x_at = feature_major ? sk::Strides{1, N} : sk::Strides{in, 1}, y_at = feature_major ? sk::Strides{1, N} : sk::Strides{out, 1};
-  const std::string name = emu::format("%s N%ld %ld -> %ld fan-in %ld %s, %s",
-                                       sizeof(T) == 4            ? "fp32"
-                                       : std::is_same_v<T, bf16> ? "bf16"
-                                                                 : "fp16",
-                                       long(N), long(in), long(out), long(F), feature_major ? "feature-major" : "by row", way);
+  const std::string name = emu::format("%s N%ld %ld -> %ld fan-in %ld %s, %s", check::type_name<T>(), long(N), long(in), long(out), long(F),
+                                       feature_major ? "feature-major" : "by row", way);
   emu::Buffer<T> x("x", N * in, emu::Role::input), grad_out("grad_out", N * out, emu::Role::input), weight("weight", out * F, emu::Role::input);
   emu::Buffer<T> bias("bias", out, emu::Role::input), y("y", N * out, emu::Role::output), grad_x("grad_x", N * in, emu::Role::output);
   emu::Buffer<T> grad_weight("grad_weight", out * F, emu::Role::output);
@@ -72,26 +43,25 @@ void run(int64_t N, int64_t in, int64_t out, int64_t F, bool feature_major, cons
   const bool with_bias = cases % 2;
   for (int64_t n = 0; n < N; ++n)
     for (int64_t o = 0; o < out; ++o) {
-      const double g = sk::to_float(grad_out[n * y_at.row + o * y_at.col]);
-      if (with_bias) wanted_y[n * out + o].add(sk::to_float(bias[o]), 1);
+      const size_t to = n * y_at.row + o * y_at.col;
+      const double g = sk::to_float(grad_out[to]);
+      if (with_bias) wanted_y[to].add(sk::to_float(bias[o]), 1);
       for (int64_t f = 0; f < F; ++f) {
-        const int64_t i = index[o * F + f];
-        const double v = sk::to_float(x[n * x_at.row + i * x_at.col]), w = sk::to_float(weight[o * F + f]);
-        wanted_y[n * out + o].add(v, w), wanted_grad_x[n * in + i].add(g, w), wanted_grad_weight[o * F + f].add(g, v);
+        const size_t from = n * x_at.row + index[o * F + f] * x_at.col;
+        const double v = sk::to_float(x[from]), w = sk::to_float(weight[o * F + f]);
+        wanted_y[to].add(v, w), wanted_grad_x[from].add(g, w), wanted_grad_weight[o * F + f].add(g, v);
       }
     }
-  std::vector<size_t> plain(out * F);
-  std::iota(plain.begin(), plain.end(), 0);
   try {
     const char* error =
         sk::launch_sparse_linear_fwd<T>(s, x.data(), x_at, weight.data(), index.data(), with_bias ? bias.data() : nullptr, y.data(), y_at, nullptr);
-    if (!error) compare(name + ", forward", wanted_y, y, places(N, out, y_at));
+    if (!error) check::compare(name + ", forward", wanted_y, y, check::allowed_on_plain_cores<T>);
     if (!error)
       error = sk::launch_sparse_linear_grad_x<T>(s, grad_out.data(), y_at, weight.data(), {indptr.data(), output.data(), place.data()}, grad_x.data(),
                                                  x_at, nullptr);
-    if (!error) compare(name + ", grad_x", wanted_grad_x, grad_x, places(N, in, x_at));
+    if (!error) check::compare(name + ", grad_x", wanted_grad_x, grad_x, check::allowed_on_plain_cores<T>);
     if (!error) error = sk::launch_sparse_linear_grad_weight<T>(s, grad_out.data(), y_at, x.data(), x_at, index.data(), grad_weight.data(), nullptr);
-    if (!error) compare(name + ", grad_weight", wanted_grad_weight, grad_weight, plain);
+    if (!error) check::compare(name + ", grad_weight", wanted_grad_weight, grad_weight, check::allowed_on_plain_cores<T>);
     if (error) check::fail("%s: %s", name.c_str(), error);
   } catch (const emu::Fault& fault) {
     check::fail("%s: %s", name.c_str(), fault.what());

@@ -5,39 +5,15 @@
 #include <vector>
 
 #include "check.h"
-#include "cuda/sparse_linear_blocks.cu"
+#include "cuda/sparse_linear.h"
 
 namespace {
 
+using check::Sum;
 using sk::bf16;
 using sk::fp16;
 using sk::Fp32;
 int cases = 0;
-
-struct Sum {
-  double value = 0, magnitude = 0;
-  int terms = 0;
-  void add(double a, double b) { value += a * b, magnitude += std::fabs(a * b), ++terms; }
-};
-
-// What the arithmetic allows: of the products, of a sum in any order that truncates, of the result's rounding.
-template <class T>
-double allowed(const Sum& sum, Fp32 mode) {
-  const double product = sizeof(T) == 2 ? 0 : mode == Fp32::tf32 ? std::ldexp(1.0, -10) : 4 * std::ldexp(1.0, -22);
-  const double adds = (3.0 * sum.terms + 8) * std::ldexp(1.0, -23), result = sizeof(T) == 4            ? 0
-                                                                             : std::is_same_v<T, bf16> ? std::ldexp(1.0, -8)
-                                                                                                       : std::ldexp(1.0, -11);
-  return (product + adds) * sum.magnitude * 1.01 + result * std::fabs(sum.value) + (std::is_same_v<T, fp16> ? std::ldexp(1.0, -24) : 0) + 1e-37;
-}
-template <class T>
-void compare(const std::string& what, const std::vector<Sum>& wanted, const emu::Buffer<T>& got, Fp32 mode) {
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    const double v = sk::to_float(got[i]);
-    if (!(std::fabs(v - wanted[i].value) <= allowed<T>(wanted[i], mode)))
-      return check::fail("%s: wrong at %zu of %zu: %g, wanted %g within %g", what.c_str(), i, wanted.size(), v, wanted[i].value,
-                         allowed<T>(wanted[i], mode));
-  }
-}
 
 struct Size {
   int N, OB, F, BO, BI, IB;
@@ -50,11 +26,8 @@ void run(const Size& size, bool feature_major, Fp32 mode, const char* way) {
   const sk::Strides x_at = feature_major ? sk::Strides{1, s.N} : sk::Strides{s.in(), 1},
                     y_at = feature_major ? sk::Strides{1, s.N} : sk::Strides{s.out(), 1};
   const size_t offset = cases % 5 == 0;  // tensors that begin anywhere
-  const std::string name = emu::format("%s N%d OB%d F%d %dx%d IB%d %s, %s",
-                                       sizeof(T) == 4            ? (mode == Fp32::tf32 ? "tf32" : "fp32")
-                                       : std::is_same_v<T, bf16> ? "bf16"
-                                                                 : "fp16",
-                                       size.N, size.OB, size.F, size.BO, size.BI, size.IB, feature_major ? "feature-major" : "by row", way);
+  const std::string name = emu::format("%s N%d OB%d F%d %dx%d IB%d %s, %s", check::type_name<T>(mode), size.N, size.OB, size.F, size.BO, size.BI,
+                                       size.IB, feature_major ? "feature-major" : "by row", way);
   emu::Buffer<T> x("x", s.N * s.in(), emu::Role::input, offset), grad_out("grad_out", s.N * s.out(), emu::Role::input, offset);
   emu::Buffer<T> weight("weight", s.kept(), emu::Role::input, offset), bias("bias", s.out(), emu::Role::input);
   emu::Buffer<T> y("y", s.N * s.out(), emu::Role::output), grad_x("grad_x", s.N * s.in(), emu::Role::output),
@@ -88,18 +61,19 @@ void run(const Size& size, bool feature_major, Fp32 mode, const char* way) {
           wanted_grad_weight[w].add(sk::to_float(grad_out[to]), sk::to_float(x[from]));
         }
     }
+  const auto allowed = [&](const Sum& sum) { return check::allowed_on_tensor_cores<T>(sum, mode); };
   const T* b = cases % 2 ? bias.data() : nullptr;
   try {
     const char* error = sk::launch_sparse_linear_blocks_fwd<T>(s, x.data(), x_at, weight.data(), index.data(), b, y.data(), y_at, mode, nullptr);
-    if (!error) compare(name + ", forward", wanted_y, y, mode);
+    if (!error) check::compare(name + ", forward", wanted_y, y, allowed);
     if (!error)
       error = sk::launch_sparse_linear_blocks_grad_x<T>(s, grad_out.data(), y_at, weight.data(), {indptr.data(), output.data(), place.data()},
                                                         grad_x.data(), x_at, mode, nullptr);
-    if (!error) compare(name + ", grad_x", wanted_grad_x, grad_x, mode);
+    if (!error) check::compare(name + ", grad_x", wanted_grad_x, grad_x, allowed);
     if (!error)
       error =
           sk::launch_sparse_linear_blocks_grad_weight<T>(s, grad_out.data(), y_at, x.data(), x_at, index.data(), grad_weight.data(), mode, nullptr);
-    if (!error) compare(name + ", grad_weight", wanted_grad_weight, grad_weight, mode);
+    if (!error) check::compare(name + ", grad_weight", wanted_grad_weight, grad_weight, allowed);
     if (error) check::fail("%s: %s", name.c_str(), error);
   } catch (const emu::Fault& fault) {
     check::fail("%s: %s", name.c_str(), fault.what());

@@ -31,12 +31,12 @@ def use(provider):
 
 
 @cache
-def _samples(op_name, dtype):
-    return {s.name: s.inputs for s in OPS[op_name].samples(torch.device("cpu"), dtype)}
+def _samples(op_name, dtype, device):
+    return {s.name: s.inputs for s in OPS[op_name].samples(torch.device(device), dtype)}
 
 
-def sample(op, name, dtype):
-    return copy.deepcopy(_samples(op.name, dtype)[name])
+def sample(op, name, dtype, device="cpu"):
+    return copy.deepcopy(_samples(op.name, dtype, device)[name])
 
 
 def as_double(inputs, f=lambda t: t):
@@ -52,13 +52,17 @@ def value_and_gradients(op, inputs, cotangent=None, graph=False):
     leaves = {k: inputs[k].detach().requires_grad_() for k in factors(op, inputs)}
     out = op.function(**{**inputs, **leaves})
     if cotangent is None:
-        cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
+        cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out)
     gradients = torch.autograd.grad(out, list(leaves.values()), cotangent, create_graph=graph)
     return {"out": out.detach(), **dict(zip(leaves, gradients))}, cotangent
 
 
-def bounds(op, inputs, cotangent, dtype):
-    """For the output and each gradient: the largest error that correct arithmetic in this dtype can make."""
+def bounds(op, inputs, cotangent, dtype, tensor_cores=False):
+    """For the output and each gradient: the largest error that correct arithmetic in this dtype can make.
+
+    On tensor cores a float32 is the sum of two tf32, whose remainders are left out of a product (4 * 2^-22 of it), products of 16-bit
+    numbers are exact, and a sum truncates whatever it is the order of: three halves of an ulp per term.
+    """
     u = {torch.float64: 2.0**-53}.get(dtype, 2.0**-24)
     store = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}.get(dtype, 0.0)
     store *= 2 if "shortcut" in inputs else 1
@@ -67,32 +71,35 @@ def bounds(op, inputs, cotangent, dtype):
     with backends.use("reference"):
         size, _ = value_and_gradients(op, as_double(plain, torch.abs), cotangent.double().abs())
         terms, _ = value_and_gradients(op, as_double(plain, torch.ones_like), torch.ones_like(cotangent, dtype=torch.float64))
-    return {k: (terms[k] + 2) * u * size[k] + store * size[k] * (1 + (terms[k] + 2) * u) + tiny for k in size}
+    if tensor_cores:
+        product = 4 * 2.0**-22 if dtype == torch.float32 else 0.0
+        sums = {k: 1.01 * (product + (3 * terms[k] + 8) * 2.0**-23) for k in size}
+    else:
+        sums = {k: (terms[k] + 2) * u for k in size}
+    return {k: sums[k] * size[k] + store * size[k] * (1 + sums[k]) + tiny for k in size}
 
 
 @cache
-def truth_and_bounds(op_name, name, dtype):
+def truth_and_bounds(op_name, name, dtype, tensor_cores=False, device="cpu"):
     """In float64, for the cotangent that :func:`value_and_gradients` draws: the same for every provider."""
     op = OPS[op_name]
-    inputs = sample(op, name, dtype)
+    inputs = sample(op, name, dtype, device)
     with backends.use("reference"):
         _, cotangent = value_and_gradients(op, inputs)
         truth, _ = value_and_gradients(op, as_double(inputs), cotangent.double())
-    return truth, cotangent, bounds(op, inputs, cotangent, dtype)
+    return truth, cotangent, bounds(op, inputs, cotangent, dtype, tensor_cores)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: str(t).removeprefix("torch."))
-@pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("op,name", SAMPLES, ids=[f"{op.name}-{name}" for op, name in SAMPLES])
-def test_values_and_gradients(op, name, provider, dtype):
-    inputs = sample(op, name, dtype)
+def hold_to_contract(op, name, dtype, serving, tensor_cores=False, device="cpu"):
+    """Values and gradients of one sample under ``serving()``, the context in which a provider serves."""
+    inputs = sample(op, name, dtype, device)
     before = copy.deepcopy(inputs)
-    with use(provider):
+    with serving():
         ours, cotangent = value_and_gradients(op, inputs)
         again, _ = value_and_gradients(op, inputs)
         with torch.no_grad():
             out = op.function(**inputs)
-    truth, drawn, limit = truth_and_bounds(op.name, name, dtype)
+    truth, drawn, limit = truth_and_bounds(op.name, name, dtype, tensor_cores, device)
     assert torch.equal(drawn, cotangent)
     for key, value in ours.items():
         assert value.dtype == dtype and value.shape == truth[key].shape
@@ -105,6 +112,13 @@ def test_values_and_gradients(op, name, provider, dtype):
     for key, value in inputs.items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, before[key]) and value.stride() == before[key].stride(), f"{key} was written to"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: str(t).removeprefix("torch."))
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("op,name", SAMPLES, ids=[f"{op.name}-{name}" for op, name in SAMPLES])
+def test_values_and_gradients(op, name, provider, dtype):
+    hold_to_contract(op, name, dtype, lambda: use(provider))
 
 
 @pytest.mark.parametrize("op,name", SAMPLES, ids=[f"{op.name}-{name}" for op, name in SAMPLES])

@@ -3,6 +3,7 @@
 #include "cuda/emu/launch.h"
 #include "cuda/emu/matrix.h"
 #include "cuda/emu/wgmma.h"
+#include "cuda/stream.h"
 
 #define __global__
 #define __device__
@@ -51,8 +52,6 @@ inline bool __any_sync(unsigned mask, bool vote, emu::Site at = emu::Site::here(
 inline bool __all_sync(unsigned mask, bool vote, emu::Site at = emu::Site::here()) { return __ballot_sync(mask, vote, at) == ~0u; }
 
 namespace sk {
-
-using Stream = void*;
 
 template <class T>
 T load(const T* p, emu::Site at = emu::Site::here()) {

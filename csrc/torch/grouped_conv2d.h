@@ -1,0 +1,68 @@
+// What the glue of grouped_conv2d shares between devices: layouts, and the rules for sizes.
+#pragma once
+#include "core/grouped_conv2d.h"
+#include "torch/glue.h"
+
+namespace sk::glue {
+
+// The arguments of a convolution behind its tensors, in the order of the schema.
+struct Window {
+  int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;
+};
+
+// ---- layout: channels_last stays so, everything else comes out contiguous. Strides decide (sizes of 1 make both true).
+inline bool channels_last(const Tensor& t) {
+  const int64_t C = t.size(1), H = t.size(2), W = t.size(3);
+  return C * H * W > 1 && t.stride(1) == 1 && t.stride(3) == C && t.stride(2) == C * W && t.stride(0) == C * W * H;
+}
+inline Tensor new_image(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool channels_last) {
+  const int64_t sizes[] = {N, C, H, W}, nchw[] = {C * H * W, H * W, W, 1}, nhwc[] = {C * H * W, 1, C * W, C};
+  return empty_strided(like, like.scalar_type(), sizes, channels_last ? nhwc : nchw, 4);
+}
+// `t` in one of the two layouts, copied only if it is in the other
+inline Tensor in_layout(const Tensor& t, bool wanted_channels_last) {
+  if (channels_last(t) ? wanted_channels_last : !wanted_channels_last && t.is_contiguous()) return t;
+  Tensor copy = new_image(t, t.size(0), t.size(1), t.size(2), t.size(3), wanted_channels_last);
+  return torch::stable::copy_(copy, t);
+}
+inline Tensor in_own_layout(const Tensor& t) { return channels_last(t) ? t : in_layout(t, false); }
+
+// ---- checks: the same rules as the card's `check`, before any memory is touched; the card says them in words
+inline void check_image(const Tensor& t, const char* message) { STD_TORCH_CHECK(here(t) && floating(t.scalar_type()) && t.dim() == 4, message); }
+
+inline Conv2dShape shape_of(int64_t N, int64_t C, int64_t H, int64_t W, int64_t K, int64_t KH, int64_t KW, const Window& w, bool cl, bool weight_cl) {
+  STD_TORCH_CHECK(w.stride_h > 0 && w.stride_w > 0, "grouped_conv2d: stride");
+  STD_TORCH_CHECK(w.pad_h >= 0 && w.pad_w >= 0, "grouped_conv2d: padding");
+  STD_TORCH_CHECK(w.dilation_h > 0 && w.dilation_w > 0, "grouped_conv2d: dilation");
+  STD_TORCH_CHECK(w.groups > 0 && K % w.groups == 0 && C % w.groups == 0, "grouped_conv2d: groups");
+  STD_TORCH_CHECK(KH > 0 && KW > 0 && K > 0 && C > 0, "grouped_conv2d: weight");
+  const int64_t room_h = H + 2 * w.pad_h - w.dilation_h * (KH - 1) - 1, room_w = W + 2 * w.pad_w - w.dilation_w * (KW - 1) - 1;
+  STD_TORCH_CHECK(room_h >= 0 && room_w >= 0, "grouped_conv2d: x");
+  return {N,
+          C,
+          H,
+          W,
+          K,
+          KH,
+          KW,
+          w.stride_h,
+          w.stride_w,
+          w.pad_h,
+          w.pad_w,
+          w.dilation_h,
+          w.dilation_w,
+          w.groups,
+          room_h / w.stride_h + 1,
+          room_w / w.stride_w + 1,
+          cl,
+          weight_cl};
+}
+
+inline bool fits_bias(const std::optional<Tensor>& bias, const Tensor& x, int64_t K) {
+  return !bias || (beside(*bias, x) && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 && bias->size(0) == K);
+}
+inline bool has_sizes(const Tensor& t, int64_t N, int64_t C, int64_t H, int64_t W) {
+  return t.dim() == 4 && t.size(0) == N && t.size(1) == C && t.size(2) == H && t.size(3) == W;
+}
+
+}  // namespace sk::glue

@@ -1,0 +1,160 @@
+"""What a product costs on a GPU, ours and torch's: bytes, padded FLOPs and launches over what the card can do.
+
+A closed model, so that the choice depends on sizes alone. Its rates are data sheets and models, **not measurements of these kernels**:
+``bench/gpu.py`` prints both estimates beside what it measures, so that a run on a card can put them right. Where the two estimates are
+close torch's product is taken: a kernel that was never timed must not replace one that was.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import torch
+
+#: Ours is taken only where torch's estimate is so many times longer.
+MARGIN = 1.1
+
+
+@dataclass(frozen=True)
+class Card:
+    """Rates per second of one kind of device."""
+
+    copy: float  # bytes of memory, read and written
+    cache: float  # bytes from the second-level cache
+    half: float  # FLOPs of mma.sync on 16-bit numbers, as reached, not as promised
+    tf32: float
+    words: float  # 4-byte words from shared memory
+    vendor_half: float  # FLOPs of torch's dense products
+    vendor_tf32: float
+    vendor_fp32: float
+    node_us: float  # one more kernel
+
+
+H100 = Card(3.0e12, 5.0e12, 440e12, 220e12, 7.4e12, 700e12, 350e12, 48e12, 1.5)  # words: 132 processors x 32 x 1.755 GHz
+A100 = Card(1.4e12, 3.5e12, 200e12, 100e12, 4.9e12, 250e12, 125e12, 18e12, 2.0)
+
+
+@cache
+def card_of(device: torch.device) -> Card:
+    """The nearest known card; of a device that is no GPU (the emulator's) the newest."""
+    return A100 if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0) else H100
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Microseconds of one call, and what ours is bound by."""
+
+    ours_us: float
+    torch_us: float
+    bound: str
+
+    @property
+    def ours(self) -> bool:
+        return self.ours_us * MARGIN < self.torch_us
+
+
+def _slowest(card: Card, launches: int, seconds: dict[str, float]) -> tuple[float, str]:
+    bound = max(seconds, key=seconds.get)
+    return seconds[bound] * 1e6 + launches * card.node_us, bound if seconds[bound] * 1e6 > launches * card.node_us else "the launch"
+
+
+def _ours_rate(card: Card, dtype: torch.dtype, tf32: bool) -> float:
+    if dtype != torch.float32:
+        return card.half
+    return card.tf32 if tf32 else card.tf32 / 3  # each number as a sum of two, three products
+
+
+def _vendor_rate(card: Card, dtype: torch.dtype, tf32: bool) -> float:
+    if dtype != torch.float32:
+        return card.vendor_half
+    return card.vendor_tf32 if tf32 else card.vendor_fp32
+
+
+def _up(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def padded_macs(channels: int, group: int, source_group: int, taps: int, per_piece: int) -> int:
+    """Multiply-adds per pixel that a convolution's matrix steps issue, for ``channels`` targets in groups of ``group``.
+
+    A step multiplies two pieces of ``per_piece`` source channels, each under some tap, into 8 targets (csrc/cuda/conv_stage.cuh).
+    """
+    steps = 0
+    for first in range(0, channels, 8):
+        last = min(first + 8, channels) - 1
+        begin, end = first // group * source_group // per_piece, _up((last // group + 1) * source_group, per_piece)
+        steps += _up(taps * (end - begin), 2)
+    return steps * 8 * 2 * per_piece
+
+
+@lru_cache(maxsize=4096)
+def convolution(
+    product: str, x: tuple, weight: tuple, window: tuple, channels_last: bool, dtype: torch.dtype, tf32: bool, ends: int, card: Card
+) -> Estimate:
+    """``product`` of ``x [N, C, H, W]`` and ``weight [K, C/G, KH, KW]``; ``window`` as in the schema, ``ends``: bias and activation."""
+    (n, c, h, w), (k, _, kernel_h, kernel_w) = x, weight
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups = window
+    out_h = (h + 2 * pad_h - dilation_h * (kernel_h - 1) - 1) // stride_h + 1
+    out_w = (w + 2 * pad_w - dilation_w * (kernel_w - 1) - 1) // stride_w + 1
+    size, taps, in_group, out_group = dtype.itemsize, kernel_h * kernel_w, c // groups, k // groups
+    moved = size * (n * c * h * w + n * k * out_h * out_w + math.prod(weight))
+    flops = 2 * n * k * out_h * out_w * in_group * taps
+    pixels, per_piece = n * out_h * out_w, 16 // size
+    if product == "forward":
+        macs = padded_macs(k, out_group, in_group, taps, per_piece)
+    elif product == "grad_x":  # with a stride the pixels of each phase have taps of their own
+        pixels, taps = n * h * w, _up(kernel_h, stride_h) * _up(kernel_w, stride_w)
+        macs = padded_macs(c, in_group, out_group, taps, per_piece)
+    else:
+        macs = padded_macs(k, out_group, in_group, taps, 8)
+    seconds = {
+        "memory": moved / (0.8 * card.copy),
+        "padded products": 2 * _up(pixels, 128) * 128 * macs / _ours_rate(card, dtype, tf32),
+    }
+    ours_us, bound = _slowest(card, 2 if product == "grad_weight" else 1, seconds)
+    powers = in_group == out_group and in_group >= 4 and in_group & (in_group - 1) == 0
+    if groups == 1:
+        work = flops / (0.7 * _vendor_rate(card, dtype, tf32))
+    elif dtype != torch.float32 and channels_last and powers and product == "forward":  # where cuDNN is known to be good
+        work = flops * max(1, 64 / in_group) / (0.7 * card.vendor_half)
+    else:  # its direct kernels for groups, on plain cores
+        work = flops / (0.25 * card.vendor_fp32)
+    torch_us, _ = _slowest(card, 1 + ends, {"memory": moved * (1 + ends) / (0.8 * card.copy), "products": work})
+    return Estimate(ours_us, torch_us, bound)
+
+
+@lru_cache(maxsize=4096)
+def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple, dtype: torch.dtype, tf32: bool, card: Card) -> Estimate:
+    """``product`` of ``rows`` rows and a weight of ``index [OB, F]`` blocks. torch's makes the weight dense first, at every call."""
+    (out_blocks, fan_in), (block_out, block_in), size = index, block, dtype.itemsize
+    out_features, kept = out_blocks * block_out, out_blocks * fan_in * block_out * block_in
+    moved = size * (rows * (in_features + out_features) + kept) + 4 * out_blocks * fan_in
+    if block == (1, 1):
+        again = _up(rows, 4 if rows <= 8 else 32)  # how often the weight and its table are read
+        words = rows * kept * (2 if product == "grad_weight" else 1)
+        seconds = {
+            "memory": moved / (0.8 * card.copy),
+            "cache": again * kept * (size + (12 if product == "grad_x" else 4)) / card.cache,
+            "shared memory": words / (0.7 * card.words),
+        }
+    else:
+        per_piece, height = 16 // size, 64 if rows <= 64 else 128
+        target, source = (block_in, block_out) if product == "grad_x" else (block_out, block_in)
+        width = 16 if target <= 16 else 64
+        steps = _up(source, per_piece) * per_piece * _up(target, width) * width
+        macs = _up(rows, height) * height * out_blocks * fan_in * steps
+        read = _up(target, width) * rows * out_blocks * fan_in * source + _up(rows, height) * kept
+        seconds = {
+            "memory": moved / (0.8 * card.copy),
+            "cache": size * read / card.cache,
+            "padded products": 2 * macs / _ours_rate(card, dtype, tf32),
+        }
+    ours_us, bound = _slowest(card, 1, seconds)
+    dense = in_features * out_features
+    making = (size * (2 * dense + 2 * kept) + 8 * kept) / (0.8 * card.copy)
+    product_s = max(
+        size * (dense + rows * (in_features + out_features)) / (0.8 * card.copy), 2 * rows * dense / _vendor_rate(card, dtype, tf32)
+    )
+    return Estimate(ours_us, (making + product_s) * 1e6 + 3 * card.node_us, bound)

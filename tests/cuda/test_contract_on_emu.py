@@ -1,0 +1,87 @@
+"""The contract of the ops on the CUDA kernels, in the emulator: every sample, values and gradients, through the glue and the dispatcher."""
+
+from __future__ import annotations
+
+import emulated
+import pytest
+import torch
+
+from sparsekern.ops import OPS, cuda
+
+from ops.test_contract import hold_to_contract
+
+pytestmark = [
+    pytest.mark.skipif(not emulated.LIBRARY.is_file(), reason="built by `python tests/run.py cuda`"),
+    pytest.mark.filterwarnings("ignore:Warning only once for all operators:UserWarning"),  # kernels replaced for a while, as meant
+]
+
+#: Samples with more multiply-adds than this only with --full: the emulator makes some hundred thousand of them per second.
+MANY = 100_000
+
+
+def _cases():
+    for op in (OPS[name] for name in cuda.SERVED):
+        for sample in op.samples(torch.device("cpu"), torch.float32):
+            x, weight = sample.inputs["x"], sample.inputs["weight"]
+            rows = x.numel() // x.shape[-1 if op.name == "sparse_linear" else -3]
+            yield pytest.param(op, sample.name, id=f"{op.name}-{sample.name}", marks=[pytest.mark.slow] * (rows * weight.numel() > MANY))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda t: str(t).removeprefix("torch."))
+@pytest.mark.parametrize(("op", "name"), list(_cases()))
+def test_values_and_gradients_on_emu(op, name, dtype):
+    hold_to_contract(op, name, dtype, emulated.use, tensor_cores=True)
+
+
+def _inputs(op, name, dtype=torch.float32):
+    return {s.name: s.inputs for s in op.samples(torch.device("cpu"), dtype)}[name]
+
+
+@pytest.mark.parametrize(("op", "name"), [("grouped_conv2d", "odd_batch"), ("sparse_linear", "odd_block")])
+def test_tf32_is_coarser_and_within_its_bound(op, name):
+    op = OPS[op]
+    inputs = _inputs(op, name)
+    with emulated.use():
+        strict = op.function(**inputs)
+    with emulated.use(tf32=True):
+        coarse = op.function(**inputs)
+    size = op.function(**{k: v.abs() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in inputs.items()})
+    assert not torch.equal(strict, coarse)
+    assert ((strict - coarse).abs() <= 2.0**-9 * size).all()
+
+
+def test_a_plan_serves_in_place_of_the_table():
+    op = OPS["sparse_linear"]
+    for name in ("odd_batch", "odd_block"):
+        inputs = _inputs(op, name)
+        block = tuple(inputs["weight"].shape[2:]) or (1, 1)
+        plan = cuda.make_plan(inputs["index"], inputs["x"].shape[-1] // block[1], block)
+        gradients = []
+        for given in (None, plan):
+            x = inputs["x"].detach().requires_grad_()
+            with emulated.use():
+                op.function(**{**inputs, "x": x, "plan": given}).square().sum().backward()
+            gradients.append(x.grad)
+        assert torch.equal(*gradients)
+        x = inputs["x"].detach().requires_grad_()
+        with emulated.use(), pytest.raises(ValueError, match="sparse_linear: plan must be made by plan_sparse_linear"):
+            op.function(**{**inputs, "x": x, "plan": plan[:-1]})
+
+
+@pytest.mark.parametrize("name", cuda.SERVED)
+def test_bad_input_never_reaches_a_kernel(name):
+    op = OPS[name]
+    with emulated.use():
+        for bad in op.bad_samples():
+            with pytest.raises(bad.error) as raised:
+                op.function(**bad.inputs)
+            assert str(raised.value) == bad.sentence, bad.name
+
+
+def test_a_fault_of_a_kernel_is_an_error():
+    """The emulator sees what the glue hands over: a table that points outside of x is caught where it is used."""
+    inputs = _inputs(OPS["sparse_linear"], "odd_batch")
+    index = inputs["index"].clone()
+    index[-1, -1] = 10_000
+    with pytest.raises(RuntimeError, match="are outside"):
+        emulated.kernels().sparse_linear(inputs["x"], inputs["weight"], inputs["bias"], index, False)

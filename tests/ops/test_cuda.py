@@ -1,0 +1,209 @@
+"""Who serves tensors on a GPU: the cost model, the choice, the plan and the loading rule. None of it needs a GPU."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import sparsekern as sk
+from sparsekern.ops import OPS, backends, cuda, cuda_cost
+
+pytestmark = pytest.mark.filterwarnings("ignore:Warning only once for all operators:UserWarning")  # kernels replaced, as meant
+native_only = pytest.mark.skipif(backends.native is None, reason="the policy is set through _native")
+
+
+class Asked(Exception):
+    """A kernel was called."""
+
+
+def asks(*arguments):
+    raise Asked
+
+
+ALL = SimpleNamespace(
+    **{f"{op}{product}": asks for op in ("grouped_conv2d", "sparse_linear") for product in ("", "_grad_x", "_grad_weight")}
+)
+
+
+@pytest.fixture
+def served():
+    """CPU tensors go where those on a GPU go; a kernel that is called raises."""
+    library = cuda.register(ALL, "CPU")
+    yield
+    library._destroy()
+
+
+def samples(name, dtype=torch.float32):
+    return OPS[name].samples(torch.device("cpu"), dtype)
+
+
+# ---- the library
+
+
+def test_library_is_loaded_under_a_cuda_torch_only(tmp_path):
+    library = tmp_path / "_C_cuda.so"
+    assert "without nvcc" in backends.why_no_cuda(library, "13.0")
+    library.touch()
+    assert backends.why_no_cuda(library, "13.0") is None
+    assert "CPU build" in backends.why_no_cuda(library, None)
+
+
+@pytest.mark.skipif(backends.missing_cuda is None, reason="the CUDA kernels are here")
+def test_without_the_library_the_reference_serves():
+    assert not backends.has_kernels("cuda") and backends.providers("cuda") == ["reference"]
+    assert backends.serves("sparse_linear", "cuda") == "reference"
+    with pytest.raises(ValueError, match=r"use: provider must be one of \['reference'\]; got 'cuda'"), backends.use("cuda", "cuda"):
+        pass
+
+
+def test_with_the_library_the_kernels_serve(monkeypatch):
+    monkeypatch.setattr(backends, "missing_cuda", None)
+    assert backends.providers("cuda") == ["reference", "cuda"]
+    library = cuda.register(ALL, "CUDA")
+    try:
+        assert backends.serves("sparse_linear", "cuda") == "cuda"
+        assert backends.serves("sparse_conv2d", "cuda") == "reference"  # has no kernel yet
+        with backends.use("reference", "cuda"):
+            assert backends.serves("sparse_linear", "cuda") == "reference"
+    finally:
+        library._destroy()
+    assert backends.serves("sparse_linear", "cuda") == "reference"
+
+
+# ---- the choice
+
+
+@native_only
+@pytest.mark.parametrize("name", cuda.SERVED)
+def test_policy_decides_between_kernel_and_torch(name, served):
+    op, inputs = OPS[name], samples(name)[4].inputs
+    with backends.use(backends.providers()[-1], dense="always"):
+        out = op.function(**inputs)
+    with backends.use("reference"):
+        torch.testing.assert_close(out, op.function(**inputs))
+    with backends.use(backends.providers()[-1], dense="never"), pytest.raises(Asked):
+        op.function(**inputs)
+
+
+@native_only
+@pytest.mark.parametrize("name", cuda.SERVED)
+def test_torch_instead_of_ours_computes_the_same(name, served):
+    op = OPS[name]
+    gradients, op.gradients = op.gradients, None
+    try:
+        for sample in samples(name):
+            leaves = {k: sample.inputs[k].detach().requires_grad_() for k in op.factors}
+            results = []
+            for provider, dense in (("reference", "auto"), (backends.providers()[-1], "always")):
+                with backends.use(provider, dense=dense):
+                    out = op.function(**{**sample.inputs, **leaves})
+                    results.append([out, *torch.autograd.grad(out.square().sum(), list(leaves.values()))])
+            for wanted, got in zip(*results):
+                torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4, msg=lambda m, s=sample: f"{s.name}: {m}")
+                assert got.stride() == wanted.stride() or not got.numel(), sample.name
+    finally:
+        op.gradients = gradients
+
+
+@pytest.mark.parametrize("name", cuda.SERVED)
+def test_float64_has_no_kernel(name, served):
+    inputs = samples(name, torch.float64)[4].inputs
+    out = OPS[name].function(**inputs)
+    with backends.use("reference"):
+        assert torch.equal(out, OPS[name].function(**inputs))
+
+
+@pytest.mark.parametrize("name", cuda.SERVED)
+def test_bad_input_gets_the_one_sentence(name, served):
+    op = OPS[name]
+    for bad in op.bad_samples():
+        with pytest.raises(bad.error) as raised:
+            op.function(**bad.inputs)
+        assert str(raised.value) == bad.sentence, bad.name
+
+
+def test_tf32_follows_the_flags_of_torch():
+    saved = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        for allowed in (True, False):
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+            assert cuda._tf32(torch.backends.cuda.matmul, torch.float32) is allowed
+            assert cuda._tf32(torch.backends.cudnn, torch.float32) is allowed
+            assert cuda._tf32(torch.backends.cudnn, torch.bfloat16) is False
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = saved
+
+
+# ---- the plan
+
+
+@pytest.mark.parametrize("name", ["odd_batch", "odd_block", "fan_in_one", "no_outputs"])
+def test_plan_lists_the_connections_by_input(name):
+    inputs = {s.name: s.inputs for s in samples("sparse_linear")}[name]
+    index, weight = inputs["index"], inputs["weight"]
+    block = tuple(weight.shape[2:]) or (1, 1)
+    blocks = inputs["x"].shape[-1] // block[1]
+    plan = cuda.make_plan(index, blocks, block)
+    assert plan.dtype == torch.int32 and plan[2:8].tolist() == [*index.shape, *block, blocks, plan.numel()]
+    indptr, output, place = plan[8:].split([blocks + 1, index.numel(), index.numel()])
+    flat = index.flatten().tolist()
+    for i in range(blocks):
+        places = place[indptr[i] : indptr[i + 1]].tolist()
+        assert places == [p for p, source in enumerate(flat) if source == i]
+        assert output[indptr[i] : indptr[i + 1]].tolist() == [p // index.shape[1] for p in places]
+
+
+# ---- the cost model
+
+
+@pytest.mark.parametrize(
+    ("groups", "channels", "out_channels", "taps", "useful"),
+    [(8, 64, 64, 9, 0.9), (4, 96, 192, 25, 0.99), (8, 96, 192, 25, 0.75), (16, 64, 64, 9, 0.45), (1, 64, 64, 9, 1.0)],
+)
+def test_padded_products_of_known_widths(groups, channels, out_channels, taps, useful):
+    issued = cuda_cost.padded_macs(out_channels, out_channels // groups, channels // groups, taps, 8)
+    assert out_channels * (channels // groups) * taps / issued == pytest.approx(useful, abs=0.02)
+
+
+def conv(groups, batch=64, channels=64, size=56, dtype=torch.bfloat16, product="forward", last=True, tf32=False):
+    weight = channels, channels // groups, 3, 3
+    window = 1, 1, 1, 1, 1, 1, groups
+    return cuda_cost.convolution(product, (batch, channels, size, size), weight, window, last, dtype, tf32, 1, cuda_cost.H100)
+
+
+def linear(rows, density, block=(1, 1), dtype=torch.bfloat16, size=4096, product="forward", tf32=False):
+    index = size // block[0], max(1, int(size * density) // block[1])
+    return cuda_cost.linear(product, rows, size, index, block, dtype, tf32, cuda_cost.H100)
+
+
+def test_estimates_are_floored_by_bytes_and_grow_with_work():
+    moved = 2 * (2 * 64 * 64 * 56 * 56 + 64 * 8 * 9)
+    assert conv(8).ours_us >= moved / 3.0e12 * 1e6 and conv(8).bound == "memory"
+    assert conv(1).ours_us > conv(64).ours_us and conv(8, batch=128).ours_us > conv(8).ours_us
+    strict, tf32 = (conv(1, dtype=torch.float32, tf32=allowed).ours_us for allowed in (False, True))
+    assert strict > tf32 > conv(1).ours_us
+    assert conv(8, batch=1, size=7).bound == "the launch"
+    for product in ("forward", "grad_x", "grad_weight"):
+        assert 0 < conv(8, product=product).ours_us < 1e4 and 0 < linear(64, 0.1, product=product).torch_us < 1e4
+
+
+def test_unstructured_loses_to_tensor_cores_and_wins_at_few_rows():
+    assert not linear(4096, 0.25).ours and linear(1, 0.1).ours
+    assert linear(4096, 0.1, dtype=torch.float32).ours  # against strict fp32
+    assert linear(4096, 0.1, block=(128, 128)).ours_us < linear(4096, 0.1).ours_us
+
+
+def test_close_estimates_go_to_torch():
+    assert not cuda_cost.Estimate(10.0, 10.5, "memory").ours and cuda_cost.Estimate(10.0, 12.0, "memory").ours
+
+
+def test_explain_on_a_gpu_prints_both_estimates(monkeypatch):
+    monkeypatch.setattr(backends, "serves", lambda *_: "cuda")
+    text = sk.GroupedConv2d(96, 192, 5, padding=2, groups=16).explain((128, 96, 16, 16), channels_last=True)
+    assert text.startswith("GroupedConv2d 96 -> 192") and text.count("modelled: ") == 3 and "served by cuda" in text
+    text = sk.SparseLinear(4096, 4096, density=0.1, block_size=64).to(torch.bfloat16).explain(rows=4096)
+    assert text.count("estimated") == 3 and "matrix blocks" in text
+    assert "dense" in sk.SparseLinear(512, 512, density=0.5).to(torch.bfloat16).explain(rows=4096)
+    assert "reference" in sk.SparseLinear(64, 64, density=0.5).double().explain()
