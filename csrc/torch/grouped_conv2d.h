@@ -1,7 +1,7 @@
-// What the glue of grouped_conv2d shares between devices: layouts, and the rules for sizes.
+// What the glue of grouped_conv2d shares between devices and with the ops that are made of it: its arguments and the rules for sizes.
 #pragma once
 #include "core/grouped_conv2d.h"
-#include "torch/glue.h"
+#include "torch/image.h"
 
 namespace sk::glue {
 
@@ -9,23 +9,6 @@ namespace sk::glue {
 struct Window {
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;
 };
-
-// ---- layout: channels_last stays so, everything else comes out contiguous. Strides decide (sizes of 1 make both true).
-inline bool channels_last(const Tensor& t) {
-  const int64_t C = t.size(1), H = t.size(2), W = t.size(3);
-  return C * H * W > 1 && t.stride(1) == 1 && t.stride(3) == C && t.stride(2) == C * W && t.stride(0) == C * W * H;
-}
-inline Tensor new_image(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool channels_last) {
-  const int64_t sizes[] = {N, C, H, W}, nchw[] = {C * H * W, H * W, W, 1}, nhwc[] = {C * H * W, 1, C * W, C};
-  return empty_strided(like, like.scalar_type(), sizes, channels_last ? nhwc : nchw, 4);
-}
-// `t` in one of the two layouts, copied only if it is in the other
-inline Tensor in_layout(const Tensor& t, bool wanted_channels_last) {
-  if (channels_last(t) ? wanted_channels_last : !wanted_channels_last && t.is_contiguous()) return t;
-  Tensor copy = new_image(t, t.size(0), t.size(1), t.size(2), t.size(3), wanted_channels_last);
-  return torch::stable::copy_(copy, t);
-}
-inline Tensor in_own_layout(const Tensor& t) { return channels_last(t) ? t : in_layout(t, false); }
 
 // ---- checks: the same rules as the card's `check`, before any memory is touched; the card says them in words
 inline void check_image(const Tensor& t, const char* message) { STD_TORCH_CHECK(here(t) && floating(t.scalar_type()) && t.dim() == 4, message); }
@@ -64,5 +47,13 @@ inline bool fits_bias(const std::optional<Tensor>& bias, const Tensor& x, int64_
 inline bool has_sizes(const Tensor& t, int64_t N, int64_t C, int64_t H, int64_t W) {
   return t.dim() == 4 && t.size(0) == N && t.size(1) == C && t.size(2) == H && t.size(3) == W;
 }
+
+// The forward on CPU tensors.
+Tensor grouped_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& shortcut,
+                      int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups,
+                      bool relu);
+Tensor grouped_conv2d_packed(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, const std::optional<Tensor>& shortcut,
+                             int64_t out_channels, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h,
+                             int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups, bool relu);
 
 }  // namespace sk::glue

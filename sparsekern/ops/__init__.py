@@ -5,6 +5,8 @@ from sparsekern.ops.define import OPS
 from sparsekern.ops.grouped_conv2d import grouped_conv2d
 from sparsekern.ops.grouped_conv2d_packed import grouped_conv2d_packed, pack_grouped_conv2d
 from sparsekern.ops.grouped_mm import grouped_mm
+from sparsekern.ops.pool2d import pool2d
+from sparsekern.ops.root_conv2d import root_conv2d, root_conv2d_packed
 from sparsekern.ops.sparse_conv2d import plan_sparse_conv2d, sparse_conv2d
 from sparsekern.ops.sparse_linear import plan_sparse_linear, sparse_linear
 from sparsekern.ops.sparse_linear_packed import pack_sparse_linear, sparse_linear_packed
@@ -26,6 +28,9 @@ __all__ = [
     "pack_sparse_linear",
     "plan_sparse_conv2d",
     "plan_sparse_linear",
+    "pool2d",
+    "root_conv2d",
+    "root_conv2d_packed",
     "sparse_conv2d",
     "sparse_linear",
     "sparse_linear_packed",

@@ -128,6 +128,12 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(t if t is None or t.dtype == torch.float64 or not t.is_floating_point() else t.to(dtype) for t in tensors)
 
 
+def transforming() -> bool:
+    """Whether ``torch.func`` or forward-mode AD is active."""
+    # there is an interpreter; `is not None` would do in eager mode, but Dynamo finds it always true
+    return isinstance(_interpreter(), _Interpreter) or forward_ad._current_level >= 0
+
+
 def define(op: Op) -> Op:
     """Register the three products of a card and open the four doors."""
     for door, product in op.products.items():

@@ -1,0 +1,58 @@
+// One pixel of pooled channels: vectors run over the channels, four at a time, and each tap is read once.
+#include "core/pool2d.h"
+
+#include "core/vec.h"
+
+namespace sk::SK_ISA {
+namespace {
+
+// The larger one; NaN if either is, as torch's max-pool does.
+SK_INLINE vf larger(vf a, vf b) {
+#if defined(__AVX512F__)
+  const __m512 p = reinterpret_cast<__m512>(a), q = reinterpret_cast<__m512>(b);
+  // max(p, q) is q where one is NaN: only a NaN in p has to stay
+  return reinterpret_cast<vf>(_mm512_mask_max_ps(p, _mm512_cmp_ps_mask(p, p, _CMP_ORD_Q), p, q));
+#else
+  return (a > b) | (a != a) ? a : b;
+#endif
+}
+
+template <class F>
+SK_INLINE void each_vector(int64_t channels, const F& f) {
+  int64_t c = 0;
+  for (; c + W <= channels; c += W) f(c, W);
+  if (c < channels) f(c, int(channels - c));
+}
+SK_INLINE vf load_some(const float* p, int n) { return n == W ? load(p) : load_first(p, n); }
+SK_INLINE void store_some(float* p, vf v, int n) { n == W ? store(p, v) : store_first(p, v, n); }
+
+// finish(combine(combine(tap 0, tap 1), tap 2) ...)
+template <class Combine, class Finish>
+SK_INLINE void over_taps(const float* const* taps, int64_t count, int64_t channels, const Combine& combine, const Finish& finish, float* out) {
+  constexpr int V = 4;
+  int64_t c = 0;
+  for (; c + V * W <= channels; c += V * W) {
+    vf acc[V];
+    SK_UNROLL for (int v = 0; v < V; ++v) acc[v] = load(taps[0] + c + v * W);
+    for (int64_t t = 1; t < count; ++t) SK_UNROLL for (int v = 0; v < V; ++v) acc[v] = combine(acc[v], load(taps[t] + c + v * W));
+    SK_UNROLL for (int v = 0; v < V; ++v) store(out + c + v * W, finish(acc[v]));
+  }
+  each_vector(channels - c, [&](int64_t at, int n) {
+    vf acc = load_some(taps[0] + c + at, n);
+    for (int64_t t = 1; t < count; ++t) acc = combine(acc, load_some(taps[t] + c + at, n));
+    store_some(out + c + at, finish(acc), n);
+  });
+}
+
+void max_pixel(const float* const* taps, int64_t count, int64_t channels, float* out) {
+  over_taps(taps, count, channels, [](vf a, vf b) { return larger(a, b); }, [](vf a) { return a; }, out);
+}
+void average_pixel(const float* const* taps, int64_t count, int64_t channels, float divisor, float* out) {
+  over_taps(taps, count, channels, [](vf a, vf b) { return a + b; }, [=](vf a) { return a / divisor; }, out);
+}
+
+}  // namespace
+
+extern const Pool2dKernels pool2d_kernels = {max_pixel, average_pixel};
+
+}  // namespace sk::SK_ISA
