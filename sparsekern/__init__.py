@@ -6,7 +6,19 @@ SparseLinear 3072 -> 768, 10.0 % kept, ...
 """
 
 from sparsekern import nn, ops, topology
+from sparsekern.lazy import __getattr__ as __getattr__
 from sparsekern.nn import GroupedConv2d, RootModule, SparseLinear, SpatialBasisConv2d, StochasticConv2d
 from sparsekern.version import __version__
 
-__all__ = ["GroupedConv2d", "RootModule", "SparseLinear", "SpatialBasisConv2d", "StochasticConv2d", "__version__", "nn", "ops", "topology"]
+__all__ = [
+    "GroupedConv2d",
+    "RootModule",
+    "SparseLinear",
+    "SpatialBasisConv2d",
+    "StochasticConv2d",
+    "__version__",
+    "nn",
+    "ops",
+    "optimize",
+    "topology",
+]

@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "reproduce": {"models", "nn", "ops", "topology", "data", "measure", "profile"},
     "cli": {"models", "nn", "ops", "topology", "data", "measure", "profile", "reproduce", "transform", "version"},
     "__main__": {"cli"},
-    "__init__": {"nn", "ops", "topology", "version"},
+    "lazy": {"transform"},
+    "__init__": {"lazy", "nn", "ops", "topology", "version"},
 }
 
 

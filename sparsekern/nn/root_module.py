@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsekern.nn.grouped_conv2d import GroupedConv2d
+from sparsekern.ops import root_conv2d
 
 
 class RootModule(nn.Sequential):
     """``grouped k x k -> ReLU -> 1x1 -> ReLU``: a convolution of low cost in place of a dense k x k one.
 
     The k x k filters see only the channels of their group; the 1x1 filters combine all groups. It is an ``nn.Sequential`` of two
-    layers, ``grouped`` and ``pointwise``, each with its activation.
+    layers, ``grouped`` and ``pointwise``, each with its activation; under ``torch.no_grad()`` they run in one call
+    (:func:`~sparsekern.ops.root_conv2d`), which keeps what is between them in the cache.
 
     Args:
         in_channels: channels of the input.
@@ -59,3 +61,19 @@ class RootModule(nn.Sequential):
         options = dict(bias=bias, activation=activation, device=device, dtype=dtype)
         self.grouped = GroupedConv2d(in_channels, mid_channels, kernel_size, stride, padding, groups=groups, **options)
         self.pointwise = GroupedConv2d(mid_channels, out_channels, 1, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, in_channels, H, W] -> [N, out_channels, OH, OW]``, or without ``N``."""
+        if not self._in_one_call(x):
+            return super().forward(x)
+        first, second = self.grouped, self.pointwise
+        options = dict(stride=first.stride, padding=first.padding, dilation=first.dilation, groups=first.groups)
+        options |= dict(activation=first.activation, last_activation=second.activation)
+        return root_conv2d(x, first.weight, first.bias, second.weight, second.bias, **options)
+
+    def _in_one_call(self, x: Tensor) -> bool:
+        """Inference, natural weights, and nobody who looks at the layers one by one."""
+        if torch.is_grad_enabled() or not isinstance(x, Tensor) or x.dim() != 4 or isinstance(self.grouped.padding, str):
+            return False
+        hooks = any(layer._forward_hooks or layer._forward_pre_hooks for layer in self)
+        return not hooks and all(type(layer) is GroupedConv2d and layer._packed is None for layer in self)

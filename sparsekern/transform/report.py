@@ -18,7 +18,9 @@ class OptimizeReport:
     swapped: list[str] = field(default_factory=list)  # nn.Conv2d -> GroupedConv2d
     fused: list[str] = field(default_factory=list)  # convolutions that took a ReLU
     summed: list[str] = field(default_factory=list)  # convolutions that took a shortcut and a ReLU
+    pooled: list[str] = field(default_factory=list)  # poolings on our kernel
     packed: list[str] = field(default_factory=list)
+    chains: dict[tuple[str, ...], float] = field(default_factory=dict)  # convolutions in one call -> their time one by one over it
     left: dict[str, str] = field(default_factory=dict)  # what was not done -> why
     times_us: dict[str, float] = field(default_factory=dict)
     chosen: str = "model"
@@ -37,6 +39,7 @@ class OptimizeReport:
                 ("convolutions swapped", self.swapped),
                 ("shortcuts fused", self.summed),
                 ("ReLUs fused", self.fused),
+                ("poolings swapped", self.pooled),
                 ("layers packed", self.packed),
             )
             if names
@@ -44,9 +47,10 @@ class OptimizeReport:
         kept = "; the model as it came is the fastest" if self.chosen == "model" and len(self.times_us) > 1 else ""
         lines = ["optimize: " + (", ".join(did) or "nothing to do") + kept]
         lines += [
-            f"  {name:22s} {us / 1000:9.3f} ms {'<- chosen, ' + format(self.speedup, '.2f') + 'x' if name == self.chosen else ''}".rstrip()
+            f"  {name:40s} {us / 1000:9.3f} ms {'<- chosen, ' + format(self.speedup, '.2f') + 'x' if name == self.chosen else ''}".rstrip()
             for name, us in self.times_us.items()
         ]
+        lines += [f"  {' + '.join(names)}: in one call {gain:.2f}x" for names, gain in self.chains.items()]
         lines += [f"  {what}: {why}" for what, why in self.left.items()]
         lines.append(f"  largest difference from the model {self.error:.1e}")
         return "\n".join(lines)

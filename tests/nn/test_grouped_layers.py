@@ -11,6 +11,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsekern.nn import GroupedConv2d, RootModule
 
@@ -216,6 +217,20 @@ def test_compiles_and_exports():
         torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
 
 
+def ops_of(layer, x):
+    """The ops of ours that a call runs."""
+    names = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.extend([func._schema.name.removeprefix("sparsekern::")] if func.namespace == "sparsekern" else [])
+            return func(*args, **(kwargs or {}))
+
+    with Recorder():
+        layer(x)
+    return names
+
+
 def test_root_module():
     root = RootModule(12, 24, 10, 3, groups=4, stride=2, padding=1)
     x = torch.randn(2, 12, 9, 9)
@@ -224,6 +239,14 @@ def test_root_module():
     torch.testing.assert_close(root(x), want, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(root(x), want, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():  # one call, unless somebody looks at the layers
+        assert ops_of(root, x) == ["root_conv2d"]
+        torch.testing.assert_close(root(x.to(memory_format=torch.channels_last)), want, rtol=1e-5, atol=1e-5)
+        seen = []
+        hook = root.grouped.register_forward_hook(lambda *_: seen.append(1))
+        assert "root_conv2d" not in ops_of(root, x) and seen
+        hook.remove()
+        assert "root_conv2d" not in ops_of(root, x[0])
     assert list(root.state_dict()) == ["grouped.weight", "grouped.bias", "pointwise.weight", "pointwise.bias"]
     assert root.grouped.weight.shape == (24, 3, 3, 3) and root.pointwise.weight.shape == (10, 24, 1, 1)
     plain = RootModule(12, 24, 10, 3, groups=4, bias=False, activation="none", dtype=torch.float64)

@@ -12,9 +12,12 @@ from torch import nn
 from sparsekern import GroupedConv2d, SparseLinear, StochasticConv2d
 from sparsekern.models import create_model, model_card
 from sparsekern.transform import optimize
+from sparsekern.transform.chain import RootChain, find_chains, fuse_chains
+from sparsekern.transform.depth_first import DepthFirst, depth_first
 from sparsekern.transform.fold import fold_batch_norm
 from sparsekern.transform.fuse import fuse_add_relu, swap_convolutions
 from sparsekern.transform.graph import tidy, traced
+from sparsekern.transform.pool import swap_pools
 
 
 def settle(model: nn.Module) -> nn.Module:
@@ -48,6 +51,11 @@ def test_a_network_computes_the_same(name):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not fast.training and not any(p.requires_grad for p in fast.parameters())
     assert set(fast.report.times_us) == {"model", "optimized", "channels_last", "channels_last, packed"}
+    pools = [
+        n for n, m in model.named_modules()
+        if not n.startswith("aux") and (isinstance(m, (nn.MaxPool2d, nn.AvgPool2d)) or getattr(m, "output_size", 0) in (1, (1, 1)))
+    ]  # fmt: skip
+    assert len(fast.report.pooled) == len(pools)
     if name.startswith("resnet50"):
         assert len(fast.report.summed) == 16  # one per block
     norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
@@ -202,3 +210,98 @@ def test_the_report_can_be_read():
     model = settle(nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()))
     text = str(optimize(model, torch.randn(1, 8, 12, 12), rounds=1).report)
     assert text.startswith("optimize: 1 batch-norm folded, 1 convolution swapped, 1 ReLU fused") and "<- chosen" in text
+
+
+class Pooled(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.MaxPool2d(3, 2, ceil_mode=True), nn.AvgPool2d(3, 1, padding=1, count_include_pad=False), nn.MaxPool2d(2, dilation=2),
+            nn.AvgPool2d(2, divisor_override=3), nn.AdaptiveAvgPool2d(3), nn.AdaptiveAvgPool2d(1),
+        )  # fmt: skip
+
+
+def test_poolings_that_are_ours():
+    model, x = Pooled().eval(), torch.randn(2, 16, 23, 20)
+    graph = traced(model)
+    assert swap_pools(graph) == ["0", "1", "5"]
+    tidy(graph)
+    torch.testing.assert_close(graph(x), model(x))
+
+
+class Chains(nn.Module):
+    """Two chains, one of which ends with a shortcut; a convolution that others read; one whose activation is another."""
+
+    def __init__(self):
+        super().__init__()
+        conv = lambda i, o, k, act="relu", g=1: GroupedConv2d(i, o, k, padding=k // 2, groups=g, activation=act)  # noqa: E731
+        self.a1, self.a2, self.a3, self.a4 = conv(8, 32, 3, g=4), conv(32, 24, 1), conv(24, 8, 1, "none"), conv(8, 16, 1)
+        self.b1, self.b2 = conv(16, 32, 5, g=2), conv(32, 16, 1, "none")
+        self.c1, self.c2, self.c3 = conv(16, 16, 3), conv(16, 16, 1), conv(16, 16, 3)
+
+    def forward(self, x):
+        x = self.a4(self.a3(self.a2(self.a1(x))))
+        x = torch.relu(self.b2(self.b1(x)) + x)
+        y = self.c1(x)
+        return self.c3(self.c2(y)) + y
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@torch.no_grad()
+def test_chains(packed):
+    model, x = Chains().eval(), torch.randn(2, 8, 20, 14).to(memory_format=torch.channels_last)
+    graph = traced(model)
+    fuse_add_relu(graph)
+    if packed:
+        for conv in graph.children():
+            conv.pack()
+    assert [[node.target for node in chain] for chain in find_chains(graph)] == [["a1", "a2", "a3"], ["b1", "b2"]]
+    kept, left = {}, {}
+    fuse_chains(graph, {"a1": (2, 8, 20, 14), "b1": (2, 16, 20, 14)}, kept, left)
+    assert set(kept) | {tuple(names.split(" + ")) for names in left} == {("a1", "a2", "a3"), ("b1", "b2")}
+    assert all("one by one is faster" in why for why in left.values()) and all(gain > 1 for gain in kept.values())
+    tidy(graph)
+    assert sum(isinstance(m, RootChain) for m in graph.modules()) == len(kept)
+    torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+class Mixed(nn.Module):
+    """Images, then rows that see each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.short = nn.Conv2d(3, 8, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(3, 8, 1)
+        self.head, self.scale = nn.Linear(16, 4), nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        y = torch.relu(self.conv(x)) + self.short(x)
+        y = torch.cat([self.pool(y), self.pool(y)], 1).mean((2, 3))
+        return (self.head(y) * self.scale).softmax(0)
+
+
+@torch.no_grad()
+def test_depth_first_takes_the_part_that_sees_images_one_by_one():
+    model, x = Mixed().eval(), torch.randn(7, 3, 8, 8)
+    split = depth_first(traced(model), (x,), 2)
+    part = split.depth_first.part
+    assert {node.target for node in part.graph.nodes if node.op == "call_module"} == {"conv", "pool", "short"}
+    for count in (1, 2, 5, 7):
+        torch.testing.assert_close(split(x[:count]), model(x[:count]))
+    assert depth_first(traced(nn.Sequential(nn.Flatten(), nn.Linear(192, 4))), (x,), 2) is None
+
+
+@torch.no_grad()
+def test_a_batch_may_go_depth_first():
+    model = create_model("nin_root_16").eval()
+    x = torch.randn(5, 3, 16, 16)
+    fast = optimize(model, x, rounds=1)
+    assert "channels_last, packed, 2 images at a time" in fast.report.times_us
+    assert (fast.report.chosen.endswith("images at a time")) == any(isinstance(m, DepthFirst) for m in fast.modules())
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_optimize_is_part_of_the_face():
+    import sparsekern
+
+    assert sparsekern.optimize is optimize and "optimize" in sparsekern.__all__
+    with pytest.raises(AttributeError, match="module 'sparsekern' has no attribute 'optimise'"):
+        sparsekern.optimise()

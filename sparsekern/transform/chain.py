@@ -1,0 +1,131 @@
+"""A convolution and the 1x1 convolutions behind it, as one call that keeps what is between them in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsekern.measure.protocol import interleave
+from sparsekern.nn import GroupedConv2d
+from sparsekern.ops import root_conv2d, root_conv2d_packed
+from sparsekern.transform.graph import drop, module_of, only_call, only_reader
+
+STAGES = 3
+
+
+class RootChain(nn.Sequential):
+    """Two or three ``GroupedConv2d``, all but the first 1x1, as one :func:`~sparsekern.ops.root_conv2d`; all packed or none.
+
+    ``names``: what the model called them. ``activation`` in a call takes the place of the last one's own.
+    """
+
+    def __init__(self, names: tuple[str, ...], convolutions: list[GroupedConv2d]):
+        super().__init__(*convolutions)
+        self.names = names
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, activation: str | None = None) -> Tensor:
+        first, last = self[0], self[-1]
+        options = {
+            "stride": first.stride, "padding": first.padding, "dilation": first.dilation, "groups": first.groups,
+            "activation": first.activation, "last_activation": last.activation if activation is None else activation, "shortcut": shortcut,
+        }  # fmt: skip
+        packed = first._packed is not None
+        tensors = [t for layer in self for t in (layer._packed if packed else layer.weight, layer.bias)]
+        tensors += [None] * (2 * STAGES - len(tensors))
+        if packed:
+            return root_conv2d_packed(x, *tensors, last.out_channels, first.kernel_size, **options)
+        return root_conv2d(x, *tensors, **options)
+
+
+def _can_begin(conv: nn.Module | None) -> bool:
+    return isinstance(conv, GroupedConv2d) and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+
+
+def _can_follow(conv: nn.Module | None) -> bool:
+    plain = isinstance(conv, GroupedConv2d) and conv.kernel_size == (1, 1) and conv.stride == (1, 1)
+    return plain and conv.padding in ((0, 0), 0, "valid", "same")
+
+
+def find_chains(graph: fx.GraphModule) -> list[list[fx.Node]]:
+    """The nodes of each chain: as long as they can be, none in two of them."""
+    chains, taken = [], set()
+    for node in graph.graph.nodes:
+        if node in taken or not (_can_begin(module_of(graph, node)) and only_call(graph, node)):
+            continue
+        chain = [node]
+        while len(chain) < STAGES and len(chain[-1].args) == 1 and only_reader(chain[-1]):
+            reader = next(iter(chain[-1].users))
+            conv = module_of(graph, reader)
+            # every activation but the last is the same one
+            same = len(chain) == 1 or module_of(graph, chain[-1]).activation == module_of(graph, node).activation
+            fits = _can_follow(conv) and reader.args[0] is chain[-1] and only_call(graph, reader) and same
+            if not (fits and (conv._packed is None) == (module_of(graph, node)._packed is None)):
+                break
+            chain.append(reader)
+        if len(chain) > 1:
+            chains.append(chain)
+            taken.update(chain)
+    return chains
+
+
+def fuse_chains(
+    graph: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]], kept: dict[tuple[str, ...], float], left: dict[str, str]
+) -> None:
+    """Put every chain that is faster as one call into the graph.
+
+    Args:
+        shapes: of the input of each convolution, by name; without one a chain is left alone.
+        kept: gets the names of each chain -> its time one by one over its time together.
+        left: gets why a chain was left.
+    """
+    found: dict[tuple, float] = {}
+    for chain in find_chains(graph):
+        convolutions = [module_of(graph, node) for node in chain]
+        names = tuple(node.target for node in chain)
+        shape = shapes.get(names[0])
+        if shape is None or len(shape) != 4:
+            continue
+        made, shortcut = RootChain(names, convolutions), len(chain[-1].args) > 1
+        key = (shape, shortcut, *map(repr, convolutions))
+        if key not in found:
+            found[key] = _gain(made, shape, shortcut)
+        if found[key] <= 1.0:
+            left[" + ".join(names)] = f"one by one is faster ({found[key]:.2f}x together)"
+            continue
+        kept[names] = found[key]
+        _put(graph, chain, made)
+
+
+def _gain(chain: RootChain, shape: tuple[int, ...], shortcut: bool) -> float:
+    """Time one by one over time together, on random images of this shape in channels_last."""
+    weight = chain[0].weight
+    x = torch.rand(shape, dtype=weight.dtype, device=weight.device).contiguous(memory_format=torch.channels_last)
+    end = (torch.rand_like(chain(x)), "relu") if shortcut else ()
+
+    def one_by_one() -> Tensor:
+        y = x
+        for conv in list(chain)[:-1]:
+            y = conv(y)
+        return chain[-1](y, *end)
+
+    return ratio(one_by_one, lambda: chain(x, *end))
+
+
+def ratio(slow: Callable[[], object], fast: Callable[[], object]) -> float:
+    """Time of the first over the second."""
+    timings = interleave({"slow": slow, "fast": fast}, rounds=5, min_time_ms=1.0)
+    clock = "cpu" if torch.get_num_threads() == 1 else "wall"  # of one thread it tells more on a shared core
+    return timings["slow"].by(clock).median_us / timings["fast"].by(clock).median_us
+
+
+def _put(graph: fx.GraphModule, chain: list[fx.Node], made: RootChain) -> None:
+    parent, _, name = chain[0].target.rpartition(".")
+    graph.get_submodule(parent).add_module(f"{name}_chain", made)
+    first, last = chain[0], chain[-1]
+    with graph.graph.inserting_before(last):
+        node = graph.graph.call_module(f"{parent}.{name}_chain" if parent else f"{name}_chain", (first.args[0], *last.args[1:]))
+    drop(graph, last, node)
+    for old in reversed(chain[:-1]):
+        graph.graph.erase_node(old)
