@@ -21,21 +21,17 @@ bool natural(Strides s) { return s.col == 1; }
 const float* natural_rows(const float* x, Strides& stride, int64_t rows, int64_t features, const Scratch& scratch) {
   if (natural(stride)) return x;
   float* copy = scratch.as<float>();
-  for (int64_t n = 0; n < rows; ++n)
-    for (int64_t i = 0; i < features; ++i) copy[n * features + i] = x[n * stride.row + i * stride.col];
+  if (stride.row == 1)
+    kernels().from_feature_major(x, stride.col, rows, features, copy, features);
+  else
+    for (int64_t n = 0; n < rows; ++n)
+      for (int64_t i = 0; i < features; ++i) copy[n * features + i] = x[n * stride.row + i * stride.col];
   stride = {features, 1};
   return copy;
 }
 
-namespace {
-
-// Columns [first, first + count) of a [N][features] matrix as feature-major rows of `width` floats, zero-padded.
-struct Chunk {
-  const float* data;
-  int64_t stride;
-};
 Chunk chunk_of(const float* x, Strides s, int64_t first, int64_t count, int64_t features, int64_t width, float* buffer, const Pool& pool,
-               bool must_copy = false) {
+               bool must_copy) {
   if (!natural(s) && s.row == 1 && count == width && !must_copy) return {x + first, s.col};  // already there
   const SparseLinearKernels& k = kernels();
   if (natural(s)) {
@@ -54,6 +50,8 @@ Chunk chunk_of(const float* x, Strides s, int64_t first, int64_t count, int64_t 
   }
   return {buffer, width};
 }
+
+namespace {
 
 // Runs unit(chunk of the input, rows of the output [panel_rows][width] holding the bias, vectors, panel) over all chunks of
 // columns and panels of output rows; threads share panels, and chunks where there are too few panels.
@@ -114,13 +112,13 @@ const float* ordered(const Connections& c, const ColumnWeights& weights, float* 
 }
 
 // One fixed fan-in product: rows of `out` read `in` through `c`. Serves forward and, on the transposed structure, grad_x.
-void condensed(int64_t N, const Connections& c, Panels panels, const float* in, Strides in_s, int64_t in_features, const ColumnWeights& weights,
-               const float* bias, float* out, Strides out_s, int64_t out_features, const Pool& pool) {
+void condensed(bool gathers, int64_t N, const Connections& c, Panels panels, const float* in, Strides in_s, int64_t in_features,
+               const ColumnWeights& weights, const float* bias, float* out, Strides out_s, int64_t out_features, const Pool& pool) {
   const SparseLinearKernels& k = kernels();
-  if (N <= kFewRows) {
+  if (gathers) {
     const Scratch in_order(weights.rank ? size_t(c.kept) * sizeof(float) : 0);
     const float* weight = weights.rank ? ordered(c, weights, in_order.as<float>(), pool) : weights.weight;
-    Scratch scratch(size_t(N * in_features) * sizeof(float));
+    const Scratch scratch(size_t(natural(in_s) ? 0 : N * in_features) * sizeof(float));
     const float* rows = natural_rows(in, in_s, N, in_features, scratch);
     const int64_t grain = std::max<int64_t>(8, 32768 / std::max<int64_t>(1, c.ptr[out_features] / std::max<int64_t>(1, out_features)));
     parallel(pool, out_features, grain, [&](int64_t begin, int64_t end) {
@@ -135,6 +133,18 @@ ExpandedRows expanded_rows(const SparseLinearShape& s, const Plan& plan, const f
   return {plan.mask(), mask_words(s), s.in(), weight, s.F};
 }
 
+// Few rows of x and few connections a row.
+void turned(const SparseLinearShape& s, const Plan& plan, const float* x, Strides x_s, const float* weight, const float* bias, float* y, Strides y_s,
+            const Pool& pool) {
+  constexpr int64_t L = Interleaved::kLanes;
+  const Scratch scratch(size_t(natural(x_s) ? 0 : s.N * s.in()) * sizeof(float));
+  const float* rows = natural_rows(x, x_s, s.N, s.in(), scratch);
+  const Interleaved c{weight, plan.at(Plan::kRowsOf16), plan.data[Plan::kWide] != 0, s.OB, s.F};
+  parallel(pool, (s.OB + L - 1) / L, std::max<int64_t>(1, 2048 / s.F), [&](int64_t begin, int64_t end) {
+    for (int64_t n = 0; n < s.N; ++n) kernels().turned(c, rows + n * x_s.row, bias, y + n * y_s.row, y_s.col, begin, end);
+  });
+}
+
 Blocks forward_blocks(const SparseLinearShape& s, const Plan& plan) {
   return {plan.at(Plan::kPtr), plan.at(Plan::kEntries), s.OB, s.BO, s.BI, s.BI, 1, s.BO * s.BI};
 }
@@ -147,17 +157,6 @@ void blocked(int64_t N, const Blocks& b, const float* in, Strides in_s, int64_t 
 
 }  // namespace
 
-void expanded_product(int64_t N, const ExpandedRows& w, int64_t out_features, const float* x, Strides x_s, const float* bias, float* y, Strides y_s,
-                      const Pool& pool) {
-  const SparseLinearKernels& k = kernels();
-  Scratch scratch(size_t(N * w.inputs) * sizeof(float));
-  const float* rows = natural_rows(x, x_s, N, w.inputs, scratch);
-  parallel(pool, out_features, std::max<int64_t>(8, 65536 / std::max<int64_t>(1, w.inputs)), [&](int64_t begin, int64_t end) {
-    for (int64_t n = 0; n < N; n += 4)
-      k.expanded[std::min<int64_t>(4, N - n) - 1](w, rows + n * x_s.row, x_s.row, bias, y + n * y_s.row, y_s.row, y_s.col, begin, end);
-  });
-}
-
 void sparse_linear_fwd(const SparseLinearShape& sizes, const int32_t* plan_data, const float* x, Strides x_s, const float* weight, const float* bias,
                        float* y, Strides y_s, const Pool& pool) {
   if (sizes.N == 0 || sizes.out() == 0) return;
@@ -168,10 +167,14 @@ void sparse_linear_fwd(const SparseLinearShape& sizes, const int32_t* plan_data,
   if (kernel == LinearKernel::balanced)
     balanced_product(s.N, {plan.at(Plan::kBalancedRuns), plan.balanced_words(), weight, plan.at(Plan::kBalancedOrder), nullptr, 0, s.OB, s.F}, s.in(),
                      x, x_s, bias, y, y_s, pool);
+  else if (kernel == LinearKernel::gather && can_turn(s))
+    turned(s, plan, x, x_s, weight, bias, y, y_s, pool);
+  else if (kernel == LinearKernel::expanded_strips)
+    expanded_strips(s.N, expanded_rows(s, plan, weight), s.out(), x, x_s, bias, y, y_s, pool);
   else if (kernel == LinearKernel::expanded)
     expanded_product(s.N, expanded_rows(s, plan, weight), s.out(), x, x_s, bias, y, y_s, pool);
   else if (is_condensed(s))
-    condensed(s.N, plan.forward(), {plan.at(Plan::kPanels)}, x, x_s, s.in(), {weight}, bias, y, y_s, s.out(), pool);
+    condensed(kernel == LinearKernel::gather, s.N, plan.forward(), {plan.at(Plan::kPanels)}, x, x_s, s.in(), {weight}, bias, y, y_s, s.out(), pool);
   else
     blocked(s.N, forward_blocks(s, plan), x, x_s, s.in(), weight, bias, y, y_s, pool);
 }
@@ -193,8 +196,8 @@ void sparse_linear_grad_x(const SparseLinearShape& s, const int32_t* plan_data, 
             grad_x, gx_s, pool);
     return;
   }
-  condensed(s.N, plan.transposed(), {plan.at(Plan::kPanelsT)}, grad_out, g_s, s.out(), {weight, plan.rank_t(), s.F}, nullptr, grad_x, gx_s, s.in(),
-            pool);
+  condensed(s.N <= kFewRows, s.N, plan.transposed(), {plan.at(Plan::kPanelsT)}, grad_out, g_s, s.out(), {weight, plan.rank_t(), s.F}, nullptr, grad_x,
+            gx_s, s.in(), pool);
 }
 
 void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* plan_data, const float* grad_out, Strides g_s, const float* x, Strides x_s,

@@ -27,17 +27,18 @@ enum class Product : int { forward = 0, grad_x = 1, grad_weight = 2 };
 
 // How a product is computed. The numbers are the op's public codes (ops/sparse_linear.py names them).
 enum class LinearKernel : int {
-  gather = 0,         // few rows: one gathered dot product per output
-  feature_major = 1,  // many rows: columns of x are the vectors, blocked for L1
-  block_dot = 2,      // few rows, blocks: dot products along the block's inputs
-  block_tile = 3,     // many rows, blocks: a dense register tile per block
-  dense = 4,          // the weight is scattered into a dense matrix and torch multiplies
-  block_amx = 5,      // bf16: blocks as matrix tiles
-  expanded_amx = 6,   // bf16: unstructured rows expanded, strip by strip, into matrix tiles
-  expanded = 7,       // few rows, many connections: rows of the weight expanded in registers, x loaded as it lies
-  dense_rows = 8,     // the same, packed: the zeros are kept
-  balanced = 9,       // few rows, window-balanced: permutes of two registers of x in place of gathers
-  windows = 10,       // packed, few rows: the same for most connections of any table, and a gather for the others
+  gather = 0,            // few rows: one gathered dot product per output
+  feature_major = 1,     // many rows: columns of x are the vectors, blocked for L1
+  block_dot = 2,         // few rows, blocks: dot products along the block's inputs
+  block_tile = 3,        // many rows, blocks: a dense register tile per block
+  dense = 4,             // the weight is scattered into a dense matrix and torch multiplies
+  block_amx = 5,         // bf16: blocks as matrix tiles
+  expanded_amx = 6,      // bf16: unstructured rows expanded, strip by strip, into matrix tiles
+  expanded = 7,          // few rows, many connections: rows of the weight expanded in registers, x loaded as it lies
+  dense_rows = 8,        // packed: the zeros are kept
+  balanced = 9,          // few rows, window-balanced: permutes of two registers of x in place of gathers
+  windows = 10,          // packed, few rows: the same for most connections of any table, and a gather for the others
+  expanded_strips = 11,  // many rows, most connections: strips of the weight expanded in the caches, columns of x are the vectors
 };
 enum class LinearType : int { fp32 = 0, fp16 = 1, bf16 = 2 };
 

@@ -2,7 +2,7 @@
 // permuted out of two registers (vpermt2ps), which takes an eighth of the time of a gather.
 #include "core/sparse_linear_balanced.h"
 
-#include "core/vec.h"
+#include "core/sparse_linear_turn.h"
 
 namespace sk::SK_ISA {
 #if defined(__AVX512F__)
@@ -78,22 +78,6 @@ void group(const int32_t* runs, Streams streams, const float* x, int64_t x_row, 
     }
 #undef SK_RUN
   }
-}
-
-// Columns c .. c+3 of 16 rows as 4 vectors of 16 rows. Quarters of vectors are loaded to where they belong, which costs less than to
-// move them there in registers.
-SK_INLINE void turn_four(const float* w, int64_t row, __m512* out) {
-  __m512 t[4];
-  SK_UNROLL for (int j = 0; j < 4; ++j) {
-    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(w + j * row));
-    v = _mm512_insertf32x4(v, _mm_loadu_ps(w + (4 + j) * row), 1);
-    v = _mm512_insertf32x4(v, _mm_loadu_ps(w + (8 + j) * row), 2);
-    t[j] = _mm512_insertf32x4(v, _mm_loadu_ps(w + (12 + j) * row), 3);
-  }
-  const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(t[0], t[1])), b = _mm512_castps_pd(_mm512_unpacklo_ps(t[2], t[3]));
-  const __m512d c = _mm512_castps_pd(_mm512_unpackhi_ps(t[0], t[1])), d = _mm512_castps_pd(_mm512_unpackhi_ps(t[2], t[3]));
-  out[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), out[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-  out[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d)), out[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
 }
 
 // Rows of a natural weight [rows][fan_in] side by side, in the order of the runs: [fan_in][L].

@@ -12,7 +12,7 @@ namespace {
 template <int R, int V>
 __attribute__((noinline)) void tile_rows(const BlockWork& p, int64_t r0) {
   vf a[R][V];
-  SK_UNROLL for (int r = 0; r < R; ++r) SK_UNROLL for (int v = 0; v < V; ++v) a[r][v] = load(p.out + (r0 + r) * p.out_stride + v * W);
+  SK_UNROLL for (int r = 0; r < R; ++r) SK_UNROLL for (int v = 0; v < V; ++v) a[r][v] = zero();  // sums of sums round less than one long sum
   for (int64_t e = 0; e < p.count; ++e) {
     const float* in = p.in + p.entries[2 * e] * p.depth * p.in_stride;
     const float* w = p.weight + p.entries[2 * e + 1] * p.area + r0 * p.row_step;
@@ -25,7 +25,10 @@ __attribute__((noinline)) void tile_rows(const BlockWork& p, int64_t r0) {
       }
     }
   }
-  SK_UNROLL for (int r = 0; r < R; ++r) SK_UNROLL for (int v = 0; v < V; ++v) store(p.out + (r0 + r) * p.out_stride + v * W, a[r][v]);
+  SK_UNROLL for (int r = 0; r < R; ++r) SK_UNROLL for (int v = 0; v < V; ++v) {
+    float* out = p.out + (r0 + r) * p.out_stride + v * W;
+    store(out, load(out) + a[r][v]);
+  }
 }
 
 // R or fewer rows, whichever they are

@@ -10,13 +10,18 @@ namespace sk {
 namespace {
 
 // per microsecond
-constexpr double kGathered = 5500;                       // connections, x in L1 or L2
-constexpr double kScattered = 900;                       // weights written into a dense matrix
-constexpr double kExpanded[] = {0, 800, 750, 680, 600};  // vectors of positions expanded for 1 to 4 rows of x
-constexpr double kDenseRows = 500;                       // vectors of positions for 8 rows of x
-constexpr double kSums = 650;                            // vectors summed to one number
-constexpr double kExpandedToDense = 150;                 // vectors of positions written into a dense matrix, and read back by the product
-constexpr double kMemory = 9000;                         // bytes of fresh memory zeroed or of activations transposed
+constexpr double kGathered = 5500;                                                // connections, x in L1 or L2
+constexpr double kScattered = 900;                                                // weights written into a dense matrix
+constexpr double kExpanded[] = {0, 800, 750, 680, 600, 500, 450, 420, 390};       // vectors of positions expanded for 1 to 8 rows of x
+constexpr double kExpandedToCache = 700;                                          // into a strip
+constexpr double kStripFlops[] = {0, 110e3, 140e3, 150e3, 165e3};                 // its products, by vectors of columns
+constexpr double kDenseRows[] = {0, 1800, 1500, 1300, 1200, 800, 800, 800, 750};  // vectors of positions for 1 to 8 rows of x
+constexpr double kDenseRowsFlops = 165e3;                                         // for more
+constexpr double kTurnedGather = 240;                                             // vectors of connections turned and gathered
+constexpr double kSums = 650;                                                     // vectors summed to one number
+constexpr double kExpandedToDense = 150;  // vectors of positions written into a dense matrix, and read back by the product
+constexpr double kRead = 52e3;            // bytes of activations that are used once
+constexpr double kMemory = 9000;          // bytes of fresh memory zeroed or of activations transposed
 // feature-major, by vectors of columns (0: half of one)
 constexpr double kPanelFlops[] = {32e3, 49e3, 78e3, 91e3, 97e3};
 constexpr double kPanelFlopsT[] = {17e3, 31e3, 52e3, 62e3, 67e3};  // grad_x: the weights lie in the order of the outputs
@@ -94,19 +99,46 @@ double blocks_us(const SparseLinearShape& s, Product product) {
   return flops * columns / (s.BI == 1 ? kBlockPanelFlops : kBlockFlops) + transposed_us;
 }
 
+double gather_us(const SparseLinearShape& s) { return s.N * double(s.kept()) / kGathered + s.N * s.OB / kSums; }
+
+// The time it takes, or that it takes to read weights from behind the second-level cache.
+double at_least_read(double us, double weight_bytes) { return weight_bytes > (2 << 20) ? std::max(us, weight_bytes / kBeyondCache) : us; }
+
+double dense_rows_us(const SparseLinearShape& s) {
+  const double vectors = double(groups(s.OB)) * s.IB;
+  return at_least_read(s.N <= 8 ? vectors / kDenseRows[s.N] : 2.0 * vectors * kTile * s.N / kDenseRowsFlops, vectors * kTile * 4);
+}
+
+// Up to 8 rows of x at a time.
+double expanded_us(const SparseLinearShape& s) {
+  const double passes = double(s.N / 8) / kExpanded[8] + (s.N % 8 ? 1 / kExpanded[s.N % 8] : 0.0);
+  const double us = 2.0 * s.OB * mask_words(s) * passes + s.N * s.OB / kSums;
+  return std::max(at_least_read(us, 4.0 * s.kept()), s.N * double(s.in()) * 4 / kRead);
+}
+
+double expanded_strips_us(const SparseLinearShape& s) {
+  const int64_t columns = groups(s.N) * 16, chunks = (s.N + 63) / 64;
+  const int64_t wave = std::clamp<int64_t>(kStripWaveBytes / (s.in() * 64 * 4), 1, std::max<int64_t>(1, chunks));
+  const double vectors = 2.0 * s.OB * mask_words(s);
+  return vectors * double((chunks + wave - 1) / wave) / kExpandedToCache +
+         2.0 * 16 * vectors * double(columns) / kStripFlops[std::min<int64_t>(4, groups(s.N))] + double(s.in() + s.out()) * columns * 4 / kTransposed;
+}
+
 // Our fp32 kernels, conversions of half types included.
 double plain_us(const SparseLinearShape& s, Product product, LinearKernel kernel, bool half_precision) {
   const double kept = double(s.kept());
   const int64_t vectors = std::min<int64_t>(4, groups(s.N)), columns = groups(s.N) * 16;
   double us = 2.0;
   if (kernel == LinearKernel::gather)
-    us += s.N * kept / kGathered + s.N * s.OB / kSums;
+    us += product == Product::forward && can_turn(s) ? s.N * double(groups(s.OB)) * s.F / kTurnedGather : gather_us(s);
   else if (kernel == LinearKernel::balanced)
     us += balanced_us(s, true, false);
   else if (kernel == LinearKernel::dense_rows)
-    us += double(groups(s.OB)) * s.IB * ((s.N + 7) / 8) / kDenseRows;
+    us += dense_rows_us(s);
   else if (kernel == LinearKernel::expanded)
-    us += 2.0 * s.OB * mask_words(s) * ((s.N / 4) / kExpanded[4] + (s.N % 4 ? 1 / kExpanded[s.N % 4] : 0.0)) + s.N * s.OB / kSums;
+    us += expanded_us(s);
+  else if (kernel == LinearKernel::expanded_strips)
+    us += expanded_strips_us(s);
   else if (s.BO * s.BI > 1)
     us += blocks_us(s, product);
   else {  // feature_major
@@ -149,9 +181,8 @@ double tiles_us(const SparseLinearShape& s, Product product, bool packed) {
 int64_t sparse_linear_places(const SparseLinearShape& s, const std::vector<int64_t>& left_over) {
   SparseLinearShape one = s;
   one.N = 1;
-  const double gather_us = plain_us(one, Product::forward, LinearKernel::gather, false);
   int64_t best = 0;
-  double best_us = 0.9 * gather_us;  // it costs memory
+  double best_us = 0.9 * (2.0 + gather_us(one));  // it costs memory
   for (one.places = 1; one.places < int64_t(left_over.size()); ++one.places) {
     one.left_over = left_over[one.places];
     if (windows_us(one) < best_us) best_us = windows_us(one), best = one.places;
@@ -165,7 +196,9 @@ LinearKernel sparse_linear_plain_kernel(const SparseLinearShape& s, Product prod
   LinearKernel kernel = few ? LinearKernel::gather : LinearKernel::feature_major;
   if (product != Product::forward) return kernel;
   const auto faster = [&](LinearKernel other) { return plain_us(s, product, other, false) < plain_us(s, product, kernel, false); };
-  if (can_expand(s) && s.N <= 16 && faster(LinearKernel::expanded)) kernel = LinearKernel::expanded;
+  if (faster(LinearKernel::gather)) kernel = LinearKernel::gather;  // also for many rows, where outputs are few
+  if (can_expand(s) && faster(LinearKernel::expanded)) kernel = LinearKernel::expanded;
+  if (can_expand(s) && s.N > 8 && faster(LinearKernel::expanded_strips)) kernel = LinearKernel::expanded_strips;
   if (can_balance(s) && s.N <= kMostBalancedRows && faster(LinearKernel::balanced)) kernel = LinearKernel::balanced;
   return kernel;
 }
@@ -179,7 +212,7 @@ LinearChoice sparse_linear_choice(const SparseLinearShape& s, Product product, L
     const double us = tiles_us(s, product, false);
     if (us < sparse_us) sparse_us = us, kernel = blocks ? LinearKernel::block_amx : LinearKernel::expanded_amx;
   }
-  double dense_us = 4.0 + 2.0 * dense * s.N / dense_flops(s.N, dense * 4, half_precision);
+  double dense_us = 4.0 + std::max(2.0 * dense * s.N / dense_flops(s.N, dense * 4, half_precision), s.N * double(s.in()) * 4 / kRead);
   if (half_precision) dense_us += double(s.in() + s.out()) * s.N / 12000;  // thin matrices: x and y moved, not the products, take the time
   // grad_weight writes a dense gradient and picks the kept entries; the others fill a dense weight
   if (!half_precision && product != Product::grad_weight && can_expand(s))
@@ -194,20 +227,16 @@ LinearKernel sparse_linear_packed_choice(const SparseLinearShape& s, LinearType 
   const bool blocks = s.BO * s.BI > 1, few = s.N <= 2, tiles = type == LinearType::bf16 && isa() == Isa::amx;
   LinearKernel plain = few ? LinearKernel::gather : LinearKernel::feature_major;
   if (blocks) plain = few ? LinearKernel::block_dot : LinearKernel::block_tile;
-  if (packs_zeros(s) && s.N <= kMostDenseRows) {
-    // The zeros cost nothing while they come from the second-level cache; beyond it, less of them is faster for up to 4 rows.
-    const bool cached = s.in() * s.out() * 4 <= int64_t(2) << 20;
-    plain = can_expand(s) && s.N <= 4 && !cached ? LinearKernel::expanded : LinearKernel::dense_rows;
-  }
   if (blocks) return tiles && tile_blocks(s) ? LinearKernel::block_amx : plain;
   const bool half_precision = type != LinearType::fp32;
   const double weight_conversion_us = half_precision ? double(s.kept()) / 4000 : 0.0;  // done when it was packed
   const auto us_of = [&](LinearKernel kernel) {
+    if (kernel == LinearKernel::gather) return 2.0 + gather_us(s) + (half_precision ? double(s.in() + s.out()) * s.N / 4000 : 0.0);
     if (kernel != LinearKernel::balanced) return plain_us(s, Product::forward, kernel, half_precision) - weight_conversion_us;
     return 2.0 + balanced_us(s, false, tiles) + (half_precision && !tiles ? double(s.in() + s.out()) * s.N / 4000 : 0.0);
   };
-  if (packs_natural(s) && can_expand(s) && !packs_zeros(s) && s.N <= kMostDenseRows && us_of(LinearKernel::expanded) < us_of(plain))
-    plain = LinearKernel::expanded;
+  if (packs_zeros(s) && (few || us_of(LinearKernel::dense_rows) < us_of(plain))) plain = LinearKernel::dense_rows;
+  if (packs_natural(s) && can_expand(s) && us_of(LinearKernel::expanded) < us_of(plain)) plain = LinearKernel::expanded;
   if (can_balance(s) && s.N <= kMostBalancedRows && us_of(LinearKernel::balanced) < us_of(plain)) plain = LinearKernel::balanced;
   if (s.places && has_avx512() && s.N <= kMostWindowRows && 2.0 + windows_us(s) < us_of(plain)) plain = LinearKernel::windows;
   const double plain_us =

@@ -35,12 +35,18 @@ struct Cut {
   }
 };
 
-// Feature-major rows of a [N][features] matrix; in its own memory where it lies so, and in whole vectors.
 struct Matrix {
   const float* data;
   Strides strides;
-  bool in_place(const Columns& c) const { return strides.row == 1 && c.width == strides.col && c.count == c.width; }
 };
+// Feature-major rows, `stride` apart.
+struct Features {
+  const float* data;
+  int64_t stride;
+};
+// Whole vectors of columns that lie feature-major can be used where they are. Rows far apart share few sets of the first-level cache.
+bool in_place(Strides s, const Columns& c) { return s.row == 1 && c.count == c.width; }
+constexpr int64_t kWorthCopying = 4;  // uses of a feature
 
 // Features [first, first + count), zero behind the last column.
 void transpose_in(const Matrix& m, const Columns& c, int64_t first, int64_t count, float* out) {
@@ -55,11 +61,11 @@ void transpose_in(const Matrix& m, const Columns& c, int64_t first, int64_t coun
     std::fill(out + f * c.width + c.count, out + (f + 1) * c.width, 0.0f);
   }
 }
-// The same, or where it lies.
-const float* feature_major(const Matrix& m, const Columns& c, int64_t first, int64_t count, float* buffer) {
-  if (m.in_place(c)) return m.data + first * m.strides.col;
+// The same, or where it lies if it lies so and, with rows far apart, each feature is not used often.
+Features feature_major(const Matrix& m, const Columns& c, int64_t first, int64_t count, int64_t uses, float* buffer) {
+  if (in_place(m.strides, c) && (m.strides.col == c.width || uses < kWorthCopying)) return {m.data + c.first + first * m.strides.col, m.strides.col};
   transpose_in(m, c, first, count, buffer);
-  return buffer;
+  return {buffer, c.width};
 }
 
 void transpose_out(const float* rows, const Columns& c, int64_t first, int64_t count, float* out, Strides s) {
@@ -91,7 +97,7 @@ void feature_major_product(int64_t N, const Connections& c, Panels panels, const
                            const ColumnWeights& weights, const float* bias, float* out, Strides out_s, int64_t out_features, const Pool& pool) {
   const Cut cut(N, true);
   const Matrix x{in, in_s};
-  const int64_t blocks = panels.blocks(), kept = c.kept;
+  const int64_t blocks = panels.blocks(), kept = c.kept, uses = kept / std::max<int64_t>(1, in_features);
   const bool streamed = in_features > out_features;
   const int64_t groups = panel_groups(panels, cut.chunks, 2.0 * double(kept) * double(N), streamed ? kMostStreamedRows : int64_t(1) << 40, pool);
   const int64_t group_rows = (panels.count() + groups - 1) / groups * panels.rows();
@@ -102,16 +108,18 @@ void feature_major_product(int64_t N, const Connections& c, Panels panels, const
     for (int64_t item = begin; item < end; ++item) {
       const Columns columns = cut.columns(item / groups);
       const Group group(panels, groups, item % groups);
-      const bool out_in_place = out_s.row == 1 && columns.count == columns.width && columns.width == out_s.col;
-      const int64_t width = columns.width;
+      const bool out_in_place = in_place(out_s, columns);
+      const int64_t width = columns.width, out_stride = out_in_place ? out_s.col : width;
       const auto panel_rows = [&](int64_t panel) { return std::min(panels.rows(), out_features - panel * panels.rows()); };
       const auto rows_at = [&](int64_t panel, int64_t first) {
-        return out_in_place ? out + panel * panels.rows() * width : out_scratch.as<float>() + (panel - first) * panels.rows() * width;
+        return out_in_place ? out + columns.first + panel * panels.rows() * out_s.col
+                            : out_scratch.as<float>() + (panel - first) * panels.rows() * width;
       };
       const auto bias_at = [&](int64_t panel) { return bias ? bias + panel * panels.rows() : nullptr; };
-      const auto run = [&](int64_t panel, int64_t block, const float* features, float* rows) {
-        kernels().panel[weights.rank != nullptr][c.wide][columns.vectors()](
-            {panels.segments(panel, block), c.source, weights, features, block * panels.features(), rows, block == 0, bias_at(panel)});
+      const auto run = [&](int64_t panel, int64_t block, Features features, float* rows) {
+        kernels().panel[weights.rank != nullptr][c.wide][columns.vectors()]({panels.segments(panel, block), c.source, weights, features.data,
+                                                                             features.stride, block * panels.features(), rows, out_stride, block == 0,
+                                                                             bias_at(panel)});
       };
       const auto finish = [&](int64_t panel, const float* rows) {
         if (!out_in_place) transpose_out(rows, columns, panel * panels.rows(), panel_rows(panel), out, out_s);
@@ -119,15 +127,15 @@ void feature_major_product(int64_t N, const Connections& c, Panels panels, const
       const auto block_features = [&](int64_t block) { return std::min(panels.features(), in_features - block * panels.features()); };
       if (streamed) {
         for (int64_t b = 0; b < blocks; ++b) {
-          const float* features = feature_major(x, columns, b * panels.features(), block_features(b), in_scratch.as<float>());
+          const Features features = feature_major(x, columns, b * panels.features(), block_features(b), uses, in_scratch.as<float>());
           for (int64_t p = group.begin; p < group.end; ++p) run(p, b, features, rows_at(p, group.begin));
         }
         for (int64_t p = group.begin; p < group.end; ++p) finish(p, rows_at(p, group.begin));
       } else {
-        const float* features = feature_major(x, columns, 0, in_features, in_scratch.as<float>());
+        const Features features = feature_major(x, columns, 0, in_features, uses, in_scratch.as<float>());
         for (int64_t p = group.begin; p < group.end; ++p) {
           float* rows = rows_at(p, p);
-          for (int64_t b = 0; b < blocks; ++b) run(p, b, features + b * panels.features() * width, rows);
+          for (int64_t b = 0; b < blocks; ++b) run(p, b, {features.data + b * panels.features() * features.stride, features.stride}, rows);
           finish(p, rows);
         }
       }
@@ -139,6 +147,7 @@ void feature_major_grad_weight(int64_t N, const Connections& c, Panels panels, c
                                Strides in_s, int64_t in_features, float* grad_weight, const Pool& pool) {
   const Cut cut(N);
   const Matrix x{in, in_s}, g{grad, g_s};
+  const int64_t uses = c.kept / std::max<int64_t>(1, in_features);
   const int64_t groups = panel_groups(panels, 1, 2.0 * double(c.kept) * double(N), kMostStreamedRows, pool);
   const int64_t group_rows = (panels.count() + groups - 1) / groups * panels.rows();
   parallel(pool, groups, 1, [&](int64_t begin, int64_t end) {
@@ -149,14 +158,15 @@ void feature_major_grad_weight(int64_t N, const Connections& c, Panels panels, c
       const int64_t first_row = group.begin * panels.rows(), rows = std::min(group.end * panels.rows(), out_features) - first_row;
       for (int64_t chunk = 0; chunk < cut.chunks; ++chunk) {  // rows of x in a fixed order: the sum does not depend on the threads
         const Columns columns = cut.columns(chunk);
-        const float* grads = feature_major(g, columns, first_row, rows, grad_scratch.as<float>());
+        const Features grads = feature_major(g, columns, first_row, rows, 1, grad_scratch.as<float>());
         for (int64_t b = 0; b < panels.blocks(); ++b) {
           const int64_t first = b * panels.features();
-          const float* features = feature_major(x, columns, first, std::min(panels.features(), in_features - first), in_scratch.as<float>());
-          for (int64_t p = group.begin; p < group.end; ++p)
-            kernels().sampled[c.wide][columns.vectors() - 1]({panels.segments(p, b), c.source,
-                                                              grads + (p - group.begin) * panels.rows() * columns.width, features, first, chunk > 0,
-                                                              grad_weight});
+          const Features features = feature_major(x, columns, first, std::min(panels.features(), in_features - first), uses, in_scratch.as<float>());
+          for (int64_t p = group.begin; p < group.end; ++p) {
+            const float* grad_rows = grads.data + (p - group.begin) * panels.rows() * grads.stride;
+            kernels().sampled[c.wide][columns.vectors() - 1](
+                {panels.segments(p, b), c.source, grad_rows, grads.stride, features.data, features.stride, first, chunk > 0, grad_weight});
+          }
         }
       }
     }

@@ -26,14 +26,15 @@ struct ColumnWeights {
   int64_t fan_in = 0;
 };
 
-// One (panel, block) times up to 4 vectors of columns. Feature-major rows are `vectors` long and contiguous.
+// One (panel, block) times up to 4 vectors of columns, feature-major.
 struct PanelWork {
   const int32_t* segments;
   const void* source;  // as in Connections
   ColumnWeights weights;
-  const float* in;  // [features of the block]
-  int64_t first_feature;
-  float* out;  // [panel rows]: added to; or, in the first block, where no row is missing, written anew from the bias
+  const float* in;  // [features of the block][in_stride]
+  int64_t in_stride, first_feature;
+  float* out;  // [panel rows][out_stride]: added to; or, in the first block, where no row is missing, written anew from the bias
+  int64_t out_stride;
   bool fresh;
   const float* bias;  // of the panel's first row, or null; only read if fresh
 };
@@ -42,9 +43,10 @@ struct PanelWork {
 struct SampledWork {
   const int32_t* segments;
   const void* source;
-  const float* grad;  // [panel rows]
-  const float* in;    // [features of the block]
-  int64_t first_feature;
+  const float* grad;  // [panel rows][grad_stride]
+  int64_t grad_stride;
+  const float* in;  // [features of the block][in_stride]
+  int64_t in_stride, first_feature;
   bool accumulate;
   float* grad_weight;
 };

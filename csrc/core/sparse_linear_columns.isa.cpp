@@ -30,7 +30,6 @@ template <class I, int Vectors, bool Ranked>
 struct Panel {
   typedef typename ColumnLanes<Vectors>::Vector vec;
   static constexpr int V = ColumnLanes<Vectors>::count, L = ColumnLanes<Vectors>::width;
-  static constexpr int64_t kStride = V * L;
   static SK_INLINE vec load(const float* at) { return *reinterpret_cast<const vec*>(at); }
   static SK_INLINE void store(float* at, vec v) { *reinterpret_cast<vec*>(at) = v; }
   static SK_INLINE vec splat(float a) { return a - vec{}; }
@@ -38,6 +37,7 @@ struct Panel {
   const int64_t fan_in;
   const float *const weight, *const in, *const bias;
   float* const out;
+  const int64_t in_stride, out_stride;
   const bool fresh;
 
   explicit Panel(const PanelWork& p)
@@ -45,9 +45,11 @@ struct Panel {
         rank(static_cast<const I*>(p.weights.rank)),
         fan_in(p.weights.fan_in),
         weight(p.weights.weight),
-        in(row_zero(p.in, p.first_feature, kStride)),
+        in(row_zero(p.in, p.first_feature, p.in_stride)),
         bias(p.bias),
         out(p.out),
+        in_stride(p.in_stride),
+        out_stride(p.out_stride),
         fresh(p.fresh) {}
 
   SK_INLINE vec weight_of(int64_t k, int64_t feature) const { return splat(Ranked ? weight[feature * fan_in + rank[k]] : weight[k]); }
@@ -61,26 +63,31 @@ struct Panel {
       __builtin_prefetch(weight + k);
   }
 
-  // R rows of one length, [row, first connection] each.
+  // R rows of one length, [row, first connection] each. A line of the next lists is fetched ahead for each that is used.
   template <int R>
   SK_INLINE void rows(const int32_t* s, int32_t length) const {
     vec sums[R][V];
-    int64_t k[R];
+    int64_t k[R], next[R];
     float* rows_out[R];
     SK_UNROLL for (int r = 0; r < R; ++r) {
       k[r] = s[2 * r + 1];
-      rows_out[r] = out + s[2 * r] * kStride;
-      prefetch(s[2 * (R + r) + 1]);
+      next[r] = s[2 * (R + r) + 1];
+      rows_out[r] = out + s[2 * r] * out_stride;
       SK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] = vec{};  // of this block alone: sums of sums round less than one long sum
     }
     const I* sources[R];
     SK_UNROLL for (int r = 0; r < R; ++r) sources[r] = source + k[r];
-    for (int32_t i = 0; i < length; ++i) SK_UNROLL for (int r = 0; r < R; ++r) {
-        const int64_t feature = sources[r][i];
-        const float* x = in + feature * kStride;
-        const vec w = weight_of(k[r] + i, feature);
-        SK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] += w * load(x + v * L);
-      }
+    constexpr int32_t kLine = 16;
+    for (int32_t i = 0; i < length;) {
+      SK_UNROLL for (int r = 0; r < R; ++r) prefetch(next[r] + i);
+      const int32_t stop = length - i < kLine ? length : i + kLine;
+      for (; i < stop; ++i) SK_UNROLL for (int r = 0; r < R; ++r) {
+          const int64_t feature = sources[r][i];
+          const float* x = in + feature * in_stride;
+          const vec w = weight_of(k[r] + i, feature);
+          SK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] += w * load(x + v * L);
+        }
+    }
     SK_UNROLL for (int r = 0; r < R; ++r) {
       if (fresh) {
         const vec start = bias ? splat(bias[s[2 * r]]) : vec{};
@@ -106,12 +113,12 @@ void panel_kernel(const PanelWork& p) {
 // ---- grad_weight: one dot product of two feature-major rows per connection, W of them summed together
 template <class I, int V>
 void sampled_kernel(const SampledWork& p) {
-  constexpr int64_t ld = V * W;
-  const float* x = row_zero(p.in, p.first_feature, ld);
+  const int64_t in_stride = p.in_stride, grad_stride = p.grad_stride;
+  const float* x = row_zero(p.in, p.first_feature, in_stride);
   const int32_t runs = *p.segments, *run = p.segments + 1, *s = run + 2 * runs;
   for (const int32_t* end = s; run < end; run += 2)
     for (int32_t q = 0; q < run[1]; ++q, s += 2) {
-      const float* grad = p.grad + s[0] * ld;
+      const float* grad = p.grad + s[0] * grad_stride;
       const I* source = static_cast<const I*>(p.source) + s[1];
       float* out = p.grad_weight + s[1];
       __builtin_prefetch(static_cast<const I*>(p.source) + s[3]);
@@ -119,7 +126,7 @@ void sampled_kernel(const SampledWork& p) {
       vf g[V];
       SK_UNROLL for (int v = 0; v < V; ++v) g[v] = load(grad + v * W);
       const auto dot = [&](int64_t k) {
-        const float* in = x + source[k] * ld;
+        const float* in = x + source[k] * in_stride;
         vf sum = g[0] * load(in);
         SK_UNROLL for (int v = 1; v < V; ++v) sum += g[v] * load(in + v * W);
         return sum;

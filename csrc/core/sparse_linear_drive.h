@@ -19,10 +19,21 @@ struct Blocks {
 // Rows [N][features] as they lie, or copied into `scratch` when x is feature-major.
 const float* natural_rows(const float* x, Strides& stride, int64_t rows, int64_t features, const Scratch& scratch);
 
-// Few rows of x, up to four at a time, through rows of the weight as they are expanded.
+// Columns [first, first + count) of a [N][features] matrix as feature-major rows of `width` floats, zero-padded; in `buffer`, or where
+// they lie.
+struct Chunk {
+  const float* data;
+  int64_t stride;
+};
+Chunk chunk_of(const float* x, Strides s, int64_t first, int64_t count, int64_t features, int64_t width, float* buffer, const Pool& pool,
+               bool must_copy = false);
+
+// Rows of the weight as they are expanded, times few rows of x; strips of them, times many.
 void expanded_product(int64_t N, const ExpandedRows& w, int64_t out_features, const float* x, Strides x_s, const float* bias, float* y, Strides y_s,
                       const Pool& pool);
-// The same for window-balanced tables, through windows of 32 inputs; only with AVX-512, and for bf16 with matrix tiles.
+void expanded_strips(int64_t N, const ExpandedRows& w, int64_t out_features, const float* x, Strides x_s, const float* bias, float* y, Strides y_s,
+                     const Pool& pool);
+// Few rows and window-balanced tables, through windows of 32 inputs; only with AVX-512, and for bf16 with matrix tiles.
 void balanced_product(int64_t N, const BalancedRows& b, int64_t in_features, const float* x, Strides x_s, const float* bias, float* y, Strides y_s,
                       const Pool& pool);
 void balanced_product(int64_t N, const BalancedRows& b, int64_t in_features, const uint16_t* x, Strides x_s, const uint16_t* bias, uint16_t* y,

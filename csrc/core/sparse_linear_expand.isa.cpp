@@ -30,24 +30,26 @@ SK_INLINE void rows_tile(const ExpandedRows& w, const float* x, int64_t x_row, c
     mask[r] = w.mask + (row + r) * w.words;
     SK_UNROLL for (int n = 0; n < N; ++n) sums[r][n] = zero();
   }
+  // A vector of inputs: half a word.
+  const auto add = [&](const uint32_t* bits, const auto& inputs) __attribute__((always_inline)) {
+    vf a[R];
+    SK_UNROLL for (int r = 0; r < R; ++r) a[r] = expand(bits[r], weight[r]);
+    SK_UNROLL for (int n = 0; n < N; ++n) {
+      const vf xn = inputs(n);
+      SK_UNROLL for (int r = 0; r < R; ++r) sums[r][n] += a[r] * xn;
+    }
+  };
   const bool narrow = w.inputs < kWord;  // then there is one word, and x is shorter than it
   for (int64_t word = 0; word < w.words; ++word) {
-    const int64_t at = narrow ? 0 : word * kWord < w.inputs - kWord ? word * kWord : w.inputs - kWord;
-    vf low[N], high[N];
-    SK_UNROLL for (int n = 0; n < N; ++n) {
-      const float* xn = x + n * x_row + at;
-      if (narrow) {
-        low[n] = load_first(xn, w.inputs < W ? int(w.inputs) : W);
-        high[n] = w.inputs > W ? load_first(xn + W, int(w.inputs) - W) : zero();
-      } else {
-        low[n] = load(xn), high[n] = load(xn + W);
-      }
-    }
-    SK_UNROLL for (int r = 0; r < R; ++r) {
-      const uint32_t bits = mask[r][word];
-      const vf a = expand(bits & 0xffff, weight[r]), b = expand(bits >> 16, weight[r]);
-      SK_UNROLL for (int n = 0; n < N; ++n) sums[r][n] += a * low[n];
-      SK_UNROLL for (int n = 0; n < N; ++n) sums[r][n] += b * high[n];
+    const float* at = x + (narrow ? 0 : word * kWord < w.inputs - kWord ? word * kWord : w.inputs - kWord);
+    uint32_t low[R], high[R];
+    SK_UNROLL for (int r = 0; r < R; ++r) low[r] = mask[r][word] & 0xffff, high[r] = mask[r][word] >> 16;
+    if (narrow) {
+      add(low, [&](int n) { return load_first(at + n * x_row, w.inputs < W ? int(w.inputs) : W); });
+      if (w.inputs > W) add(high, [&](int n) { return load_first(at + n * x_row + W, int(w.inputs) - W); });
+    } else {
+      add(low, [&](int n) { return load(at + n * x_row); });
+      add(high, [&](int n) { return load(at + n * x_row + W); });
     }
   }
   SK_UNROLL for (int r = 0; r < R; ++r) SK_UNROLL for (int n = 0; n < N; ++n) y[n * y_row + (row + r) * y_col] =
@@ -57,7 +59,7 @@ SK_INLINE void rows_tile(const ExpandedRows& w, const float* x, int64_t x_row, c
 template <int N>
 void rows(const ExpandedRows& w, const float* x, int64_t x_row, const float* bias, float* y, int64_t y_row, int64_t y_col, int64_t begin,
           int64_t end) {
-  constexpr int R = 4;
+  constexpr int R = N <= 4 ? 4 : 2;
   int64_t row = begin;
   for (; row + R <= end; row += R) rows_tile<R, N>(w, x, x_row, bias, y, y_row, y_col, row);
   for (; row < end; ++row) rows_tile<1, N>(w, x, x_row, bias, y, y_row, y_col, row);
@@ -65,17 +67,23 @@ void rows(const ExpandedRows& w, const float* x, int64_t x_row, const float* bia
 
 }  // namespace
 
-void expanded_1(const ExpandedRows& w, const float* x, int64_t xr, const float* b, float* y, int64_t yr, int64_t yc, int64_t begin, int64_t end) {
-  rows<1>(w, x, xr, b, y, yr, yc, begin, end);
-}
-void expanded_2(const ExpandedRows& w, const float* x, int64_t xr, const float* b, float* y, int64_t yr, int64_t yc, int64_t begin, int64_t end) {
-  rows<2>(w, x, xr, b, y, yr, yc, begin, end);
-}
-void expanded_3(const ExpandedRows& w, const float* x, int64_t xr, const float* b, float* y, int64_t yr, int64_t yc, int64_t begin, int64_t end) {
-  rows<3>(w, x, xr, b, y, yr, yc, begin, end);
-}
-void expanded_4(const ExpandedRows& w, const float* x, int64_t xr, const float* b, float* y, int64_t yr, int64_t yc, int64_t begin, int64_t end) {
-  rows<4>(w, x, xr, b, y, yr, yc, begin, end);
+// Up to 8 rows of x share what was expanded.
+void expanded(const ExpandedRows& w, const float* x, int64_t x_row, int64_t count, const float* bias, float* y, int64_t y_row, int64_t y_col,
+              int64_t begin, int64_t end) {
+  for (; count > 0; count -= 8, x += 8 * x_row, y += 8 * y_row) {
+#define SK_ROWS(N) rows<N>(w, x, x_row, bias, y, y_row, y_col, begin, end)
+    switch (count) {
+      case 1: SK_ROWS(1); break;
+      case 2: SK_ROWS(2); break;
+      case 3: SK_ROWS(3); break;
+      case 4: SK_ROWS(4); break;
+      case 5: SK_ROWS(5); break;
+      case 6: SK_ROWS(6); break;
+      case 7: SK_ROWS(7); break;
+      default: SK_ROWS(8); break;
+    }
+#undef SK_ROWS
+  }
 }
 
 // dense [rows][inputs] = the weight where it is kept, zero elsewhere; rows [begin, end).

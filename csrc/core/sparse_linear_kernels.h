@@ -30,7 +30,7 @@ struct Interleaved {
   int64_t rows, fan_in;
 };
 
-// A packed weight with its zeros, for few rows of x: [groups][inputs][kLanes] outputs, zero behind the last row.
+// A packed weight with its zeros: [groups][inputs][kLanes] outputs, zero behind the last row.
 struct DenseRows {
   static constexpr int64_t kLanes = 16;
   const float* weight;
@@ -118,9 +118,11 @@ struct SparseLinearKernels {
                  int64_t end);
   // the same for rows stored kLanes at a time, [rows / kLanes][fan_in][kLanes]: no sum over lanes, no tails; groups [begin, end)
   void (*interleaved)(const Interleaved& c, const float* x, const float* bias, float* y, int64_t y_stride, int64_t begin, int64_t end);
-  // y[n][r] = bias[r] + sum over set bits of weight * x[n][input], for 1 to 4 rows n, outputs [begin, end); null without expanding loads
-  void (*expanded[4])(const ExpandedRows& w, const float* x, int64_t x_row, const float* bias, float* y, int64_t y_row, int64_t y_col, int64_t begin,
-                      int64_t end);
+  // the same for few connections a row, with a natural weight, [rows][fan_in]; null without AVX-512
+  void (*turned)(const Interleaved& c, const float* x, const float* bias, float* y, int64_t y_stride, int64_t begin, int64_t end);
+  // y[n][r] = bias[r] + sum over set bits of weight * x[n][input], `count` rows n, outputs [begin, end); null without expanding loads
+  void (*expanded)(const ExpandedRows& w, const float* x, int64_t x_row, int64_t count, const float* bias, float* y, int64_t y_row, int64_t y_col,
+                   int64_t begin, int64_t end);
   // y[n][r] = bias[r] + sum over all inputs, `count` rows n, groups of outputs [begin, end)
   void (*dense_rows)(const DenseRows& d, const float* x, int64_t x_row, int64_t count, const float* bias, float* y, int64_t y_row, int64_t y_col,
                      int64_t begin, int64_t end);

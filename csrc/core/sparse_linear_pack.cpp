@@ -357,8 +357,9 @@ void sparse_linear_packed_fwd(const SparseLinearShape& sizes, const int32_t* pac
     const uint32_t* mask = reinterpret_cast<const uint32_t*>(pack.at(Pack::kMask));
     return expanded_product(s.N, {mask, mask_words(s), s.in(), pack.floats(Pack::kNatural), s.F}, s.OB, x, x_s, bias, y, y_s, pool);
   }
-  const Scratch scratch(size_t(s.N <= kMostDenseRows ? s.N * s.in() : 0) * sizeof(float));
-  if (pack_data[Pack::kDenseRows] && s.N <= kMostDenseRows) {
+  // A pack with its zeros has no other weights for one or two rows.
+  if (pack_data[Pack::kDenseRows] && (s.N <= kFewRows || (kernel == LinearKernel::dense_rows && y_s.col == 1))) {
+    const Scratch scratch(size_t(x_s.col == 1 ? 0 : s.N * s.in()) * sizeof(float));
     const float* rows = natural_rows(x, x_s, s.N, s.in(), scratch);
     const DenseRows d{pack.floats(Pack::kDenseRows), s.OB, s.IB};
     parallel(pool, (s.OB + DenseRows::kLanes - 1) / DenseRows::kLanes, 1 + 4096 / s.in(), [&](int64_t begin, int64_t end) {

@@ -132,6 +132,13 @@ PlanError sparse_linear_plan(const SparseLinearShape& s, const int32_t* index, s
       plan.resize(at + s.OB * mask_words(s));
       fill_mask(s, [&](int64_t k) { return index[k]; }, 0, s.OB, reinterpret_cast<uint32_t*>(plan.data() + at));
     }
+    if (few_connections(s)) {
+      constexpr int64_t L = Interleaved::kLanes;
+      std::vector<int32_t> side_by_side((s.OB + L - 1) / L * L * s.F);
+      for (int64_t row = 0; row < s.OB; ++row)
+        for (int64_t f = 0; f < s.F; ++f) side_by_side[(row / L * s.F + f) * L + row % L] = index[row * s.F + f];
+      append_sources(plan, Plan::kRowsOf16, side_by_side.data(), int64_t(side_by_side.size()), wide);
+    }
     if (isa_supported(Isa::avx512) && is_balanced(s.OB, s.F, s.IB, index)) {
       const BalancedPlan balanced = balanced_plan(s.OB, s.F, s.IB, index);
       begin_section(plan, Plan::kBalancedRuns);

@@ -32,9 +32,10 @@ struct SparseLinearPlan {
     kBalancedRuns,  // 0: none, as the next two: see sparse_linear_balanced.h
     kBalancedOrder,
     kBalancedWords,
+    kRowsOf16,  // 0: none; sources of 16 rows side by side, [groups][F][16], see few_connections
     kHeader = 24
   };
-  static constexpr int32_t kMagicValue = 0x534b4c31, kVersionValue = 3;
+  static constexpr int32_t kMagicValue = 0x534b4c31, kVersionValue = 4;
 
   const int32_t* data;
   explicit SparseLinearPlan(const int32_t* plan) : data(plan) {}
@@ -68,11 +69,14 @@ inline bool has_mask(const SparseLinearShape& s) {
   return s.BO * s.BI == 1 && s.F * 32 >= s.IB && s.kept() <= int64_t(1) << 27 && isa_supported(Isa::avx512);
 }
 
-// Packs keep the zeros of such weights for few rows of x: 4 bytes a position, where the connections would take 6 to 8 each.
-constexpr int64_t kMostDenseRows = 16;
+// Packs keep the zeros of such weights: 4 bytes a position, where the connections would take 6 to 8 each.
 inline bool packs_zeros(const SparseLinearShape& s) { return s.BO * s.BI == 1 && s.F * 3 >= s.IB && !(s.balanced && s.F * 4 < s.IB * 3); }
-// From a sixth kept on, packs also hold the natural rows and their mask, for the expanding kernel.
-inline bool packs_natural(const SparseLinearShape& s) { return has_mask(s) && s.F * 6 >= s.IB; }
+// From a sixth kept on, and for few outputs, packs also hold the natural rows and their mask, for the expanding kernel.
+inline bool packs_natural(const SparseLinearShape& s) { return has_mask(s) && (s.F * 6 >= s.IB || s.OB <= 4); }
+// Rows of so few connections are turned side by side for few rows of x.
+inline bool few_connections(const SparseLinearShape& s) { return s.BO * s.BI == 1 && s.F <= 32 && isa_supported(Isa::avx512); }
+inline bool can_turn(const SparseLinearShape& s) { return few_connections(s) && has_avx512(); }
+constexpr int64_t kStripWaveBytes = 900 << 10;  // of x, feature-major, while strips of the weight are expanded
 inline bool can_expand(const SparseLinearShape& s) { return has_mask(s) && has_avx512(); }
 inline bool can_balance(const SparseLinearShape& s) { return s.balanced && has_avx512(); }
 

@@ -416,6 +416,7 @@ KERNELS = (
     "dense rows",
     "balanced",
     "windows",
+    "expanded strips",
 )
 TYPES = {torch.float16: 1, torch.bfloat16: 2}
 

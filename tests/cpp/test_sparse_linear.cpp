@@ -1,4 +1,6 @@
 // sparse_linear against naive double loops: all products, kernels, layouts; inputs end at an unreadable page; threads change nothing.
+#include <set>
+
 #include "check.h"
 #include "core/sparse_linear_dense.h"
 
@@ -12,8 +14,11 @@ struct Case {
   bool feature_major;
 };
 
+std::set<LinearKernel> served;  // forward, in all cases
+
 bool run(const Case& c) {
   const SparseLinearShape s{c.N, c.OB, c.F, c.BO, c.BI, c.IB};
+  served.insert(sparse_linear_plain_kernel(s, Product::forward));
   const int64_t in = s.in(), out = s.out();
   std::mt19937 random(unsigned(in * 31 + out));
   Guarded<int32_t> index(size_t(c.OB * c.F));
@@ -104,11 +109,12 @@ int main() {
   int cases = 0;
   for (const bool feature_major : {false, true})
     for (const int64_t N : {0, 1, 2, 3, 4, 7, 8, 16, 37, 64, 65, 130}) {
-      for (const auto& [OB, F, IB] : {std::array<int64_t, 3>{1, 1, 1}, {7, 3, 9}, {130, 40, 300}, {33, 17, 33}, {5, 100, 257}})
+      for (const auto& [OB, F, IB] :
+           {std::array<int64_t, 3>{1, 1, 1}, {7, 3, 9}, {130, 40, 300}, {33, 17, 33}, {5, 100, 257}, {50, 6, 40}, {33, 1, 20}, {1, 40, 500}})
         ok &= run({N, OB, F, 1, 1, IB, feature_major}), ++cases;
       // most connections kept: rows are expanded; inputs below, at, and around words of 32
       for (const auto& [OB, F, IB] :
-           {std::array<int64_t, 3>{4, 15, 15}, {9, 20, 25}, {7, 32, 32}, {6, 30, 33}, {11, 64, 64}, {6, 90, 99}, {13, 70, 127}})
+           {std::array<int64_t, 3>{4, 15, 15}, {9, 20, 25}, {7, 32, 32}, {6, 30, 33}, {11, 64, 64}, {6, 90, 99}, {13, 70, 127}, {40, 290, 300}})
         ok &= run({N, OB, F, 1, 1, IB, feature_major}), ++cases;
       for (const auto& [BO, BI] :
            {std::array<int64_t, 2>{16, 1}, {20, 1}, {1, 16}, {4, 4}, {16, 16}, {5, 3}, {32, 32}, {48, 16}, {32, 5}, {20, 32}, {32, 1}, {1, 32}})
@@ -117,6 +123,9 @@ int main() {
   ok &= run({3, 2, 3, 1, 1, 70000, false});                                    // wide indices
   for (const int64_t BO : {16, 48}) ok &= run({70, 3, 19, BO, 1, 41, false});  // many panels share their outputs
   ok &= run({61, 2, 2, 32, 32, 512, false});                                   // more rows of blocks than go through the cache at once
+  std::set<LinearKernel> want{LinearKernel::gather, LinearKernel::feature_major, LinearKernel::block_dot, LinearKernel::block_tile};
+  if (has_avx512()) want.insert({LinearKernel::expanded, LinearKernel::expanded_strips});
+  if (served != want) ok = false, std::printf("FAIL not every kernel was met\n");
   std::printf("%s %s, %d cases\n", ok ? "ok" : "FAILED", isa_name(), cases);
   return !ok;
 }
