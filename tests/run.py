@@ -61,6 +61,7 @@ SUITES = {
             "tests/measure",
             "tests/profile",
             "tests/reproduce",
+            "tests/train",
             "tests/test_cli.py",
             "tests/test_architecture.py",
             "tests/test_without_kernels.py",

@@ -8,10 +8,10 @@ import argparse
 import os
 import sys
 
-from sparsekern.cli import bench, compare, env, models, probe, profile, reproduce
+from sparsekern.cli import bench, compare, env, models, probe, profile, reproduce, train
 from sparsekern.cli.terms import UsageError
 
-COMMANDS = (env, models, profile, bench, compare, probe, reproduce)
+COMMANDS = (env, models, profile, bench, compare, probe, reproduce, train)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,6 +20,13 @@ def add_command(commands: Any) -> None:
     reproduce.add_argument("--quick", action="store_true", help="few rounds: shows the way, measures roughly")
     reproduce.add_argument("--out", type=Path, default=Path("reproduced"), metavar="FOLDER", help="for plot and numbers")
     reproduce.add_argument("--json", type=Path, metavar="FILE", help="where the numbers go, if not into FOLDER")
+    trained = reproduce.add_argument_group("experiments, which train")
+    trained.add_argument("--data", type=Path, metavar="FOLDER", help="of the official files, where a data set has any")
+    trained.add_argument("--no-check", action="store_true", help="take files that are not the official ones")
+    trained.add_argument("--preset", choices=("reduced", "full"), default="reduced", help="minutes on one core, or the paper's size")
+    trained.add_argument("--seeds", default="", metavar="N,N", help="default: 0,1,2")
+    trained.add_argument("--epochs", type=int, metavar="N", help="in place of the recipe's")
+    trained.add_argument("--only", action="append", metavar="ROW", help="a row's label, recipe or model; may be given again")
     reproduce.set_defaults(run=run_reproduce)
 
 
@@ -44,6 +51,12 @@ def run_reproduce(options: argparse.Namespace) -> int:
         out=options.out,
         quick=options.quick,
         json=options.json,
+        data=options.data,
+        check=not options.no_check,
+        preset=options.preset,
+        seeds=parse_numbers("--seeds", options.seeds, int) or None,
+        epochs=options.epochs,
+        only=tuple(options.only) if options.only else None,
     )
     try:
         return TABLES[options.table](arguments)

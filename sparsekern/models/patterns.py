@@ -63,6 +63,7 @@ class PatternNet(nn.Sequential):
         bias: whether the junctions have biases; the paper counts none.
         batch_norm: one between each convolution and its ReLU. False is the net as it runs with batch-norm folded.
         conv: the convolution, called as ``torch.nn.Conv2d`` is; default :class:`sparsekern.nn.GroupedConv2d`.
+        topology: of the sparse junctions, one with a fixed fan-out, as in ``SparseLinear``.
         seed: of the random connections; None draws from torch's generator.
         generator: draws the initial weights, N(0, 2 / fan_in) by the true fan-in; default torch's own.
 
@@ -93,6 +94,7 @@ class PatternNet(nn.Sequential):
         bias: bool = True,
         batch_norm: bool = False,
         conv: ConvFactory | None = None,
+        topology: str = "regular",
         seed: int | None = 0,
         generator: torch.Generator | None = None,
     ):
@@ -119,7 +121,7 @@ class PatternNet(nn.Sequential):
                 junction: nn.Module = nn.Linear(left, right, bias)
             else:
                 own_seed = None if seed is None else seed * junctions + i  # no two junctions draw alike
-                junction = SparseLinear(left, right, bias, fan_out=edges, topology="regular", seed=own_seed)
+                junction = SparseLinear(left, right, bias, fan_out=edges, topology=topology, seed=own_seed)
             _he_init_junction_(junction, left * edges // right, generator)
             self.add_module(f"junction{i}", junction)
             if i < junctions:
@@ -179,12 +181,13 @@ def _conv_net(
     fan_out: Sequence[int] | None = None,
     bias: bool = True,
     conv: ConvFactory | None = None,
+    topology: str = "regular",
     seed: int | None = 0,
     generator: torch.Generator | None = None,
 ) -> PatternNet:
     return PatternNet(
         name, (*hidden, classes), convs=convs, kernel_size=kernel_size, input_shape=input_shape, fan_out=fan_out, bias=bias,
-        batch_norm=batch_norm, conv=conv, seed=seed, generator=generator,
+        batch_norm=batch_norm, conv=conv, topology=topology, seed=seed, generator=generator,
     )  # fmt: skip
 
 
@@ -196,11 +199,12 @@ def _connected_net(
     classes: int,
     fan_out: Sequence[int] | None = None,
     bias: bool = True,
+    topology: str = "regular",
     seed: int | None = 0,
     generator: torch.Generator | None = None,
 ) -> PatternNet:
     neurons = (classes,) if hidden is None else (hidden, classes)
-    return PatternNet(name, neurons, input_shape=input_shape, fan_out=fan_out, bias=bias, seed=seed, generator=generator)
+    return PatternNet(name, neurons, input_shape=input_shape, fan_out=fan_out, bias=bias, topology=topology, seed=seed, generator=generator)
 
 
 _register = partial(register_model, paper="Sparse connectivity patterns")

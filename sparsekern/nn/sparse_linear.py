@@ -24,7 +24,20 @@ from sparsekern.ops.sparse_linear import (
 )
 from sparsekern.ops.sparse_linear_packed import packed_windows
 
-TOPOLOGIES = {"random": topologies.fan_in_table, "regular": topologies.regular_table, "balanced": topologies.balanced_table}
+
+def _clash_free_table(inputs: int, outputs: int, fan_in: int, *, seed: int | None) -> Tensor:
+    """As many memories as an output has inputs: it reads all of them at once, one from each."""
+    return topologies.clash_free_table(inputs, outputs, fan_in, parallel=fan_in, seed=seed)
+
+
+TOPOLOGIES = {
+    "random": topologies.fan_in_table,
+    "regular": topologies.regular_table,
+    "balanced": topologies.balanced_table,
+    "spread": topologies.spread_table,
+    "clash_free": _clash_free_table,
+}
+FIXED_FAN_OUT = ("regular", "spread", "clash_free")
 
 
 def _check(condition: bool, arg: str, rule: str, got: Any) -> None:
@@ -41,6 +54,12 @@ def _fan_in_of(fan_out: int, in_features: int, out_features: int, step: int) -> 
     whole = f"fan_in = {in_features} * fan_out / {out_features} is not whole" + (" in blocks" if rest == 0 else "")
     _check(rest == 0 and fan_in % step == 0, "fan_out", f"a multiple of {step * out_features // in_features}, or {whole}", fan_out)
     return fan_in
+
+
+def _nearest_divisor(inputs: int, fan_in: int, step: int) -> int:
+    """The multiple of ``step`` that divides ``inputs`` and is nearest to ``fan_in``; the smaller of two. ``step`` divides ``inputs``."""
+    divisors = [size for size in range(step, inputs + 1, step) if inputs % size == 0]
+    return min(divisors, key=lambda size: (abs(size - fan_in), size))
 
 
 def _strongest(strength: Tensor, fan_in: int, balanced: bool) -> Tensor:
@@ -67,8 +86,11 @@ class SparseLinear(PlannedModule):
             ``(V, 1)`` a panel (``V`` outputs share their inputs), ``(16, 16)`` and up block-sparse.
         topology: ``"random"``: a fixed fan-in; ``"regular"``: a fixed fan-in and a fixed fan-out; ``"balanced"``: a fixed fan-in,
             spread so that every output reads equally many inputs in each window of 32 (see
-            :func:`~sparsekern.topology.balanced_counts`), which is fastest for few rows of input; only for ``block_size=1``.
-            Default: ``"regular"`` with ``fan_out``, else ``"random"``.
+            :func:`~sparsekern.topology.balanced_counts`), which is fastest for few rows of input; only for ``block_size=1``;
+            ``"spread"``: regular, and every output reads every window of inputs, every input feeds every window of outputs, equally
+            often (scatter 1, see :func:`~sparsekern.topology.spread_table`); ``"clash_free"``: regular, and output by output its
+            connections come from as many memories (see :func:`~sparsekern.topology.clash_free_table`), so that the fan-in divides
+            the inputs. Default: ``"regular"`` with ``fan_out``, else ``"random"``.
         seed: draws the same topology on every machine and leaves torch's generator alone; None draws from it.
         device, dtype: as in ``nn.Linear``.
 
@@ -123,24 +145,28 @@ class SparseLinear(PlannedModule):
         _check(len(given) == 1, "fan_in, density and fan_out", "given one without the others", " and ".join(given) or "none")
         topology = topology or ("random" if fan_out is None else "regular")
         _check(topology in TOPOLOGIES, "topology", f"one of {sorted(TOPOLOGIES)}", repr(topology))
-        _check(fan_out is None or topology == "regular", "topology", "'regular' with fan_out", repr(topology))
+        _check(fan_out is None or topology in FIXED_FAN_OUT, "topology", "'regular', 'spread' or 'clash_free' with fan_out", repr(topology))
         block_out, block_in = (block_size, block_size) if isinstance(block_size, int) else block_size
         _check(block_out > 0 and block_in > 0, "block_size", "at least 1", block_size)
         _check(topology != "balanced" or block_out == block_in == 1, "block_size", "1 with topology 'balanced'", block_size)
         _check(in_features > 0 and in_features % block_in == 0, "in_features", f"a positive multiple of {block_in}", in_features)
         _check(out_features > 0 and out_features % block_out == 0, "out_features", f"a positive multiple of {block_out}", out_features)
-        # in a regular topology only the multiples of a step give a whole fan-out
-        step = topologies.fan_in_step(in_features // block_in, out_features // block_out) if topology == "regular" else 1
+        # where the fan-out is fixed only the multiples of a step give a whole one
+        step = topologies.fan_in_step(in_features // block_in, out_features // block_out) if topology in FIXED_FAN_OUT else 1
         step *= block_in
         if fan_out is not None:
             fan_in = _fan_in_of(fan_out, in_features, out_features, step)
         elif density is not None:
             _check(0 < density <= 1, "density", "in (0, 1]", density)
             fan_in = max(1, round(density * in_features / step)) * step
+            if topology == "clash_free":
+                fan_in = _nearest_divisor(in_features // block_in, fan_in // block_in, step // block_in) * block_in
         regular = f" for a whole fan_out to {out_features} outputs" if step > block_in else ""
         _check(
             0 < fan_in <= in_features and fan_in % step == 0, "fan_in", f"a multiple of {step} in [{step}, {in_features}]{regular}", fan_in
         )
+        divides = topology != "clash_free" or in_features % fan_in == 0
+        _check(divides, "fan_in", f"a divisor of {in_features} with topology 'clash_free'", fan_in)
 
         self.in_features, self.out_features = in_features, out_features
         self.block_size = (block_out, block_in)
@@ -162,7 +188,7 @@ class SparseLinear(PlannedModule):
         """Kept outputs per input, in elements; None where inputs differ."""
         fan_out, rest = divmod(self.out_features * self.fan_in, self.in_features)
         if not self._topology_set or not readable(self.index):
-            return fan_out if self.topology == "regular" else None
+            return fan_out if self.topology in FIXED_FAN_OUT else None
         inputs = self.in_features // self.block_size[1]
         each = torch.arange(inputs, dtype=torch.int32, device=self.index.device).repeat_interleave(fan_out // self.block_size[0])
         return fan_out if rest == 0 and torch.equal(self.index.flatten().sort().values, each) else None
@@ -174,10 +200,8 @@ class SparseLinear(PlannedModule):
     def reset_parameters(self) -> None:
         """Draw the topology and the weights anew; the bounds follow the true fan-in, as ``nn.Linear``'s follow its own."""
         if not self.index.is_meta:
-            draw = TOPOLOGIES[self.topology]
-            table = draw(self.in_features // self.block_size[1], self.index.shape[0], self.index.shape[1], seed=self.seed)
             with torch.no_grad():
-                self.index.copy_(table)
+                self.index.copy_(*self.draw_topology(self.seed))
         self._topology_changed()
         bound = 1 / math.sqrt(self.fan_in)
         for parameter in (self.weight, self.bias):
@@ -238,6 +262,11 @@ class SparseLinear(PlannedModule):
 
     # ---- topology
 
+    def draw_topology(self, seed: int | None) -> tuple[Tensor]:
+        """The table ``(index,)`` of other connections of this layer's kind, for :meth:`set_topology`; the layer stays as it is."""
+        draw = TOPOLOGIES[self.topology]
+        return (draw(self.in_features // self.block_size[1], self.index.shape[0], self.index.shape[1], seed=seed),)
+
     def _make_plan(self) -> Tensor | None:
         return plan_sparse_linear(self.index, self.in_features, self.block_size)
 
@@ -276,8 +305,8 @@ class SparseLinear(PlannedModule):
         """A sparse layer from a dense one, with its weights at the kept connections.
 
         Without ``index`` each output (block) keeps its inputs (blocks) of largest magnitude, in a balanced topology those of each
-        window; in a regular topology, where an output cannot choose alone, the drawn connections keep their weights. ``options`` as in
-        the constructor (``density``, ``fan_in`` or ``fan_out``, ``block_size``, ``topology``).
+        window; where the fan-out is fixed too and an output cannot choose alone, the drawn connections keep their weights. ``options``
+        as in the constructor (``density``, ``fan_in`` or ``fan_out``, ``block_size``, ``topology``).
 
         Example:
             >>> sparse = SparseLinear.from_dense(nn.Linear(64, 32), density=0.5)
@@ -290,7 +319,7 @@ class SparseLinear(PlannedModule):
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, seed=options.pop("seed", 0), **options)
         layer = layer.to(linear.weight.device, linear.weight.dtype)
         with torch.no_grad():
-            if index is None and layer.topology == "regular":
+            if index is None and layer.topology in FIXED_FAN_OUT:
                 index = layer.index
             elif index is None:
                 block_out, block_in = layer.block_size
@@ -314,7 +343,7 @@ class SparseLinear(PlannedModule):
     # ---- what it is, and what runs
 
     def extra_repr(self) -> str:
-        fan_out = f", fan_out={self.fan_out}" if self.topology == "regular" else ""
+        fan_out = f", fan_out={self.fan_out}" if self.topology in FIXED_FAN_OUT else ""
         block = "" if self.block_size == (1, 1) else f", block_size={self.block_size}"
         packed = "" if self._packed is None else ", packed"
         return (

@@ -165,9 +165,9 @@ class StochasticConv2d(PlannedModule):
         """Draw the mask and the weights anew; the bounds follow each filter's true fan-in, as ``nn.Conv2d``'s follow its own."""
         if self.index.is_meta:
             return
-        indptr, index = conv_mask(self._rows, self._positions, **self._drawn, count=self.count, seed=self.seed)
+        indptr, index = self.draw_topology(self.seed)
         with torch.no_grad():
-            self._replace(indptr, self._in_groups(indptr, index))
+            self._replace(indptr, index)
             fan_in = (indptr[1:] - indptr[:-1]).double() * (self.block[1] * self.block[2])  # [OB]
             mean = fan_in.mean().clamp_min(1).expand_as(fan_in)
             bound = torch.where(fan_in > 0, fan_in, mean).rsqrt()  # the bias of a filter without weights follows the mean
@@ -189,6 +189,11 @@ class StochasticConv2d(PlannedModule):
         )  # fmt: skip
 
     # ---- topology
+
+    def draw_topology(self, seed: int | None) -> tuple[Tensor, Tensor]:
+        """Tables ``(indptr, index)`` of another mask of this layer's kind, for :meth:`set_topology`; the layer stays as it is."""
+        indptr, index = conv_mask(self._rows, self._positions, **self._drawn, count=self.count, seed=seed)
+        return indptr, self._in_groups(indptr, index)
 
     def _make_plan(self) -> Tensor | None:
         return plan_sparse_conv2d(self.indptr, self.index, self.in_channels, self.kernel_size, self.block)

@@ -19,6 +19,13 @@ class Arguments:
     out: Path = Path("reproduced")  # folder for plots and JSON files
     quick: bool = False  # few rounds: shows the way, measures roughly
     json: Path | None = None  # where the numbers go; None: into ``out``
+    # of the experiments, which train
+    data: Path | None = None  # folder of the data sets' official files
+    check: bool = True  # compare them with their official checksums
+    preset: str = "reduced"  # minutes on one core; "full": the paper's size
+    seeds: tuple[int, ...] | None = None  # None: 0, 1, 2
+    epochs: int | None = None  # in place of the recipe's; nothing is judged then
+    only: tuple[str, ...] | None = None  # labels, recipes or models; nothing is judged then
 
 
 Run = Callable[[Arguments], int]  # returns the exit status of the process
@@ -37,6 +44,16 @@ PAPER_TABLES = {
     "simplenet/flops": "SimpleNet, appendix: operations of eleven networks",
     "patterns/densities": "Sparse connectivity patterns, table 1: densities of the junctions",
     "patterns/savings": "Sparse connectivity patterns, table 2: parameters and operations saved",
+}
+
+EXPERIMENTS = {
+    "patterns/morse": "Sparse connectivity patterns, figure 3 (a): Morse code, accuracy against density",
+    "patterns/junction_densities": "Sparse connectivity patterns, figure 3 (b, c): Morse code, how junctions share connections",
+    "patterns/scatter": "Sparse connectivity patterns, section 3: Morse code, accuracy against scatter",
+    "digits/density": "Digits of 8 x 8 pixels: accuracy against density, real images in seconds",
+    "deep-roots/accuracy": "Deep Roots, tables 2 and 8: accuracy of Network in Network in groups (with CIFAR-10)",
+    "sis/accuracy": "StochasticNet in StochasticNet, tables 1 and 2: accuracy (with CIFAR-10 or SVHN)",
+    "simplenet/accuracy": "SimpleNet, tables 1 to 4 and 6: accuracy (with CIFAR, MNIST or SVHN)",
 }
 
 
@@ -62,6 +79,21 @@ for _name, _description in PAPER_TABLES.items():
     _register_paper_table(_name, _description)
 
 
+def _register_experiment(name: str, description: str) -> None:
+    def run(args: Arguments) -> int:
+        from sparsekern.reproduce.trained.experiments import EXPERIMENTS as experiments
+        from sparsekern.reproduce.trained.run import run_experiment
+
+        return run_experiment(experiments[name], args)
+
+    run.__doc__ = description
+    register_table(name)(run)
+
+
+for _name, _description in EXPERIMENTS.items():
+    _register_experiment(_name, _description)
+
+
 def reproduce_table(name: str, args: Arguments) -> int:
     """Recount and judge every cell of a table; unless ``args.counts_only``, time its networks too.
 
@@ -80,7 +112,7 @@ def reproduce_table(name: str, args: Arguments) -> int:
 
 @register_table("all")
 def reproduce_all(args: Arguments) -> int:
-    """Every table above, with one line each at the end"""
+    """Every table above but the experiments, which train, with one line each at the end"""
     from sparsekern.reproduce.counted.run import run_counted
 
     if args.counts_only:

@@ -31,9 +31,15 @@ def test_bad_arguments():
     bad("in_features must be a positive multiple of 3; got 8", 8, 3, density=0.5, block_size=3)
     bad("out_features must be a positive multiple of 4; got 6", 8, 6, density=0.5, block_size=4)
     bad("block_size must be at least 1; got 0", 8, 4, density=0.5, block_size=0)
-    bad("topology must be one of ['balanced', 'random', 'regular']; got 'spiral'", 8, 4, density=0.5, topology="spiral")
-    bad("topology must be 'regular' with fan_out; got 'random'", 8, 4, fan_out=2, topology="random")
-    bad("topology must be 'regular' with fan_out; got 'balanced'", 8, 4, fan_out=2, topology="balanced")
+    bad(
+        "topology must be one of ['balanced', 'clash_free', 'random', 'regular', 'spread']; got 'spiral'",
+        8,
+        4,
+        density=0.5,
+        topology="spiral",
+    )
+    bad("topology must be 'regular', 'spread' or 'clash_free' with fan_out; got 'random'", 8, 4, fan_out=2, topology="random")
+    bad("topology must be 'regular', 'spread' or 'clash_free' with fan_out; got 'balanced'", 8, 4, fan_out=2, topology="balanced")
     bad("block_size must be 1 with topology 'balanced'; got 4", 8, 4, density=0.5, topology="balanced", block_size=4)
     bad("fan_in must be a multiple of 1 in [1, 8]; got 9", 8, 4, fan_in=9, topology="balanced")
     bad("fan_out must be a whole number in [1, 4]; got 0", 8, 4, fan_out=0)

@@ -13,7 +13,7 @@ from sparsekern.reproduce.counted import deep_roots, patterns, simplenet, sis
 from sparsekern.reproduce.counted.recount import table_data
 from sparsekern.reproduce.counted.run import run_counted, table_cells
 from sparsekern.reproduce.counted.table import cells_table, show_value
-from sparsekern.reproduce.tables import PAPER_TABLES
+from sparsekern.reproduce.tables import EXPERIMENTS, PAPER_TABLES
 
 
 def test_all_tables_are_as_expected(tmp_path, capsys):
@@ -119,7 +119,7 @@ def test_values_read_well():
 
 
 def test_every_table_is_listed_with_a_line():
-    assert list(TABLES) == [*PAPER_TABLES, "all"]
+    assert list(TABLES) == [*PAPER_TABLES, *EXPERIMENTS, "all"]
     assert all(run.__doc__ and "\n" not in run.__doc__ for run in TABLES.values())
 
 

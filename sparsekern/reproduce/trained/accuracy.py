@@ -1,0 +1,71 @@
+"""The accuracy columns of three papers' tables, trained on the user's files of CIFAR, MNIST and SVHN."""
+
+from __future__ import annotations
+
+from sparsekern.models.counts import known_counts
+from sparsekern.reproduce.paper import paper_rows, paper_table
+from sparsekern.reproduce.trained.experiment import Experiment, Point
+from sparsekern.train import get_recipe
+
+#: Printed accuracies of SimpleNet; the slim nets' CIFAR-10 and MNIST figures are of the net in the logs.
+SIMPLENET = {
+    "5m_cifar10": 0.9532,
+    "5m_cifar100": 0.7486,
+    "5m_mnist": 0.9975,
+    "5m_svhn": 0.9821,
+    "310k_cifar10": 0.9198,
+    "310k_mnist": 0.9972,
+    "310k_svhn": 0.9763,
+    "310k_cifar100": 0.6468,
+    "460k_cifar10": 0.9233,
+    "460k_cifar100": 0.6682,
+}
+
+
+def _params(model: str) -> int:
+    return known_counts()[model]["params"]
+
+
+def _deep_roots_points(preset: str) -> list[Point]:
+    points = []
+    for row in paper_rows("deep_roots_nin"):
+        facts = {"FLOPs 1e8": f"{row['flops'] / 1e8:.2f}", "parameters": f"{row['params']:,}"}
+        printed = float(row["printed"]["accuracy"])
+        points.append(Point(row["row"], get_recipe(f"deep-roots/{row['model']}"), row["flops"] / 1e8, printed, facts=facts))
+    return points
+
+
+def _sis_points(preset: str) -> list[Point]:
+    points = []
+    for data in ("cifar10", "svhn"):
+        for row in paper_rows(f"sis_{data}"):
+            name = f"sis/nin_{data}" if row["model"] == "sis_nin" else f"sis/{row['model'].removeprefix('sis_')}"
+            total = row["counts"]["total"]
+            facts = {"synapses": f"{total:,}", "efficiency": row["printed"]["eff"]}
+            label = f"{row['row']}, {'CIFAR-10' if data == 'cifar10' else 'SVHN'}"
+            printed = float(row["printed"]["accuracy"])
+            points.append(Point(label, get_recipe(name), total, printed, panel=label.partition(", ")[2], facts=facts))
+    return points
+
+
+def _simplenet_points(preset: str) -> list[Point]:
+    points = []
+    for name, printed in SIMPLENET.items():
+        recipe = get_recipe(f"simplenet/{name}")
+        params = _params(recipe.model)
+        points.append(Point(name, recipe, params, printed, panel=recipe.data, facts={"parameters": f"{params:,}"}))
+    return points
+
+
+DEEP_ROOTS = Experiment(
+    "deep-roots/accuracy", "Network in Network in filter groups on CIFAR-10: accuracy against FLOPs",
+    paper_table("deep_roots_nin")["source"], _deep_roots_points, "FLOPs x 10^8", best_of="best test accuracy of all epochs",
+)  # fmt: skip
+SIS = Experiment(
+    "sis/accuracy", "StochasticNet in StochasticNet: accuracy against synapses",
+    paper_table("sis_cifar10")["source"] + " and 2", _sis_points, "synapses", best_of="best test accuracy of all epochs", log_x=True,
+)  # fmt: skip
+SIMPLENET_NETS = Experiment(
+    "simplenet/accuracy", "SimpleNet: accuracy of the full and the slim nets", "SimpleNet, tables 1 to 4 and 6", _simplenet_points,
+    "parameters", best_of="best test accuracy of all epochs", log_x=True,
+)  # fmt: skip

@@ -1,0 +1,212 @@
+"""Train the points of an experiment, print the paper beside ours, write numbers and the figure.
+
+Every finished training is kept in ``<out>/<experiment>_runs.json``: what was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sparsekern.measure.machine import machine_card
+from sparsekern.reproduce.trained.experiment import Claim, Experiment, Point, Result, Results
+from sparsekern.train import TrainingData, load_data, train
+from sparsekern.train.checkpoint import write_whole
+from sparsekern.train.recipe import Recipe, fold_seed
+from sparsekern.train.show import Quiet
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SEEDS = (0, 1, 2)
+MACHINE = ("cpu", "features", "threads", "torch")  # of the machine card: enough to place a time
+
+
+def run_experiment(experiment: Experiment, args: Any) -> int:
+    """Train, print, judge, draw.
+
+    Args:
+        experiment: what to train.
+        args: :class:`~sparsekern.reproduce.tables.Arguments`: ``seeds``, ``preset``, ``epochs``, ``data``, ``check``, ``only``,
+            ``threads``, ``out``, ``json``.
+
+    Returns:
+        0 if every claim holds, else 1. With other ``epochs`` or only some of the points nothing is judged.
+    """
+    out, seeds = Path(args.out), tuple(args.seeds or SEEDS)
+    points = [_as_asked(point, args) for point in experiment.points(args.preset) if _chosen(point, args.only)]
+    if not points:
+        raise ValueError(f"reproduce: only must match a row of {experiment.name}; got {args.only!r}")
+    torch.set_num_threads(args.threads)
+    out.mkdir(parents=True, exist_ok=True)
+    stem = experiment.name.replace("-", "_").replace("/", "_")
+    console = _console()
+    results, missing = _train_all(points, seeds, args, out / f"{stem}_runs.json", console)
+    if not results:
+        raise FileNotFoundError(missing[0])
+    judged = not args.epochs and not args.only and not missing
+    claims = experiment.claims(results, args.preset) if judged else []
+    _print(console, experiment, results, claims, missing)
+    numbers = Path(args.json or out / f"{stem}.json")
+    numbers.parent.mkdir(parents=True, exist_ok=True)
+    document = _document(experiment, results, claims, args, seeds)
+    write_whole(numbers, lambda file: Path(file).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"))
+    from sparsekern.reproduce.trained.plot import plot_results
+
+    try:
+        plot_results(experiment, results, out / f"{stem}.png", caption=_caption(experiment, results, args, seeds))
+        console.print(f"plot: {out / f'{stem}.png'}", soft_wrap=True)
+    except ModuleNotFoundError as absent:
+        console.print(f"no plot: {absent}", soft_wrap=True)
+    console.print(f"numbers: {numbers}", soft_wrap=True)
+    return int(not all(claim.holds for claim in claims))
+
+
+def _as_asked(point: Point, args: Any) -> Point:
+    recipe = point.recipe.preset(args.preset)
+    return replace(point, recipe=recipe.with_(epochs=args.epochs) if args.epochs else recipe)
+
+
+def _chosen(point: Point, only: Sequence[str] | None) -> bool:
+    return not only or any(word in (point.label, point.recipe.name, point.recipe.model) for word in only)
+
+
+# ---- training
+
+
+def _train_all(points: Sequence[Point], seeds: Sequence[int], args: Any, kept: Path, console: Console) -> tuple[Results, list[str]]:
+    """Results by label, and one line per point whose data are not there."""
+    done = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    data: dict[str, TrainingData | str] = {}
+    results, missing = {}, []
+    for point in points:
+        found = _data_of(point.recipe, args, data)
+        if isinstance(found, str):
+            missing.append(found)
+            continue
+        accuracies = {}
+        for seed in seeds[: point.seeds]:
+            key = f"{point.label}, seed {seed}, {_key(point, seed, found):08x}"
+            if key not in done:
+                show = _Line(console, f"{point.label}, seed {seed}")
+                trained = train(point.recipe, found, seed=seed, show=show, prepare=_prepare(point, seed))
+                done[key] = {"best": trained.best, "last": trained.last, "seconds": sum(row["seconds"] for row in trained.rows)}
+                write_whole(kept, lambda file: Path(file).write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8"))
+            accuracies[seed] = done[key]["best"]
+        results[point.label] = Result(point, accuracies)
+    return results, list(dict.fromkeys(missing))
+
+
+def _data_of(recipe: Recipe, args: Any, cache: dict[str, TrainingData | str]) -> TrainingData | str:
+    """The data of a recipe, read once; or why they are not there."""
+    key = json.dumps([recipe.data, recipe.data_options, recipe.augment, recipe.centre])
+    if key not in cache:
+        try:
+            cache[key] = load_data(recipe, args.data, check=args.check)
+        except FileNotFoundError as error:
+            cache[key] = str(error)
+    return cache[key]
+
+
+def _prepare(point: Point, seed: int):
+    """Connections of the point's own, with weights as they were drawn."""
+    if point.tables is None:
+        return None
+
+    def prepare(model: nn.Module) -> None:
+        for number, table in enumerate(point.tables(seed), start=1):
+            junction = model.get_submodule(f"junction{number}")
+            junction.set_topology(table, junction.weight.detach().clone())
+
+    return prepare
+
+
+def _key(point: Point, seed: int, data: TrainingData) -> int:
+    """Everything that decides the accuracy."""
+    tables = [table.tolist() for table in point.tables(seed)] if point.tables else None
+    return fold_seed(json.dumps(point.recipe.facts(), sort_keys=True), json.dumps(data.facts()), tables)
+
+
+class _Line(Quiet):
+    """One line per training, at its end; on a terminal the epoch of the moment."""
+
+    def __init__(self, console: Console, label: str) -> None:
+        self.console, self.label, self.rows = console, label, []
+        self.status = console.status(label) if console.is_terminal else None
+
+    def begin(self, title: str, epoch: int, epochs: int, step: int, steps: int) -> None:
+        if self.status:
+            self.status.start()
+            self.status.update(f"{self.label}: epoch {epoch + 1} of {epochs}")
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def end(self) -> None:
+        if self.status:
+            self.status.stop()
+        if self.rows:
+            best = max(row["val_accuracy"] for row in self.rows)
+            seconds = sum(row["seconds"] for row in self.rows)
+            self.console.print(f"{self.label}: {best:.4f} in {len(self.rows)} epochs, {seconds:.0f} s", soft_wrap=True)
+
+
+# ---- what is said
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.width = max(100, console.width) if console.is_terminal else 160
+    return console
+
+
+def _print(console: Console, experiment: Experiment, results: Results, claims: Sequence[Claim], missing: Sequence[str]) -> None:
+    from rich.table import Table
+
+    heads = list(dict.fromkeys(head for result in results.values() for head in result.point.facts))
+    table = Table(title=experiment.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("network", no_wrap=True)
+    for head in (*heads, "paper", "ours", "±", "seeds"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for label, result in results.items():
+        paper = "" if result.point.paper is None else f"{result.point.paper:.4f}".rstrip("0")
+        facts = [str(result.point.facts.get(head, "")) for head in heads]
+        table.add_row(label, *facts, paper, f"{result.mean:.4f}", f"{result.spread:.4f}", str(len(result.accuracies)))
+    console.print(table)
+    console.print(f"ours: mean of the seeds, {experiment.best_of}; ±: half the distance from the worst seed to the best", soft_wrap=True)
+    console.print(f"source: {experiment.source}", soft_wrap=True)
+    for line in missing:
+        console.print(f"left out: {line}", soft_wrap=True)
+    for claim in claims:
+        console.print(f"{'holds ' if claim.holds else 'BROKEN'} {claim.text}: {claim.figures}", soft_wrap=True)
+
+
+def _caption(experiment: Experiment, results: Results, args: Any, seeds: Sequence[int]) -> str:
+    recipe = next(iter(results.values())).point.recipe
+    size = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in recipe.data_options.items())
+    return f"{len(seeds)} seed(s), {recipe.epochs} epochs" + (f", {size}" if size else "") + f"; {experiment.best_of}"
+
+
+def _document(experiment: Experiment, results: Results, claims: Sequence[Claim], args: Any, seeds: Sequence[int]) -> dict[str, Any]:
+    card = machine_card()
+    rows = []
+    for label, result in results.items():
+        ours = {
+            "mean": round(result.mean, 5),
+            "spread": round(result.spread, 5),
+            "by_seed": {str(s): a for s, a in result.accuracies.items()},
+        }
+        point = result.point
+        row = {"row": label, "model": point.recipe.model, "recipe": point.recipe.facts(), "x": point.x, "panel": point.panel}
+        rows.append({**row, **point.facts, "paper": point.paper, "ours": ours})
+    about = {"experiment": experiment.name, "source": experiment.source, "measure": experiment.best_of, "preset": args.preset}
+    about |= {"seeds": list(seeds), "machine": {key: card.get(key) for key in MACHINE}}
+    return {**about, "rows": rows, "claims": [{"claim": c.text, "holds": c.holds, "figures": c.figures} for c in claims]}

@@ -1,0 +1,88 @@
+"""Several processes as one: started by ``torchrun``, each takes its part of every batch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+class Processes:
+    """This process among its fellows; alone where ``torchrun`` did not start it."""
+
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
+        self.rank, self.world = rank, world
+
+    @property
+    def first(self) -> bool:
+        """Whether this one speaks and writes files."""
+        return self.rank == 0
+
+    def part(self, n: int) -> slice:
+        """This process's part of ``n`` samples in a row: parts differ by one at most.
+
+        Example:
+            >>> [Processes(rank, 3).part(8) for rank in range(3)]
+            [slice(0, 3, None), slice(3, 6, None), slice(6, 8, None)]
+        """
+        each, rest = divmod(n, self.world)
+        begin = self.rank * each + min(self.rank, rest)
+        return slice(begin, begin + each + (self.rank < rest))
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """Add up ``values`` of all processes, in place."""
+        if self.world > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        if self.world > 1:
+            distributed.barrier()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model with gradients averaged over the processes.
+
+        Raises:
+            RuntimeError: ``train: topology must be the same in all processes; got another one in process 1 (index of junction1, ...)``
+        """
+        if self.world == 1:
+            return model
+        self.check_same_tables(model)
+        running = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=running)
+
+    def check_same_tables(self, model: nn.Module) -> None:
+        """Every process must have drawn the same connections: gradients of others would be added to the wrong weights."""
+        own = {name: _digest(table) for name, table in model.named_buffers() if table.dtype == torch.int32}
+        everyones: list = [None] * self.world
+        distributed.all_gather_object(everyones, own)
+        for rank, others in enumerate(everyones):
+            wrong = [name for name in everyones[0] if everyones[0][name] != others.get(name)]
+            if wrong:
+                got = f"another one in process {rank} ({', '.join(wrong[:3])})"
+                raise RuntimeError(f"train: topology must be the same in all processes; got {got}")
+
+
+def _digest(table: Tensor) -> str:
+    return hashlib.blake2b(table.detach().cpu().contiguous().numpy().tobytes(), digest_size=16).hexdigest()
+
+
+@contextlib.contextmanager
+def processes(device: torch.device) -> Iterator[Processes]:
+    """Join the processes that ``torchrun`` started (its environment tells), and leave them at the end."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Processes()
+        return
+    joined = not distributed.is_initialized()
+    if joined:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(distributed.get_rank(), world)
+    finally:
+        if joined:
+            distributed.destroy_process_group()

@@ -1,0 +1,100 @@
+"""The experiments: their points, what they judge, and the whole way from files to figure on tiny data."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rich")
+
+from sparsekern.data.cifar import CIFAR10
+from sparsekern.reproduce import TABLES, Arguments
+from sparsekern.reproduce.tables import EXPERIMENTS as NAMES
+from sparsekern.reproduce.trained import morse
+from sparsekern.reproduce.trained.experiment import Claim, Result
+from sparsekern.reproduce.trained.experiments import EXPERIMENTS
+from sparsekern.reproduce.trained.run import run_experiment
+
+
+def test_every_experiment_has_points_of_its_own():
+    assert list(EXPERIMENTS) == list(NAMES)
+    for experiment in EXPERIMENTS.values():
+        points = experiment.points("reduced")
+        assert len({point.label for point in points}) == len(points) >= 5
+        assert all(0 < (point.paper or 1) <= 1 and point.x > 0 for point in points)
+
+
+def test_digits_from_the_command_to_the_figure(tmp_path, capsys):
+    arguments = Arguments(out=tmp_path, seeds=(0, 1), epochs=2, only=("fan-out 16, 10", "fan-out 8, 5"))
+    assert TABLES["digits/density"](arguments) == 0
+    said = capsys.readouterr().out
+    assert "fan-out 16, 10, seed 1: 0." in said and "0.959" in said and "24.3%" in said
+    document = json.loads((tmp_path / "digits_density.json").read_text(encoding="utf-8"))
+    assert [len(row["ours"]["by_seed"]) for row in document["rows"]] == [2, 2] and document["claims"] == []
+    assert document["rows"][0]["recipe"]["epochs"] == 2
+    assert (tmp_path / "digits_density.png").stat().st_size > 5000
+    TABLES["digits/density"](arguments)
+    assert "seed 1:" not in capsys.readouterr().out  # what is done is not done again
+    with pytest.raises(ValueError, match="reproduce: only must match a row of digits/density; got"):
+        TABLES["digits/density"](Arguments(out=tmp_path, only=("fan-out 1",)))
+
+
+@pytest.mark.parametrize(("holds", "code"), [(True, 0), (False, 1)])
+def test_a_broken_claim_is_a_failure(tmp_path, capsys, holds, code):
+    digits = EXPERIMENTS["digits/density"]
+    points = [p for p in digits.points("reduced") if p.label == "fan-out 8, 5"]
+    quick = [replace(p, recipe=p.recipe.with_(epochs=1)) for p in points]
+    experiment = replace(digits, points=lambda preset: quick, claims=lambda results, preset: [Claim("it is so", holds, "figures")])
+    assert run_experiment(experiment, Arguments(out=tmp_path, seeds=(0,))) == code
+    assert f"{'holds ' if holds else 'BROKEN'} it is so: figures" in capsys.readouterr().out
+
+
+def _results(points, accuracy):
+    return {p.label: Result(p, {seed: accuracy(p) for seed in (0, 1, 2)}) for p in points}
+
+
+def test_claims_follow_the_figures():
+    points = morse.JUNCTIONS.points("reduced")
+    good = {"fan-out 256, 48": 0.86, "fan-out 512, 32": 0.84, "fan-out 16, 63": 0.38, "fan-out 16, 31": 0.38}
+    results = _results(points, lambda p: good.get(p.label, 0.6))
+    assert all(claim.holds for claim in morse.JUNCTIONS.claims(results, "reduced"))
+    for label, wrong in (("fan-out 256, 48", 0.82), ("fan-out 16, 63", 0.5), ("fan-out 496, 1", 0.45)):
+        claims = morse.JUNCTIONS.claims(results | {label: Result(results[label].point, {0: wrong})}, "reduced")
+        assert not all(claim.holds for claim in claims), label
+    points = morse.SCATTER.points("reduced")
+    assert [p.x for p in points] == sorted(p.x for p in points) and points[0].x == 0.125 and points[-1].x > 0.6
+    assert all(claim.holds for claim in morse.SCATTER.claims(_results(points, lambda p: p.x), "reduced"))
+    assert not any(claim.holds for claim in morse.SCATTER.claims(_results(points, lambda p: 1 - p.x), "reduced"))
+    assert morse.spearman([1, 1, 2], [3, 3, 1]) == -1.0
+
+
+def test_own_connections_are_trained_with():
+    from sparsekern.reproduce.trained.run import _prepare
+    from sparsekern.train import build_model
+
+    point = morse.SCATTER.points("reduced")[0]
+    net = build_model(point.recipe, 0)
+    before = net.junction1.weight.detach().clone()
+    _prepare(point, 0)(net)
+    assert net.junction1.index[:128].unique().tolist() == list(range(8)) and (net.junction1.weight == before).all()
+
+
+def test_papers_accuracies_from_files_in_the_official_format(tmp_path, capsys):
+    """Eight images per file: not what is learnt, but that a user's folder is all it takes."""
+    rng, folder = np.random.default_rng(0), tmp_path / "data" / CIFAR10.folder
+    folder.mkdir(parents=True)
+    for name in ("test_batch", *CIFAR10.splits["train"]):
+        batch = {b"data": rng.integers(0, 256, (8, 3072), dtype=np.uint8), b"labels": rng.integers(0, 10, 8).tolist()}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    common = dict(out=tmp_path / "out", data=tmp_path / "data", check=False, seeds=(0,), epochs=1)
+    for table, only in (("deep-roots/accuracy", "root-16"), ("sis/accuracy", "SiS#3, CIFAR-10"), ("simplenet/accuracy", "310k_cifar10")):
+        assert TABLES[table](Arguments(only=(only,), **common)) == 0
+        assert only in capsys.readouterr().out
+    assert TABLES["sis/accuracy"](Arguments(only=("SiS#3, CIFAR-10", "SiS#3, SVHN"), **common)) == 0
+    assert "left out: svhn: path must hold the file" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="svhn: path must hold the file"):
+        TABLES["sis/accuracy"](Arguments(only=("SiS#3, SVHN",), **common))
+    with pytest.raises(ValueError, match="train: data must be given for cifar10"):
+        TABLES["deep-roots/accuracy"](Arguments(out=tmp_path))

@@ -1,0 +1,151 @@
+"""Stopped at any moment, training goes on as if it had not been; a bad checkpoint changes nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tiny import same_weights, tiny_data, tiny_recipe
+
+pytest.importorskip("safetensors")
+
+from sparsekern.train import DrawnAnew, MovingConnections, get_recipe, load_checkpoint, save_checkpoint, train
+from sparsekern.train.checkpoint import write_whole
+from sparsekern.train.show import Quiet
+
+
+class Stop(Exception):
+    pass
+
+
+class StopAfter(Quiet):
+    """Raises in the middle of the run, as a kill would strike: after so many steps, nothing tidied up."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def step(self, loss, accuracy, rate):
+        self.left -= 1
+        if self.left < 0:
+            raise Stop
+
+
+DYNAMIC = {"fixed": lambda: None, "moving": lambda: MovingConnections(every=3), "drawn": lambda: DrawnAnew(every=2)}
+
+
+@pytest.mark.parametrize("dynamic", DYNAMIC)
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_stopped_anywhere(tmp_path, optimiser, dynamic):
+    options = dict(seed=4, checkpoint_every=2)
+    make = DYNAMIC[dynamic]
+    whole = train(tiny_recipe(optimiser), tiny_data(51), dynamic=make(), **options)
+    for stop in (1, 3, 7):  # before the first checkpoint, in an epoch, in the second
+        out = tmp_path / str(stop)
+        with pytest.raises(Stop):
+            train(tiny_recipe(optimiser), tiny_data(51), dynamic=make(), out=out, show=StopAfter(stop), **options)
+        resumed = train(tiny_recipe(optimiser), tiny_data(51), dynamic=make(), out=out, resume=True, **options)
+        assert same_weights(whole.model, resumed.model), stop
+        kept = ("epoch", "steps", "train_loss", "val_loss", "train_accuracy", "val_accuracy")
+        assert [[row[key] for key in kept] for row in whole.rows] == [[row[key] for key in kept] for row in resumed.rows]
+    again = train(tiny_recipe(optimiser), tiny_data(51), dynamic=make(), out=out, resume=True, **options)  # nothing left to do
+    assert same_weights(whole.model, again.model) and len(again.rows) == 3
+
+
+def test_killed_in_mid_epoch(tmp_path):
+    out = tmp_path / "run"
+    arguments = ["digits/density", "--fan-out", "16,10", "--epochs", "12", "--checkpoint-every", "3", "--out", str(out), "--threads", "1"]
+    running = subprocess.Popen([sys.executable, "-m", "sparsekern", "train", *arguments], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and running.poll() is None:
+        if (out / "last.safetensors").exists() and load_checkpoint(out / "last.safetensors")[1]["at"]["batch_number"] > 0:
+            break
+        time.sleep(0.002)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL, "it ended before it was killed"
+    at = load_checkpoint(out / "last.safetensors")[1]["at"]
+    assert at["epoch"] < 12
+    torch.set_num_threads(1)
+    recipe = get_recipe("digits/density").with_(epochs=12, options={"fan_out": (16, 10)})
+    resumed = train(recipe, out=out, resume=True)
+    assert same_weights(resumed.model, train(recipe).model) and len(resumed.rows) == 12
+
+
+# ---- bad checkpoints
+
+
+@pytest.fixture
+def run(tmp_path):
+    out = tmp_path / "run"
+    train(tiny_recipe(epochs=1), tiny_data(), out=out)
+    return out
+
+
+def refuses(run, sentence, *, kind=ValueError, recipe=None, **options):
+    """The sentence, and every file as it was."""
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    with pytest.raises(kind) as raised:
+        train(recipe or tiny_recipe(epochs=1), tiny_data(), out=run, **{"resume": True, **options})
+    assert sentence in str(raised.value), str(raised.value)
+    assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+
+
+def test_damaged(run):
+    file = run / "last.safetensors"
+    good = file.read_bytes()
+    for where in (len(good) - 1, len(good) // 2, len(good) - 200):
+        file.write_bytes(good[:where] + bytes([good[where] ^ 1]) + good[where + 1 :])
+        refuses(run, f"train: checkpoint must be whole; got {str(file)!r}, damaged")
+    for kept in (0, 4, 100, len(good) - 1):
+        file.write_bytes(good[:kept])
+        refuses(run, f"train: checkpoint must be whole; got {str(file)!r}, damaged or cut short")
+    file.write_bytes(b"\x80\x04" + b"pickle" * 20)
+    refuses(run, "train: checkpoint must be whole")
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(2)}, file)
+    refuses(run, "train: checkpoint must be of 'sparsekern training 1'")
+
+
+def test_of_another_run(run):
+    refuses(run, "train: out must not hold a checkpoint yet, or be resumed", resume=False)
+    refuses(run, "got recipe.batch 16 where 8 is asked for", recipe=tiny_recipe(epochs=1, batch=8))
+    refuses(run, "got seed 0 where 3 is asked for", seed=3)
+    refuses(run, "got dynamic.kind None where drawn is asked for", dynamic=DrawnAnew())
+
+
+def test_that_does_not_fit_the_model(run):
+    file = run / "last.safetensors"
+    tensors, facts = load_checkpoint(file)
+    for name, value, sentence in (
+        ("model/6.weight", torch.zeros(24, 5), "checkpoint must fit the model; got 6.weight [24, 5] of float32, the model's is [24, 32]"),
+        ("model/6.index", tensors["model/6.index"].long(), "got 6.index [24, 32] of int64, the model's is [24, 32] of int32"),
+        ("model/9.weight", torch.zeros(1), "got 9.weight [1] of float32, the model's is missing"),
+        ("optimiser/6.weight/momentum_buffer", torch.zeros(3, 3), "got 6.weight/momentum_buffer [3, 3] where"),
+    ):  # fmt: skip
+        save_checkpoint(file, tensors | {name: value}, facts)
+        refuses(run, sentence)
+    save_checkpoint(file, {name: value for name, value in tensors.items() if name != "model/6.index"}, facts)
+    refuses(run, "got 6.index missing, the model's is [24, 32] of int32")
+
+
+def test_the_topology_is_inside(run):
+    tensors, _ = load_checkpoint(run / "last.safetensors")
+    assert {"model/0.index", "model/0.indptr", "model/6.index", "model/8.index"} <= tensors.keys()
+    assert "optimiser/6.weight/momentum_buffer" in tensors
+
+
+def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+
+    def fails(name):
+        with open(name, "w") as opened:
+            opened.write("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(file, fails)
+    assert file.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
