@@ -201,7 +201,7 @@ class Trainer:
 
     def _step(self, indices: Tensor) -> None:
         step = self._step_number
-        torch.manual_seed(fold_seed(self.seed, "step", step, self.group.rank))
+        self._seed_generators(fold_seed(self.seed, "step", step, self.group.rank))
         x, y = self.data.batch(indices, fold_seed(self.seed, "augment", step))
         part = self.group.part(len(indices))
         x, y = x[part].to(self.device), y[part].to(self.device)
@@ -221,6 +221,12 @@ class Trainer:
             raise ArithmeticError(f"train: loss must be finite; got {loss} in step {step}")
         self.sums += torch.tensor([loss, (scores.argmax(1) == y).sum().item(), len(y)], dtype=torch.float64)
         self.show.step(loss / max(1, len(y)), float(self.sums[1] / self.sums[2].clamp_min(1)), rate)
+
+    def _seed_generators(self, seed: int) -> None:
+        """For dropout and the like; ``torch.manual_seed`` would note the whole call stack at every step while CUDA sleeps."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
