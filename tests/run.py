@@ -52,7 +52,7 @@ SUITES = {
     "cpp": cpp,
     "cuda": cuda,
     "ops": lambda: [[*PYTEST, "tests/ops"]],
-    "triton": lambda: [[*PYTEST, "tests/triton"]],
+    "triton": lambda: [[*PYTEST, "tests/twins"]],
     "layers": lambda: [[*PYTEST, "tests/nn", "tests/topology", "tests/data", "tests/analysis", "tests/transform"]],
     "models": lambda: [[*PYTEST, "tests/models"]],
     "tools": lambda: [

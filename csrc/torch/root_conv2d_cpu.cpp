@@ -15,25 +15,8 @@ struct Stage {
   const Maybe& bias;
 };
 
-struct Window {
-  int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;
-};
-
 Conv2dShape first_shape(const Tensor& x, int64_t K, int64_t KH, int64_t KW, const Window& w) {
-  STD_TORCH_CHECK(w.stride_h > 0 && w.stride_w > 0, "root_conv2d: stride");
-  STD_TORCH_CHECK(w.pad_h >= 0 && w.pad_w >= 0, "root_conv2d: padding");
-  STD_TORCH_CHECK(w.dilation_h > 0 && w.dilation_w > 0, "root_conv2d: dilation");
-  const int64_t C = x.size(1), H = x.size(2), W = x.size(3);
-  STD_TORCH_CHECK(w.groups > 0 && K > 0 && KH > 0 && KW > 0 && C > 0 && K % w.groups == 0 && C % w.groups == 0, "root_conv2d: groups");
-  const int64_t room_h = H + 2 * w.pad_h - w.dilation_h * (KH - 1) - 1, room_w = W + 2 * w.pad_w - w.dilation_w * (KW - 1) - 1;
-  STD_TORCH_CHECK(room_h >= 0 && room_w >= 0, "root_conv2d: x");
-  Conv2dShape s{};
-  s.N = x.size(0), s.C = C, s.H = H, s.W = W, s.K = K, s.KH = KH, s.KW = KW;
-  s.stride_h = w.stride_h, s.stride_w = w.stride_w, s.pad_h = w.pad_h, s.pad_w = w.pad_w;
-  s.dilation_h = w.dilation_h, s.dilation_w = w.dilation_w, s.groups = w.groups;
-  s.OH = room_h / w.stride_h + 1, s.OW = room_w / w.stride_w + 1;
-  s.channels_last = true;
-  return s;
+  return shape_of(x.size(0), x.size(1), x.size(2), x.size(3), K, KH, KW, w, true, false);
 }
 Conv2dShape next_shape(const Conv2dShape& before, int64_t K, int64_t channels) {  // 1x1
   STD_TORCH_CHECK(channels > 0 && before.K % channels == 0 && K > 0 && K % (before.K / channels) == 0, "root_conv2d: weight");
@@ -45,7 +28,6 @@ Conv2dShape next_shape(const Conv2dShape& before, int64_t K, int64_t channels) {
   return s;
 }
 
-void check_image(const Tensor& x) { STD_TORCH_CHECK(x.is_cpu() && floating(x.scalar_type()) && x.dim() == 4, "root_conv2d: x"); }
 void check_ends(const Tensor& x, const RootStage* stages, const Stage* given, int count, const Maybe& shortcut) {
   for (int i = 0; i < count; ++i) {
     const Maybe& b = given[i].bias;
@@ -88,7 +70,7 @@ Maybe fused(const Tensor& x, RootStage* stages, const Stage* given, int count, c
 Tensor root_conv2d(const Tensor& x, const Tensor& weight1, const Maybe& bias1, const Tensor& weight2, const Maybe& bias2, const Maybe& weight3,
                    const Maybe& bias3, const Maybe& shortcut, int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h,
                    int64_t dilation_w, int64_t groups, bool relu, bool last_relu) {
-  check_image(x);
+  check_image(x, "root_conv2d: x");
   const int count = weight3 ? 3 : 2;
   const Stage given[] = {{weight1, bias1}, {weight2, bias2}, {weight3 ? *weight3 : weight2, bias3}};
   RootStage stages[kRootStages]{};
@@ -115,7 +97,7 @@ Tensor root_conv2d_packed(const Tensor& x, const Tensor& packed1, const Maybe& b
                           const Maybe& bias3, const Maybe& shortcut, int64_t out_channels, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
                           int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups, bool relu,
                           bool last_relu) {
-  check_image(x);
+  check_image(x, "root_conv2d: x");
   STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double, "root_conv2d: x");
   const int count = packed3 ? 3 : 2;
   const Stage given[] = {{packed1, bias1}, {packed2, bias2}, {packed3 ? *packed3 : packed2, bias3}};
