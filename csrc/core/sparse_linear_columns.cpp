@@ -108,7 +108,7 @@ void feature_major_product(int64_t N, const Connections& c, Panels panels, const
     for (int64_t item = begin; item < end; ++item) {
       const Columns columns = cut.columns(item / groups);
       const Group group(panels, groups, item % groups);
-      const bool out_in_place = in_place(out_s, columns);
+      const bool out_in_place = in_place(out_s, columns) && (out_s.col == columns.width || blocks == 1);
       const int64_t width = columns.width, out_stride = out_in_place ? out_s.col : width;
       const auto panel_rows = [&](int64_t panel) { return std::min(panels.rows(), out_features - panel * panels.rows()); };
       const auto rows_at = [&](int64_t panel, int64_t first) {

@@ -72,11 +72,16 @@ constexpr int64_t kTileRows = 6, kFew = 8;  // with 4 vectors of outputs: sums, 
 
 template <int G>
 SK_INLINE void few_rows(const Tile& t, int64_t count) {
-  int64_t n = 0;
-  for (; n + 8 <= count; n += 8) rows<G, 8, 1>(t, n);
-  if (n + 4 <= count) rows<G, 4, 2>(t, n), n += 4;
-  if (n + 2 <= count) rows<G, 2, 4>(t, n), n += 2;
-  if (n < count) rows<G, 1, 8>(t, n);
+  switch (count) {
+    case 1: return rows<G, 1, 8>(t, 0);
+    case 2: return rows<G, 2, 4>(t, 0);
+    case 3: return rows<G, 3, 2>(t, 0);
+    case 4: return rows<G, 4, 2>(t, 0);
+    case 5: return rows<G, 5, 1>(t, 0);
+    case 6: return rows<G, 6, 1>(t, 0);
+    case 7: return rows<G, 7, 1>(t, 0);
+    case 8: return rows<G, 8, 1>(t, 0);
+  }
 }
 
 template <int G>

@@ -23,9 +23,9 @@ void expanded_product(int64_t N, const ExpandedRows& w, int64_t out_features, co
 // block of inputs of 64 columns stays in the first-level cache for the whole strip; its sums are added to those before.
 void expanded_strips(int64_t N, const ExpandedRows& w, int64_t out_features, const float* x, Strides x_s, const float* bias, float* y, Strides y_s,
                      const Pool& pool) {
-  constexpr int64_t kStrip = 48, kBlock = 256;
+  constexpr int64_t kBlock = 256;
   const SparseLinearKernels& k = kernels();
-  const int64_t full = 4 * k.width, in = w.inputs, chunks = (N + full - 1) / full;
+  const int64_t full = 4 * k.width, in = w.inputs, strip_rows = in <= 1536 ? 48 : 24, chunks = (N + full - 1) / full;
   const int64_t wave = std::clamp<int64_t>(kStripWaveBytes / (in * full * 4), 1, chunks);
   const Scratch buffer(size_t(wave * in * full) * sizeof(float));
   std::vector<Chunk> inputs(wave);
@@ -36,10 +36,10 @@ void expanded_strips(int64_t N, const ExpandedRows& w, int64_t out_features, con
     const auto width = [&](int64_t c) { return (columns(c) + k.width - 1) / k.width * k.width; };
     for (int64_t c = 0; c < here; ++c)
       inputs[c] = chunk_of(x, x_s, (c0 + c) * full, columns(c), in, width(c), buffer.as<float>() + c * in * full, pool);
-    parallel(pool, (out_features + kStrip - 1) / kStrip, 2, [&](int64_t begin, int64_t end) {
-      const Scratch strip(size_t(kStrip * in) * sizeof(float)), sums(size_t(kStrip * full) * sizeof(float));
+    parallel(pool, (out_features + strip_rows - 1) / strip_rows, 2, [&](int64_t begin, int64_t end) {
+      const Scratch strip(size_t(strip_rows * in) * sizeof(float)), sums(size_t(strip_rows * full) * sizeof(float));
       for (int64_t s = begin; s < end; ++s) {
-        const int64_t first = s * kStrip, rows = std::min(kStrip, out_features - first);
+        const int64_t first = s * strip_rows, rows = std::min(strip_rows, out_features - first);
         k.expand_to_dense({w.mask + first * w.words, w.words, in, w.weight + first * w.fan_in, w.fan_in}, strip.as<float>(), 0, rows);
         for (int64_t c = 0; c < here; ++c) {
           const int64_t n0 = (c0 + c) * full, wide = width(c);
