@@ -12,12 +12,12 @@ namespace {
 // per microsecond
 constexpr double kGathered = 5500;                                                // connections, x in L1 or L2
 constexpr double kScattered = 900;                                                // weights written into a dense matrix
-constexpr double kExpanded[] = {0, 800, 750, 680, 600, 500, 450, 420, 390};       // vectors of positions expanded for 1 to 8 rows of x
+constexpr double kExpanded[] = {0, 800, 750, 680, 600, 430, 390, 355, 325};       // vectors of positions expanded for 1 to 8 rows of x
 constexpr double kExpandedToCache = 1000;                                         // into a strip
 constexpr double kStripFlops[] = {0, 110e3, 140e3, 150e3, 170e3};                 // its products, by vectors of columns
 constexpr double kDenseRows[] = {0, 1800, 1500, 1300, 1200, 800, 800, 800, 750};  // vectors of positions for 1 to 8 rows of x
 constexpr double kDenseRowsFlops = 165e3;                                         // for more
-constexpr double kTurnedGather = 240;                                             // vectors of connections turned and gathered
+constexpr double kTurnedGather = 170;                                             // vectors of connections turned and gathered
 constexpr double kSums = 650;                                                     // vectors summed to one number
 constexpr double kExpandedToDense = 150;  // vectors of positions written into a dense matrix, and read back by the product
 constexpr double kRead = 52e3;            // bytes of activations that are used once
@@ -197,7 +197,8 @@ LinearKernel sparse_linear_plain_kernel(const SparseLinearShape& s, Product prod
   LinearKernel kernel = few ? LinearKernel::gather : LinearKernel::feature_major;
   if (product != Product::forward) return kernel;
   const auto faster = [&](LinearKernel other) { return plain_us(s, product, other, false) < plain_us(s, product, kernel, false); };
-  if (faster(LinearKernel::gather)) kernel = LinearKernel::gather;  // also for many rows, where outputs are few
+  if (!few && plain_us(s, product, LinearKernel::gather, false) < 0.8 * plain_us(s, product, kernel, false))
+    kernel = LinearKernel::gather;  // also for many rows, where outputs are few
   if (can_expand(s) && faster(LinearKernel::expanded)) kernel = LinearKernel::expanded;
   if (can_expand(s) && s.N > 8 && faster(LinearKernel::expanded_strips)) kernel = LinearKernel::expanded_strips;
   if (can_balance(s) && s.N <= kMostBalancedRows && faster(LinearKernel::balanced)) kernel = LinearKernel::balanced;
@@ -226,7 +227,7 @@ LinearChoice sparse_linear_choice(const SparseLinearShape& s, Product product, L
 
 LinearKernel sparse_linear_packed_choice(const SparseLinearShape& s, LinearType type) {
   const bool blocks = s.BO * s.BI > 1, few = s.N <= 2, tiles = type == LinearType::bf16 && isa() == Isa::amx;
-  LinearKernel plain = few ? LinearKernel::gather : LinearKernel::feature_major;
+  LinearKernel plain = !packs_panels(s) ? LinearKernel::dense_rows : few && !s.places && !s.balanced ? LinearKernel::gather : LinearKernel::feature_major;
   if (blocks) plain = few ? LinearKernel::block_dot : LinearKernel::block_tile;
   if (blocks) return tiles && tile_blocks(s) ? LinearKernel::block_amx : plain;
   const bool half_precision = type != LinearType::fp32;

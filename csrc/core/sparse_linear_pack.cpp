@@ -25,9 +25,9 @@ struct Pack {
     kIB,
     kLength,
     kWide,
-    kRowsWeight,
+    kRowsWeight,  // 0: none, as the next; see pack_rows_of_16
     kRowsSource,
-    kPanels,
+    kPanels,  // 0: none, as the next two; see packs_panels
     kSource,
     kWeight,
     kPtr,
@@ -51,7 +51,7 @@ struct Pack {
     kRestSource,
     kHeader = 40
   };
-  static constexpr int32_t kMagicValue = 0x534b5031, kVersionValue = 5;
+  static constexpr int32_t kMagicValue = 0x534b5031, kVersionValue = 6;
   const int32_t* data;
   const int32_t* at(int section) const { return data + data[section]; }
   const uint16_t* halves(int section) const { return reinterpret_cast<const uint16_t*>(at(section)); }
@@ -86,25 +86,28 @@ class Writer {
 };
 
 // Rows 16 at a time: [groups][fan_in][16] sources and weights, in the order of the runs if the table is balanced; or, where most connections are
-// kept, the weights with their zeros, [groups][inputs][16].
+// kept, the weights alone, with their zeros, [groups][inputs][16].
 void pack_rows_of_16(const SparseLinearShape& s, const Plan& plan, const float* weight, bool wide, Writer& out) {
   constexpr int64_t L = Interleaved::kLanes;
   static_assert(L == DenseRows::kLanes, "one order of rows");
   const bool zeros = packs_zeros(s);
   const int64_t groups = (s.OB + L - 1) / L;
-  std::vector<int32_t> source(groups * s.F * L);
+  std::vector<int32_t> source(zeros ? 0 : groups * s.F * L);
   std::vector<float> values(groups * (zeros ? s.IB : s.F) * L);
   const int32_t* order = s.balanced && !zeros ? plan.at(Plan::kBalancedOrder) : nullptr;
   for (int64_t row = 0; row < s.OB; ++row)
     for (int64_t f = 0; f < s.F; ++f) {
       const int32_t i = plan.index(row * s.F + f);
       const int64_t place = (row / L * s.F + (order ? order[f] : f)) * L + row % L;
-      source[place] = i;
+      if (!zeros) source[place] = i;
       values[zeros ? (row / L * s.IB + i) * L + row % L : place] = weight[row * s.F + f];
     }
   out.weights(zeros ? Pack::kDenseRows : Pack::kRowsWeight, values);
-  out.sources(Pack::kRowsSource, source, wide);
-  if (!packs_natural(s)) return;
+  if (!zeros && !s.balanced) out.sources(Pack::kRowsSource, source, wide);
+}
+
+// Rows as they are, and their mask, to be expanded.
+void pack_natural(const SparseLinearShape& s, const Plan& plan, const float* weight, Writer& out) {
   out.weights(Pack::kNatural, std::vector<float>(weight, weight + s.kept()));
   out.table(Pack::kMask, reinterpret_cast<const int32_t*>(plan.mask()), s.OB * mask_words(s));
 }
@@ -294,14 +297,15 @@ void sparse_linear_pack(const SparseLinearShape& sizes, const int32_t* plan_data
     pack_blocks(s, plan, weight, out);
   } else {
     const bool wide = plan_data[Plan::kWide] != 0;
-    pack_rows_of_16(s, plan, weight, wide, out);
     int32_t halves_step = 0;
     if (s.balanced && !packs_zeros(s)) pack_balanced(s, plan, isa_supported(Isa::amx) ? bf16 : nullptr, out, halves_step);
     pack[Pack::kHalvesStep] = halves_step;
     int32_t places[2] = {0, 0};
     if (!s.balanced && !packs_zeros(s)) pack_windows(s, plan, weight, wide, out, places);
     pack[Pack::kPlaces] = places[0], pack[Pack::kLeftOver] = places[1];
-    pack_panels(plan, weight, wide, out);
+    if (!places[0]) pack_rows_of_16(s, plan, weight, wide, out);  // windows take their place
+    if (packs_natural(s)) pack_natural(s, plan, weight, out);
+    if (packs_panels(s)) pack_panels(plan, weight, wide, out);
   }
   if (bf16 && pack_rows(s) && isa_supported(Isa::amx)) pack_row_tiles(s, plan, bf16, out);
   if (bf16 && tile_blocks(s) && isa_supported(Isa::amx)) pack_block_tiles(s, bf16, out);
@@ -357,8 +361,7 @@ void sparse_linear_packed_fwd(const SparseLinearShape& sizes, const int32_t* pac
     const uint32_t* mask = reinterpret_cast<const uint32_t*>(pack.at(Pack::kMask));
     return expanded_product(s.N, {mask, mask_words(s), s.in(), pack.floats(Pack::kNatural), s.F}, s.OB, x, x_s, bias, y, y_s, pool);
   }
-  // A pack with its zeros has no other weights for one or two rows.
-  if (pack_data[Pack::kDenseRows] && (s.N <= kFewRows || (kernel == LinearKernel::dense_rows && y_s.col == 1))) {
+  if (pack_data[Pack::kDenseRows] && (!pack_data[Pack::kPanels] || s.N <= kFewRows || (kernel == LinearKernel::dense_rows && y_s.col == 1))) {
     const Scratch scratch(size_t(x_s.col == 1 ? 0 : s.N * s.in()) * sizeof(float));
     const float* rows = natural_rows(x, x_s, s.N, s.in(), scratch);
     const DenseRows d{pack.floats(Pack::kDenseRows), s.OB, s.IB};
@@ -367,7 +370,7 @@ void sparse_linear_packed_fwd(const SparseLinearShape& sizes, const int32_t* pac
     });
     return;
   }
-  if (s.N > kFewRows) {
+  if (s.N > kFewRows || !pack_data[Pack::kRowsSource]) {
     const Connections c{nullptr, pack.at(Pack::kSource), wide, s.kept()};
     return feature_major_product(s.N, c, {pack.at(Pack::kPanels)}, x, x_s, s.in(), {pack.floats(Pack::kWeight)}, bias, y, y_s, s.out(), pool);
   }

@@ -73,6 +73,8 @@ inline bool has_mask(const SparseLinearShape& s) {
 inline bool packs_zeros(const SparseLinearShape& s) { return s.BO * s.BI == 1 && s.F * 3 >= s.IB && !(s.balanced && s.F * 4 < s.IB * 3); }
 // From a sixth kept on, and for few outputs, packs also hold the natural rows and their mask, for the expanding kernel.
 inline bool packs_natural(const SparseLinearShape& s) { return has_mask(s) && (s.F * 6 >= s.IB || s.OB <= 4); }
+// Where two thirds are kept, those serve any number of rows, and the connections in the order of segments are left out.
+inline bool packs_panels(const SparseLinearShape& s) { return !(packs_zeros(s) && packs_natural(s) && s.F * 3 >= s.IB * 2); }
 // Rows of so few connections are turned side by side for few rows of x.
 inline bool few_connections(const SparseLinearShape& s) { return s.BO * s.BI == 1 && s.F <= 32 && isa_supported(Isa::avx512); }
 inline bool can_turn(const SparseLinearShape& s) { return few_connections(s) && has_avx512(); }

@@ -19,10 +19,10 @@ from sparsekern.ops.sparse_linear import _laid_out_like, _rows, _rows_like, chec
 NAME = "sparse_linear_packed"
 
 # words of the header (core/sparse_linear_pack.cpp)
-_MAGIC, _SIZES, _LENGTH, _WIDE, _ROWS_WEIGHT, _ROWS_SOURCE, _WEIGHT, _ENTRIES, _DENSE_ROWS, _BALANCED, _PLACES, _LEFT_OVER = (
-    0, slice(2, 7), 7, 8, 9, 10, 13, 15, 19, 22, 26, 27,
+_MAGIC, _SIZES, _LENGTH, _WIDE, _PANELS, _SOURCE, _WEIGHT, _ENTRIES, _NATURAL, _MASK, _BALANCED, _PLACES, _LEFT_OVER = (
+    0, slice(2, 7), 7, 8, 11, 12, 13, 15, 20, 21, 22, 26, 27,
 )  # fmt: skip
-_MAGIC_VALUE, _LANES = 0x534B5031, 16
+_MAGIC_VALUE = 0x534B5031
 
 
 def check(x: Any, packed: Any, bias: Any, out_features: int, kept: int) -> None:
@@ -56,18 +56,29 @@ def unpack_sparse_linear(packed: Tensor) -> tuple[Tensor, Tensor]:
     if bo * bi > 1:
         weight = section(_WEIGHT, ob * fan_in * bo * bi).view(torch.float32)
         return weight.reshape(ob, fan_in, bo, bi), section(_ENTRIES, 2 * ob * fan_in).reshape(-1, 2)[:, 0].reshape(ob, fan_in)
-    groups = -(-ob // _LANES)
-    count = groups * fan_in * _LANES
-
-    def rows(interleaved: Tensor, columns: int = fan_in) -> Tensor:
-        return interleaved.reshape(groups, columns, _LANES).transpose(1, 2).reshape(-1, columns)[:ob]
-
-    source = section(_ROWS_SOURCE, count) if int(packed[_WIDE]) else section(_ROWS_SOURCE, -(-count // 2)).view(torch.uint16)[:count].int()
-    index, order = rows(source).sort(dim=1)  # balanced packs hold the connections in another order
-    if int(packed[_DENSE_ROWS]):  # with their zeros
-        dense = rows(section(_DENSE_ROWS, groups * ib * _LANES).view(torch.float32), ib)
-        return dense.gather(1, index.long()), index
-    return rows(section(_ROWS_WEIGHT, count).view(torch.float32)).gather(1, order), index
+    count = ob * fan_in
+    if not int(packed[_PANELS]):  # rows as they are, and a bit for each input
+        words = -(-ib // 32)
+        bits = (section(_MASK, ob * words).reshape(ob, words, 1) >> torch.arange(32)) & 1
+        inputs = torch.arange(words * 32, dtype=torch.int32)
+        if ib > 32:  # the last word ends where the row ends
+            inputs[-32:] = torch.arange(ib - 32, ib)
+        index = inputs.expand(ob, -1)[bits.reshape(ob, -1).bool()].reshape(ob, fan_in)
+        return section(_NATURAL, count).view(torch.float32).reshape(ob, fan_in), index
+    # in the order of the segments: lists of runs (length, rows), then (row in its panel, first connection) for each row of the runs
+    table, rows, lengths = packed[int(packed[_PANELS]) :], [], []
+    panels, blocks, panel_rows = table[:3].tolist()
+    for number in range(panels * blocks):
+        segments = table[int(table[4 + number]) :]
+        runs = segments[1 : 1 + 2 * int(segments[0])].reshape(-1, 2).long()
+        heads = segments[1 + runs.numel() :][: 2 * int(runs[:, 1].sum())].reshape(-1, 2)
+        rows.append(heads[:, 0].long() + number // blocks * panel_rows)
+        lengths.append(runs[:, 0].repeat_interleave(runs[:, 1]))
+    row = torch.cat(rows).repeat_interleave(torch.cat(lengths))
+    source = section(_SOURCE, count) if int(packed[_WIDE]) else section(_SOURCE, -(-count // 2)).view(torch.uint16)[:count].int()
+    order = (row * ib + source).argsort()
+    weight = section(_WEIGHT, count).view(torch.float32)
+    return weight[order].reshape(ob, fan_in), source[order].reshape(ob, fan_in)
 
 
 def packed_windows(packed: Tensor) -> tuple[bool, int, int]:
@@ -111,11 +122,11 @@ def pack_sparse_linear(weight: Tensor, index: Tensor, in_features: int) -> Tenso
         in_features: features of the x to come, ``IB*BI``.
 
     Returns:
-        ``[*]`` int32 on the CPU: about 12 bytes per condensed weight, 8 per weight in blocks. With matrix tiles 2 more, and for
-        condensed weights a bit per position of the dense matrix. From a third of all connections kept, 4 bytes per position too.
-        Sparser ones, with AVX-512, where few rows get faster by it: 5 to 10 bytes per weight. An empty place is a product with zero, so
-        there an Inf in an unconnected input may give NaN, as in a dense product.
-        Window-balanced tables, with AVX-512: 1 to 4 bytes more per weight for their positions, and 2 for a bfloat16 weight.
+        ``[*]`` int32 on the CPU: 8 bytes per weight in blocks. Condensed, about 6 per weight for many rows, unless two thirds of all
+        connections are kept and there is AVX-512, and for few rows one of these: 6 per weight; from a third kept, 4 per position, zeros
+        and all; with AVX-512, where it is faster, 5 to 10 per weight in places of windows (an empty place is a product with zero, so
+        there an Inf in an unconnected input may give NaN, as in a dense product); for window-balanced tables 5 to 8. With AVX-512, from
+        a sixth kept on, 4 more per weight and a bit per position. With matrix tiles 2 more per bfloat16 weight, and a bit per position.
 
     Raises:
         ValueError: ``sparse_linear_packed: weight must be float32, float16 or bfloat16 on a CPU with compiled kernels; got ...``

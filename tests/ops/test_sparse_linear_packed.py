@@ -7,6 +7,7 @@ import torch
 
 from sparsekern.ops import OPS, backends, pack_sparse_linear, sparse_linear_packed
 from sparsekern.ops.sparse_linear_packed import unpack_sparse_linear
+from sparsekern.topology import balanced_table, fan_in_table
 
 OP = OPS["sparse_linear"]
 NAMES = [s.name for s in OP.samples(torch.device("cpu"), torch.float32) if s.name != "no_outputs"]
@@ -25,6 +26,17 @@ def test_pack_holds_weight_and_index(name):
     inputs, (_, packed, *_rest) = packed_sample(name)
     weight, index = unpack_sparse_linear(packed)
     assert torch.equal(weight, inputs["weight"]) and torch.equal(index, inputs["index"])
+
+
+# in, out, fan-in: with places in windows, rows of 16, zeros kept, and no connections in the order of segments; words of 32 cut and whole
+@pytest.mark.parametrize("sizes", [(300, 70, 20), (40, 33, 1), (64, 48, 40), (99, 37, 70), (96, 16, 96), (20, 9, 15), (700, 5, 3)])
+@pytest.mark.parametrize("draw", [fan_in_table, balanced_table], ids=["random", "balanced"])
+def test_pack_of_every_kind_holds_weight_and_index(sizes, draw):
+    inputs, outputs, fan_in = sizes
+    table = draw(inputs, outputs, fan_in, seed=1)
+    weight = torch.randn(outputs, fan_in)
+    kept, index = unpack_sparse_linear(pack_sparse_linear(weight, table, inputs))
+    assert torch.equal(kept, weight) and torch.equal(index, table)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
