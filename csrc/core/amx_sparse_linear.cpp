@@ -76,6 +76,26 @@ void prepare(const Bf16Matrix& m, int64_t tile_depth, bool pairs, int64_t column
 
 // ---- kept blocks
 
+// Some of the rows ahead at every step, so that all are there after the last one.
+class Fetch {
+ public:
+  Fetch(const Bf16Ahead& a, int64_t steps)
+      : at_(reinterpret_cast<const char*>(a.data)), lines_((a.depth * 2 + 63) / 64), step_bytes_(a.row * 2 - lines_ * 64), left_(a.rows * lines_) {
+    each_ = steps ? (left_ + steps - 1) / steps : 0;
+    line_ = lines_;
+  }
+  SK_INLINE void some() {
+    for (int64_t end = left_ < each_ ? 0 : left_ - each_; left_ > end; --left_, at_ += 64) {
+      _mm_prefetch(at_, _MM_HINT_T1);
+      if (--line_ == 0) line_ = lines_, at_ += step_bytes_;
+    }
+  }
+
+ private:
+  const char* at_;
+  int64_t lines_, step_bytes_, left_, each_, line_;
+};
+
 // Sums on their way to y. They are written while the tiles work on the next ones.
 struct Pending {
   const Bf16Out& out;
@@ -102,7 +122,7 @@ struct Pending {
 };
 
 template <bool WeightLeft, int R, int G>
-SK_INLINE void sum_blocks(const Bf16Blocks& w, const Tiles& x, Pending& pending, int64_t block, int64_t r, const Groups& g) {
+SK_INLINE void sum_blocks(const Bf16Blocks& w, const Tiles& x, Pending& pending, Fetch& fetch, int64_t block, int64_t r, const Groups& g) {
   const int64_t tile_depth = w.tile_depth(), k_tiles = w.depth / tile_depth;
   const int64_t next = kTile * w.depth * 2, step = tile_depth * (WeightLeft ? 2 : 2 * kTile), stride = WeightLeft ? w.depth * 2 : 4 * kTile;
   const char* weight = reinterpret_cast<const char*>(w.weight) + r * next;
@@ -111,18 +131,21 @@ SK_INLINE void sum_blocks(const Bf16Blocks& w, const Tiles& x, Pending& pending,
   for (int32_t e = begin; e < end; ++e) {
     const char* from = weight + int64_t(w.entries[2 * e + 1]) * w.rows * w.depth * 2;
     const char* in = x.at(g.n[0], w.entries[2 * e] * k_tiles);
-    for (int64_t k = 0; k < k_tiles; ++k, from += step, in += x.step) multiply<WeightLeft, R, G>(from, next, stride, in, g.next, x.stride);
+    for (int64_t k = 0; k < k_tiles; ++k, from += step, in += x.step) {
+      multiply<WeightLeft, R, G>(from, next, stride, in, g.next, x.stride);
+      fetch.some();
+    }
     if (e - begin == 1) pending.flush();
   }
   if (end - begin < 2) pending.flush();
 }
 
 template <bool WeightLeft, int R>
-SK_INLINE void block_rows(const Bf16Blocks& w, const Tiles& x, int64_t columns, const Bf16Out& out, Pending& pending, float* sums, int64_t block,
-                          int64_t r) {
+SK_INLINE void block_rows(const Bf16Blocks& w, const Tiles& x, int64_t columns, const Bf16Out& out, Pending& pending, Fetch& fetch, float* sums,
+                          int64_t block, int64_t r) {
   const int64_t o = block * w.rows + r * kTile, groups = (out.count + kTile - 1) / kTile;
   if (WeightLeft && columns == 1) {
-    sum_blocks<WeightLeft, R, 1>(w, x, pending, block, r, Groups(x, 0));
+    sum_blocks<WeightLeft, R, 1>(w, x, pending, fetch, block, r, Groups(x, 0));
     keep<R, 1>(sums, 4);
     SK_UNROLL for (int i = 0; i < R; ++i) write_row(sums + 512 * i, out, o + i * kTile, kTile);
     return;
@@ -131,10 +154,10 @@ SK_INLINE void block_rows(const Bf16Blocks& w, const Tiles& x, int64_t columns, 
     const bool two = g + 2 <= groups;
     const Groups at(x, g);
     if (two) {
-      sum_blocks<WeightLeft, R, 2>(w, x, pending, block, r, at);
+      sum_blocks<WeightLeft, R, 2>(w, x, pending, fetch, block, r, at);
       keep<R, 2>(sums, 64);
     } else {
-      sum_blocks<WeightLeft, R, 1>(w, x, pending, block, r, at);
+      sum_blocks<WeightLeft, R, 1>(w, x, pending, fetch, block, r, at);
       keep<R, 1>(sums, 64);
     }
     pending.o = o, pending.outputs = R * kTile, pending.n[0] = at.n[0], pending.n[1] = at.n[1], pending.groups = two ? 2 : 1;
@@ -142,21 +165,24 @@ SK_INLINE void block_rows(const Bf16Blocks& w, const Tiles& x, int64_t columns, 
 }
 
 template <bool WeightLeft>
-SK_INLINE void all_blocks(const Bf16Blocks& w, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end) {
+SK_INLINE void all_blocks(const Bf16Blocks& w, const Tiles& x, int64_t columns, const Bf16Out& out, const Bf16Ahead& ahead, int64_t begin,
+                          int64_t end) {
   alignas(64) float sums[4 * 256] = {};
   Pending pending{out, WeightLeft, 0, 0, {}, 0, sums};
+  const int64_t passes = (w.rows + 2 * kTile - 1) / (2 * kTile) * ((out.count + 2 * kTile - 1) / (2 * kTile));
+  Fetch fetch(ahead, (w.ptr[end] - w.ptr[begin]) * (w.depth / w.tile_depth()) * passes);
   const TileConfig config(WeightLeft ? kTile : columns, w.tile_depth(), WeightLeft ? columns : kTile);
   written();
   for (int64_t block = begin; block < end; ++block) {
     int64_t r = 0;
-    for (; (r + 2) * kTile <= w.rows; r += 2) block_rows<WeightLeft, 2>(w, x, columns, out, pending, sums, block, r);
-    if (r * kTile < w.rows) block_rows<WeightLeft, 1>(w, x, columns, out, pending, sums, block, r);
+    for (; (r + 2) * kTile <= w.rows; r += 2) block_rows<WeightLeft, 2>(w, x, columns, out, pending, fetch, sums, block, r);
+    if (r * kTile < w.rows) block_rows<WeightLeft, 1>(w, x, columns, out, pending, fetch, sums, block, r);
   }
   pending.flush();
 }
 
-void blocks(const Bf16Blocks& w, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end) {
-  w.pairs ? all_blocks<false>(w, x, columns, out, begin, end) : all_blocks<true>(w, x, columns, out, begin, end);
+void blocks(const Bf16Blocks& w, const Tiles& x, int64_t columns, const Bf16Out& out, const Bf16Ahead& ahead, int64_t begin, int64_t end) {
+  w.pairs ? all_blocks<false>(w, x, columns, out, ahead, begin, end) : all_blocks<true>(w, x, columns, out, ahead, begin, end);
 }
 
 template <int R, int G>

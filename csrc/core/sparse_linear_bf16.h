@@ -64,12 +64,18 @@ struct Bf16Out {
   int64_t count;         // rows n of y
 };
 
+// Rows of x that come next: fetched into the second-level cache while the tiles work.
+struct Bf16Ahead {
+  const uint16_t* data = nullptr;
+  int64_t rows = 0, row = 0, depth = 0;  // [rows][depth], `row` apart
+};
+
 struct TileKernels {
   // Row groups [begin, end) of m as tiles of `tile_depth`, [groups][k tiles][...], zero-padded: `pairs` of `columns` (16, or fewer
   // if there are fewer rows) or `rows`.
   void (*prepare)(const Bf16Matrix& m, int64_t tile_depth, bool pairs, int64_t columns, uint16_t* out, int64_t begin, int64_t end);
   // Output blocks [begin, end) for all row groups of x; x is `pairs` where the weight is natural, else `rows`. `columns`: rows of x in a tile.
-  void (*blocks)(const Bf16Blocks& w, const Tiles& x, int64_t columns, const Bf16Out& out, int64_t begin, int64_t end);
+  void (*blocks)(const Bf16Blocks& w, const Tiles& x, int64_t columns, const Bf16Out& out, const Bf16Ahead& ahead, int64_t begin, int64_t end);
   // Kept blocks [begin, end) of a forward table: grad_weight[e] [rows][depth] = grad^T x, summed over the rows of x. grad^T is `rows`
   // and x^T `pairs`, both with k_tiles tiles of kTileDepth along the rows of x.
   void (*blocks_grad_weight)(const Bf16Blocks& w, int64_t fan_in, const Tiles& grad, const Tiles& x, int64_t k_tiles, uint16_t* grad_weight,
@@ -93,10 +99,35 @@ constexpr int64_t kInputPanels = 8;  // that grad_x sums at a time
 SK_NO_SYMBOL int64_t input_sums(int64_t count) { return kInputPanels * ((count + 2 * kTile - 1) / (2 * kTile)) * 4 * kTile * kTile; }
 SK_NO_SYMBOL int64_t grad_x_bytes(const Bf16Rows& w, int64_t count) { return input_sums(count) * 4 + w.rows * int64_t(sizeof(void*)); }
 
+// Blocks one input wide: the outputs of a panel share their inputs.
+struct Bf16Panels {
+  const int32_t* entries;   // [panels][fan_in][2]: input, and what panels do not ask for
+  int64_t fan_in, outputs;  // of a panel; outputs are a multiple of 16
+  const uint16_t* weight;   // [panels][fan_in][outputs]; or, forward only, as `left_factors`, [panels][outputs / 16][K tiles][16][32], zero-padded
+  bool left_factors;
+};
+// x feature-major, as `rows` of x^T: [inputs / 16][k_tiles][16 inputs][32 rows of x], zero-padded.
+struct Bf16Columns {
+  const uint16_t* data;
+  int64_t k_tiles;
+};
+
+// Panels (amx_panels.cpp). `room`: panel_bytes of the shape.
+struct PanelKernels {
+  // y of panels [begin, end)
+  void (*panels)(const Bf16Panels& w, const Bf16Columns& x, const Bf16Out& out, void* room, int64_t begin, int64_t end);
+  // grad_x of rows of x [32 begin, 32 end), through all `count` panels; `grad` is `pairs`, as deep as the outputs of a panel allow, in an even
+  // number of groups of 16 rows.
+  void (*grad_x)(const Bf16Panels& w, int64_t count, int64_t inputs, const Tiles& grad, const Bf16Out& out, void* room, int64_t begin, int64_t end);
+  // grad_weight [panels][fan_in][outputs] of panels [begin, end); grad^T is `pairs` along the rows of x.
+  void (*grad_weight)(const Bf16Panels& w, const Bf16Columns& x, const Tiles& grad, uint16_t* grad_weight, void* room, int64_t begin, int64_t end);
+};
+
 #ifdef SK_HAVE_amx
 namespace amx {
 extern const TileKernels tile_kernels;
 extern const RowKernels row_kernels;
+extern const PanelKernels panel_kernels;
 void rows_grad_weight(const Bf16Rows& w, const Tiles& grad, const Tiles& x, int64_t k_tiles, uint16_t** places, int64_t begin, int64_t end);
 }  // namespace amx
 #endif

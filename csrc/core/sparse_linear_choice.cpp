@@ -48,6 +48,13 @@ constexpr double kExpandedNatural = 48, kExpandedPacked = 87;  // from a mask
 constexpr double kExpandedPairs = 21;                          // for grad_x: from two rows at a time
 constexpr double kPicked = 26;                                 // of a gradient, by a mask
 
+// panels, per microsecond
+constexpr double kPanelFactors = 25;  // weight tiles transposed
+constexpr double kPanelGathers = 24;  // tiles of inputs, 16 pairs x 16 rows of x
+constexpr double kPanelCopies = 350;  // 32 rows of x of an input
+constexpr double kPanelAdds = 450;    // the same, added to grad_x
+constexpr double kPanelResults = 60;  // tiles of grad_weight
+
 constexpr double kMasked = 600;  // connections made into bits
 
 constexpr int64_t kMostBalancedRows = 32, kMostWindowRows = 8;
@@ -153,6 +160,22 @@ double plain_us(const SparseLinearShape& s, Product product, LinearKernel kernel
   return us;
 }
 
+// Panels on matrix tiles, where rows of x come 32 at a time.
+double panel_tiles_us(const SparseLinearShape& s, Product product, bool packed) {
+  const double pieces = double((s.N + 31) / 32), x_tiles = double(groups(s.in())) * pieces, y_tiles = double(groups(s.out())) * pieces;
+  const double k_tiles = double(s.OB) * double((s.F + 31) / 32), across = double(s.BO / kTile);
+  if (product == Product::grad_x) {
+    const double short_tiles = s.BO % kTileDepth ? 1.0 : 0.5;
+    return 3.0 + (y_tiles + 2 * x_tiles) / kTileTransposes + double(s.OB) * double(groups(s.F)) * across * short_tiles * 2 * pieces / kTileProducts +
+           double(s.OB) * s.F * pieces / kPanelAdds;
+  }
+  if (product == Product::grad_weight)
+    return 3.0 + (x_tiles + y_tiles) / kTileTransposes + k_tiles * 32 * pieces / kPanelCopies + k_tiles * 2 * across * pieces / kTileProducts +
+           double(s.kept()) / (kTile * kTile) / kPanelResults;
+  return 3.0 + (x_tiles + 2 * y_tiles) / kTileTransposes + (packed ? 0.0 : k_tiles * across / kPanelFactors) + k_tiles * 2 * pieces / kPanelGathers +
+         k_tiles * across * 2 * pieces / kTileProducts;
+}
+
 // The same on matrix tiles. `packed`: the weight stands ready.
 double tiles_us(const SparseLinearShape& s, Product product, bool packed) {
   const double row_groups = double(groups(s.N)), tile = kTile * kTileDepth;
@@ -167,6 +190,7 @@ double tiles_us(const SparseLinearShape& s, Product product, bool packed) {
     return 2.0 + mask_us + positions / (packed ? kExpandedPacked : kExpandedNatural) + positions * row_groups / kRowProducts +
            transposed / kTileTransposes;
   }
+  if (s.BI == 1) return panel_tiles_us(s, product, packed);
   const double short_tiles = s.BI % kTileDepth ? 2.0 : 1.0, weight_tiles = double(s.kept()) / tile;
   const double x_tiles = row_groups * kTile * double(s.in() + 2 * s.out()) / tile;
   if (product == Product::grad_weight) {
@@ -227,10 +251,16 @@ LinearChoice sparse_linear_choice(const SparseLinearShape& s, Product product, L
 
 LinearKernel sparse_linear_packed_choice(const SparseLinearShape& s, LinearType type) {
   const bool blocks = s.BO * s.BI > 1, few = s.N <= 2, tiles = type == LinearType::bf16 && isa() == Isa::amx;
-  LinearKernel plain = !packs_panels(s) ? LinearKernel::dense_rows : few && !s.places && !s.balanced ? LinearKernel::gather : LinearKernel::feature_major;
+  LinearKernel plain = !packs_panels(s)                  ? LinearKernel::dense_rows
+                       : few && !s.places && !s.balanced ? LinearKernel::gather
+                                                         : LinearKernel::feature_major;
   if (blocks) plain = few ? LinearKernel::block_dot : LinearKernel::block_tile;
-  if (blocks) return tiles && tile_blocks(s) ? LinearKernel::block_amx : plain;
   const bool half_precision = type != LinearType::fp32;
+  if (blocks && tiles && tile_panels(s)) {
+    const double plain_panels_us = plain_us(s, Product::forward, plain, true) - double(s.kept()) / 4000;  // converted when it was packed
+    return tiles_us(s, Product::forward, true) < plain_panels_us ? LinearKernel::block_amx : plain;
+  }
+  if (blocks) return tiles && tile_blocks(s) ? LinearKernel::block_amx : plain;
   const double weight_conversion_us = half_precision ? double(s.kept()) / 4000 : 0.0;  // done when it was packed
   const auto us_of = [&](LinearKernel kernel) {
     if (kernel == LinearKernel::gather) return 2.0 + gather_us(s) + (half_precision ? double(s.in() + s.out()) * s.N / 4000 : 0.0);

@@ -228,6 +228,19 @@ void pack_block_tiles(const SparseLinearShape& s, const uint16_t* weight, Writer
   out.halves(Pack::kTileWeight, tiles);
 }
 
+// The left ones for panels, [panels][outputs / 16][inputs / 32][16][32], zero behind the last input.
+void pack_panel_tiles(const SparseLinearShape& s, const uint16_t* weight, Writer& out) {
+  const int64_t k_tiles = (s.F + kTileDepth - 1) / kTileDepth, area = s.BO * k_tiles * kTileDepth;
+  std::vector<uint16_t> tiles(s.OB * area);
+  for (int64_t panel = 0; panel < s.OB; ++panel)
+    for (int64_t f = 0; f < s.F; ++f)
+      for (int64_t o = 0; o < s.BO; ++o) {
+        const int64_t tile = o / kTile * k_tiles + f / kTileDepth;
+        tiles[panel * area + (tile * kTile + o % kTile) * kTileDepth + f % kTileDepth] = weight[(panel * s.F + f) * s.BO + o];
+      }
+  out.halves(Pack::kTileWeight, tiles);
+}
+
 // The same for unstructured rows, without the zeros: a bit per element of a tile [inputs / 32][16 pairs][16 outputs][2].
 void pack_row_tiles(const SparseLinearShape& s, const Plan& plan, const uint16_t* weight, Writer& out) {
   const int64_t groups = (s.OB + kTile - 1) / kTile, words = mask_words(s) * kTile, columns = mask_words(s) * kTileDepth;
@@ -309,6 +322,7 @@ void sparse_linear_pack(const SparseLinearShape& sizes, const int32_t* plan_data
   }
   if (bf16 && pack_rows(s) && isa_supported(Isa::amx)) pack_row_tiles(s, plan, bf16, out);
   if (bf16 && tile_blocks(s) && isa_supported(Isa::amx)) pack_block_tiles(s, bf16, out);
+  if (bf16 && tile_panels(s) && isa_supported(Isa::amx)) pack_panel_tiles(s, bf16, out);
   pack[Pack::kLength] = int32_t(pack.size());
 }
 
@@ -395,7 +409,9 @@ void sparse_linear_packed_fwd(const SparseLinearShape& s, const int32_t* pack_da
   }
   const Bf16Matrix in{x, s.N, s.in(), x_s.row, x_s.col};
   const Bf16Out out{y, y_s.row, y_s.col, bias, s.N};
-  if (s.BO * s.BI > 1)
+  if (s.BO > 1 && s.BI == 1)
+    panels_on_tiles({pack.at(Pack::kEntries), s.F, s.BO, pack.halves(Pack::kTileWeight), true}, s.OB, in, out, pool);
+  else if (s.BO * s.BI > 1)
     blocks_on_tiles({pack.at(Pack::kPtr), pack.at(Pack::kEntries), s.BO, s.BI, pack.halves(Pack::kTileWeight), true}, s.OB, in, out, pool);
   else
     rows_on_tiles(s,

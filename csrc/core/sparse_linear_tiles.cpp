@@ -11,9 +11,11 @@ namespace sk {
 #ifdef SK_HAVE_amx
 static const TileKernels& tiles() { return amx::tile_kernels; }
 static const RowKernels& rows() { return amx::row_kernels; }
+static const PanelKernels& panels() { return amx::panel_kernels; }
 #else
 static const TileKernels& tiles() { std::abort(); }  // sparse_linear_tiles() said no
 static const RowKernels& rows() { std::abort(); }
+static const PanelKernels& panels() { std::abort(); }
 #endif
 
 namespace {
@@ -46,7 +48,14 @@ Tiles factor(const Bf16Matrix& x, int64_t tile_depth, bool pairs, int64_t column
 }
 size_t factor_bytes(int64_t count, int64_t depth) { return size_t(up(count, kTile) * kTile * up(depth, kTileDepth) * kTileDepth * 2); }
 
-// f(rows [n, n + count) of x as a factor, their part of y), a chunk of rows at a time.
+// What is behind rows [0, end) of x, `chunk` rows at most: to be fetched where the rows do not wait in the second-level cache anyway.
+Bf16Ahead behind(const Bf16Matrix& x, int64_t end, int64_t chunk) {
+  constexpr int64_t kCached = 3 << 18;
+  if (x.col != 1 || end >= x.count || x.count * x.depth * 2 <= kCached) return {};
+  return {x.data + end * x.row, std::min(chunk, x.count - end), x.row, x.depth};
+}
+
+// f(rows [n, n + count) of x as a factor, columns, their part of y, the next rows), a chunk of rows at a time.
 template <class F>
 void by_chunk(const Bf16Matrix& x, int64_t chunk, int64_t tile_depth, bool pairs, double uses, const Bf16Out& out, const Pool& pool, const F& f) {
   if (x.count == 0) return;
@@ -55,7 +64,8 @@ void by_chunk(const Bf16Matrix& x, int64_t chunk, int64_t tile_depth, bool pairs
   for (int64_t n = 0; n < x.count; n += chunk) {
     const int64_t count = std::min(chunk, x.count - n);
     const Bf16Matrix part{x.data + n * x.row, count, x.depth, x.row, x.col, x.overlap};
-    f(factor(part, tile_depth, pairs, columns, uses, scratch, pool), columns, Bf16Out{out.y + n * out.row, out.row, out.col, out.bias, count});
+    f(factor(part, tile_depth, pairs, columns, uses, scratch, pool), columns, Bf16Out{out.y + n * out.row, out.row, out.col, out.bias, count},
+      behind(x, n + count, chunk));
   }
 }
 
@@ -86,12 +96,13 @@ struct RowMask {
 
 void rows_grad_x(const Bf16Rows& w, int64_t inputs, const Bf16Matrix& grad, const Bf16Out& out, const Pool& pool) {
   constexpr int64_t kMostRows = 256;  // that share an expansion; only a strip of them is in use at a time
-  by_chunk(grad, kMostRows, kTileDepth, false, double(w.k_tiles), out, pool, [&](const Tiles& g, int64_t columns, const Bf16Out& gx) {
-    parallel(pool, w.k_tiles, kInputPanels, [&](int64_t begin, int64_t end) {
-      const Scratch room(size_t(grad_x_bytes(w, gx.count)));
-      rows().grad_x(w, inputs, g, columns, gx, room.as<void>(), begin, end);
-    });
-  });
+  by_chunk(grad, kMostRows, kTileDepth, false, double(w.k_tiles), out, pool,
+           [&](const Tiles& g, int64_t columns, const Bf16Out& gx, const Bf16Ahead&) {
+             parallel(pool, w.k_tiles, kInputPanels, [&](int64_t begin, int64_t end) {
+               const Scratch room(size_t(grad_x_bytes(w, gx.count)));
+               rows().grad_x(w, inputs, g, columns, gx, room.as<void>(), begin, end);
+             });
+           });
 }
 
 // grad [outputs][N], x [inputs][N]
@@ -115,15 +126,66 @@ void rows_grad_weight(const Bf16Rows& w, const Bf16Matrix& grad, const Bf16Matri
   });
 }
 
+// ---- panels
+
+// x [N][inputs], feature-major.
+Bf16Columns columns_of(const Bf16Matrix& x, const Scratch& scratch, const Pool& pool) {
+  uint16_t* out = scratch.as<uint16_t>();
+  const Bf16Matrix turned{x.data, x.depth, x.count, x.col, x.row};
+  parallel(pool, up(x.depth, kTile), 4, [&](int64_t begin, int64_t end) { tiles().prepare(turned, kTileDepth, false, kTile, out, begin, end); });
+  return {out, up(x.count, kTileDepth)};
+}
+
+void panels_grad_x(const Bf16Panels& w, int64_t count, int64_t inputs, const Bf16Matrix& grad, const Bf16Out& out, const Pool& pool) {
+  const int64_t depth = w.outputs % kTileDepth ? kTile : kTileDepth, pieces = up(grad.count, 2 * kTile);
+  const Scratch scratch(factor_bytes(pieces * 2 * kTile, grad.depth));
+  uint16_t* g = scratch.as<uint16_t>();
+  parallel(pool, 2 * pieces, 2, [&](int64_t begin, int64_t end) { tiles().prepare(grad, depth, true, kTile, g, begin, end); });
+  const Tiles factors{reinterpret_cast<const char*>(g), grad.depth * 2, depth * kTile * 2, 4 * kTile, INT64_MAX};
+  parallel(pool, pieces, 1, [&](int64_t begin, int64_t end) {
+    const Scratch room(size_t(2 * up(inputs, kTile) * kTile * kTile) * sizeof(float));
+    panels().grad_x(w, count, inputs, factors, out, room.as<void>(), begin, end);
+  });
+}
+
+void panels_grad_weight(const Bf16Panels& w, int64_t count, const Bf16Matrix& grad, const Bf16Matrix& x, uint16_t* grad_weight, const Pool& pool) {
+  const Scratch xs(factor_bytes(x.depth, x.count)), gs(factor_bytes(grad.depth, grad.count));
+  const Bf16Columns columns = columns_of(x, xs, pool);
+  const Tiles factors = factor({grad.data, grad.depth, grad.count, grad.col, grad.row}, kTileDepth, true, kTile, 99, gs, pool);
+  parallel(pool, count, 1, [&](int64_t begin, int64_t end) {
+    const Scratch room(size_t(columns.k_tiles * 2 * kTile * kTileDepth) * sizeof(uint16_t));
+    panels().grad_weight(w, columns, factors, grad_weight, room.as<void>(), begin, end);
+  });
+}
+
 }  // namespace
+
+void panels_on_tiles(const Bf16Panels& w, int64_t count, const Bf16Matrix& x, const Bf16Out& out, const Pool& pool) {
+  if (x.count == 0) return;
+  const int64_t chunk = chunk_rows(x.count, x.depth), depth = up(w.fan_in, kTileDepth) * kTileDepth;
+  const Scratch scratch(factor_bytes(x.depth, std::min(chunk, x.count)));
+  for (int64_t n = 0; n < x.count; n += chunk) {
+    const int64_t rows = std::min(chunk, x.count - n);
+    const Bf16Columns columns = columns_of({x.data + n * x.row, rows, x.depth, x.row, x.col}, scratch, pool);
+    const Bf16Out y{out.y + n * out.row, out.row, out.col, out.bias, rows};
+    parallel(pool, count, 1, [&](int64_t begin, int64_t end) {
+      const Scratch room(size_t(depth * (w.outputs + 2 * kTile)) * sizeof(uint16_t) + size_t(w.fan_in) * sizeof(void*));
+      panels().panels(w, columns, y, room.as<void>(), begin, end);
+    });
+  }
+}
 
 void blocks_on_tiles(Bf16Blocks w, int64_t count, const Bf16Matrix& x, const Bf16Out& out, const Pool& pool) {
   const double uses = double(w.ptr[count]) * up(w.rows, 2 * kTile) * w.depth / x.depth;
   // Where the weights stay in the second-level cache too, little else should: they are read once per chunk.
-  const int64_t chunk_bytes = int64_t(w.ptr[count]) * w.rows * w.depth * 2 <= 5 << 18 ? 1 << 18 : 1 << 20;
+  const bool cached = int64_t(w.ptr[count]) * w.rows * w.depth * 2 <= 5 << 18;
+  const int64_t chunk_bytes = cached ? 1 << 18 : 1 << 20;
+  // Most of x, then, and no weights are driven out for it. Where a block takes more than a line of a row the hardware fetches by itself.
+  const bool fetch = cached && uses >= 2 && w.depth <= kTileDepth;
   by_chunk(x, chunk_rows(x.count, x.depth, chunk_bytes), w.tile_depth(), !w.pairs, uses, out, pool,
-           [&](const Tiles& in, int64_t columns, const Bf16Out& y) {
-             parallel(pool, count, 1, [&](int64_t begin, int64_t end) { tiles().blocks(w, in, columns, y, begin, end); });
+           [&](const Tiles& in, int64_t columns, const Bf16Out& y, const Bf16Ahead& ahead) {
+             parallel(pool, count, 1,
+                      [&](int64_t begin, int64_t end) { tiles().blocks(w, in, columns, y, fetch ? ahead : Bf16Ahead{}, begin, end); });
            });
 }
 
@@ -131,7 +193,7 @@ void rows_on_tiles(const SparseLinearShape& s, const Bf16Rows& w, Bf16Matrix x, 
   const bool transposed = !w.ptr && x.col == 1 && transpose_rows(s);
   x.overlap = x.depth > kTileDepth && x.depth % kTileDepth;
   by_chunk(x, chunk_rows(s), kTileDepth, !w.ptr && !transposed, double(up(w.rows, 2 * kTile)), out, pool,
-           [&](const Tiles& in, int64_t columns, const Bf16Out& y) {
+           [&](const Tiles& in, int64_t columns, const Bf16Out& y, const Bf16Ahead&) {
              parallel(pool, up(w.rows, 2 * kTile), 1,
                       [&](int64_t begin, int64_t end) { rows().expanded(w, transposed, in, columns, y, begin, end); });
            });
@@ -139,8 +201,9 @@ void rows_on_tiles(const SparseLinearShape& s, const Bf16Rows& w, Bf16Matrix x, 
 
 bool sparse_linear_tiles(const SparseLinearShape& s, Product product) {
   if (isa() != Isa::amx || s.N == 0 || s.kept() == 0) return false;
-  // grad_weight prepares all rows at once
-  return (s.BO * s.BI == 1 || tile_blocks(s)) && (product != Product::grad_weight || s.N * (s.in() + s.out()) < int64_t(1) << 27);
+  // grad_weight prepares all rows at once, grad_x of panels holds the sums of 32 rows
+  if (product == Product::grad_x && tile_panels(s) && (s.N * s.out() >= int64_t(1) << 27 || s.in() > 1 << 16)) return false;
+  return (s.BO * s.BI == 1 || tile_blocks(s) || tile_panels(s)) && (product != Product::grad_weight || s.N * (s.in() + s.out()) < int64_t(1) << 27);
 }
 
 void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* plan_data, const uint16_t* x, Strides x_s, const uint16_t* weight,
@@ -152,6 +215,7 @@ void sparse_linear_fwd(const SparseLinearShape& s, const int32_t* plan_data, con
     const RowMask mask(s, plan, pool);
     return rows_on_tiles(s, {mask.data, weight, nullptr, s.OB, s.F, mask_words(s)}, in, out, pool);
   }
+  if (s.BI == 1) return panels_on_tiles({plan.at(Plan::kEntries), s.F, s.BO, weight, false}, s.OB, in, out, pool);
   Bf16Blocks w{plan.at(Plan::kPtr), plan.at(Plan::kEntries), s.BO, s.BI, weight, false};
   // Either x and y are transposed, tile by tile, or the weight is, in smaller portions.
   const bool natural = x_s.col == 1, transpose_weight = natural && 2 * s.N * (s.in() + 2 * s.out()) > 3 * s.kept();
@@ -168,6 +232,9 @@ void sparse_linear_grad_x(const SparseLinearShape& s, const int32_t* plan_data, 
     return rows_grad_x({mask.data, weight, nullptr, s.OB, s.F, mask_words(s)}, s.in(), {grad_out, s.N, s.out(), g_s.row, g_s.col},
                        {grad_x, gx_s.row, gx_s.col, nullptr, s.N}, pool);
   }
+  if (s.BI == 1)
+    return panels_grad_x({plan.at(Plan::kEntries), s.F, s.BO, weight, false}, s.OB, s.in(), {grad_out, s.N, s.out(), g_s.row, g_s.col},
+                         {grad_x, gx_s.row, gx_s.col, nullptr, s.N}, pool);
   Bf16Blocks w{plan.at(Plan::kPtrT), plan.at(Plan::kEntriesT), s.BI, s.BO, nullptr, true};
   const Scratch scratch(size_t(s.kept()) * 2);
   w.weight = paired_blocks(weight, s.OB * s.F, s.BI, s.BO, 1, s.BI, w.tile_depth(), scratch, pool);
@@ -183,6 +250,9 @@ void sparse_linear_grad_weight(const SparseLinearShape& s, const int32_t* plan_d
     w.grad_weight = grad_weight;
     return rows_grad_weight(w, {grad_out, s.out(), s.N, g_s.col, g_s.row}, {x, s.in(), s.N, x_s.col, x_s.row}, pool);
   }
+  if (s.BI == 1)
+    return panels_grad_weight({plan.at(Plan::kEntries), s.F, s.BO, nullptr, false}, s.OB, {grad_out, s.N, s.out(), g_s.row, g_s.col},
+                              {x, s.N, s.in(), x_s.row, x_s.col}, grad_weight, pool);
   const Scratch gs(factor_bytes(s.out(), s.N)), xs(factor_bytes(s.in(), s.N));
   const Tiles g = factor({grad_out, s.out(), s.N, g_s.col, g_s.row}, kTileDepth, false, kTile, 99, gs, pool);
   const Tiles in = factor({x, s.in(), s.N, x_s.col, x_s.row}, kTileDepth, true, kTile, 99, xs, pool);

@@ -8,6 +8,11 @@ namespace sk {
 // Blocks that are whole tiles.
 inline bool tile_blocks(const SparseLinearShape& s) { return s.BO % kTile == 0 && s.BI % kTile == 0; }
 
+// Panels: blocks one input wide, of whole tiles of outputs.
+inline bool tile_panels(const SparseLinearShape& s) { return s.BI == 1 && s.BO % kTile == 0; }
+
+// y = x times `count` panels.
+void panels_on_tiles(const Bf16Panels& w, int64_t count, const Bf16Matrix& x, const Bf16Out& out, const Pool& pool);
 // y = x times `count` output blocks; x [N][in], y [N][count * w.rows].
 void blocks_on_tiles(Bf16Blocks w, int64_t count, const Bf16Matrix& x, const Bf16Out& out, const Pool& pool);
 // Rows of x go through the kernels in chunks that stay in the second-level cache.

@@ -135,6 +135,9 @@ int main() {
         ok &= run({N, OB, F, 1, 1, IB, feature_major}), ++cases;
       for (const auto& [BO, BI] : {std::array<int64_t, 2>{16, 16}, {32, 32}, {16, 32}, {32, 16}, {48, 48}, {64, 64}, {128, 32}})
         ok &= run({N, 3, 2, BO, BI, 4, feature_major}), ++cases;
+      for (const int64_t BO : {16, 32, 48, 64})  // panels
+        for (const auto& [F, IB] : {std::array<int64_t, 2>{1, 1}, {5, 9}, {20, 50}, {33, 70}, {64, 64}})
+          ok &= run({N, 3, F, BO, 1, IB, feature_major}), ++cases;
       ok &= run({N, 12, 1, 16, 16, 40, feature_major}), ++cases;  // sparse: with few rows the weight is the left factor
     }
   ok &= run({1100, 40, 60, 1, 1, 200, false}), ++cases;  // several chunks of rows
