@@ -58,16 +58,23 @@ __attribute__((noinline)) void rows_tile(const BlockRowsWork& p, int64_t n0, int
       const float* next = x + p.entries[2 * e + 2] * p.depth;
       for (int64_t k = 0; k < p.depth; k += kLine) SK_UNROLL for (int n = 0; n < N; ++n) __builtin_prefetch(next + n * x_row + k);
     }
-    for (int64_t k = 0; k < p.depth; ++k, ++in, w += rows) {
+    // Three rows of x share a pointer, one or two strides away from it: then addresses stay in registers.
+    const float* at[(N + 2) / 3];
+    SK_UNROLL for (int n = 0; n < N; n += 3) {
+      at[n / 3] = in + n * x_row;
+      asm("" : "+r"(at[n / 3]));
+    }
+    for (int64_t k = 0; k < p.depth; ++k, w += rows) {
       vf u[V];
       SK_UNROLL for (int v = 0; v < V; ++v) {
         u[v] = load(w + v * W);
         __builtin_prefetch(w + 8 * rows + v * W);
       }
       SK_UNROLL for (int n = 0; n < N; ++n) {
-        const vf s = splat(in[n * x_row]);
+        const vf s = splat(at[n / 3][n % 3 * x_row]);
         SK_UNROLL for (int v = 0; v < V; ++v) a[n][v] += s * u[v];
       }
+      SK_UNROLL for (int n = 0; n < N; n += 3)++ at[n / 3];
     }
   }
   float* y = p.y + n0 * p.y_row + o;
