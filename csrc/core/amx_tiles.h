@@ -44,13 +44,20 @@ struct Nothing {
   SK_INLINE void operator()(int) const {}
 };
 
+// A tile of x. PassBy: without driving others out of the first-level cache.
+#define SK_LOAD_X(tile, from)                 \
+  if constexpr (PassBy)                       \
+    _tile_stream_loadd(tile, from, x_stride); \
+  else                                        \
+    _tile_loadd(tile, from, x_stride)
+
 // R weight tiles times G row groups of x. WeightLeft: sums are [outputs][rows of x], else [rows of x][outputs]. between(0..3): other
 // work, to be done while the tiles multiply; in pieces, for the processor looks ahead some hundred operations only.
-template <bool WeightLeft, int R, int G, class F = Nothing>
+template <bool WeightLeft, int R, int G, bool PassBy = false, class F = Nothing>
 SK_INLINE void multiply(const char* w, int64_t w_next, int64_t w_stride, const char* x, int64_t x_next, int64_t x_stride, const F& between = F()) {
   if constexpr (WeightLeft) {
     _tile_loadd(4, w, w_stride);
-    _tile_loadd(6, x, x_stride);
+    SK_LOAD_X(6, x);
     _tile_dpbf16ps(0, 4, 6);
     between(0);
     if constexpr (R > 1) {
@@ -59,7 +66,7 @@ SK_INLINE void multiply(const char* w, int64_t w_next, int64_t w_stride, const c
     }
     between(1);
     if constexpr (G > 1) {
-      _tile_loadd(7, x + x_next, x_stride);
+      SK_LOAD_X(7, x + x_next);
       _tile_dpbf16ps(1, 4, 7);
     }
     between(2);
@@ -67,7 +74,7 @@ SK_INLINE void multiply(const char* w, int64_t w_next, int64_t w_stride, const c
     between(3);
   } else {
     _tile_loadd(6, w, w_stride);
-    _tile_loadd(4, x, x_stride);
+    SK_LOAD_X(4, x);
     _tile_dpbf16ps(0, 4, 6);
     between(0);
     if constexpr (R > 1) {
@@ -76,7 +83,7 @@ SK_INLINE void multiply(const char* w, int64_t w_next, int64_t w_stride, const c
     }
     between(1);
     if constexpr (G > 1) {
-      _tile_loadd(5, x + x_next, x_stride);
+      SK_LOAD_X(5, x + x_next);
       _tile_dpbf16ps(1, 5, 6);
     }
     between(2);
