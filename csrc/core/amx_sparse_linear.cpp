@@ -121,7 +121,7 @@ struct Pending {
   }
 };
 
-template <bool WeightLeft, bool PassBy, int R, int G>
+template <bool WeightLeft, int R, int G>
 SK_INLINE void sum_blocks(const Bf16Blocks& w, const Tiles& x, Pending& pending, Fetch& fetch, int64_t block, int64_t r, const Groups& g) {
   const int64_t tile_depth = w.tile_depth(), k_tiles = w.depth / tile_depth;
   const int64_t next = kTile * w.depth * 2, step = tile_depth * (WeightLeft ? 2 : 2 * kTile), stride = WeightLeft ? w.depth * 2 : 4 * kTile;
@@ -132,7 +132,7 @@ SK_INLINE void sum_blocks(const Bf16Blocks& w, const Tiles& x, Pending& pending,
     const char* from = weight + int64_t(w.entries[2 * e + 1]) * w.rows * w.depth * 2;
     const char* in = x.at(g.n[0], w.entries[2 * e] * k_tiles);
     for (int64_t k = 0; k < k_tiles; ++k, from += step, in += x.step) {
-      multiply<WeightLeft, R, G, PassBy>(from, next, stride, in, g.next, x.stride);
+      multiply<WeightLeft, R, G, true>(from, next, stride, in, g.next, x.stride);
       fetch.some();
     }
     if (e - begin == 1) pending.flush();
@@ -140,12 +140,12 @@ SK_INLINE void sum_blocks(const Bf16Blocks& w, const Tiles& x, Pending& pending,
   if (end - begin < 2) pending.flush();
 }
 
-template <bool WeightLeft, bool PassBy, int R>
+template <bool WeightLeft, int R>
 SK_INLINE void block_rows(const Bf16Blocks& w, const Tiles& x, int64_t columns, const Bf16Out& out, Pending& pending, Fetch& fetch, float* sums,
                           int64_t block, int64_t r) {
   const int64_t o = block * w.rows + r * kTile, groups = (out.count + kTile - 1) / kTile;
   if (WeightLeft && columns == 1) {
-    sum_blocks<WeightLeft, PassBy, R, 1>(w, x, pending, fetch, block, r, Groups(x, 0));
+    sum_blocks<WeightLeft, R, 1>(w, x, pending, fetch, block, r, Groups(x, 0));
     keep<R, 1>(sums, 4);
     SK_UNROLL for (int i = 0; i < R; ++i) write_row(sums + 512 * i, out, o + i * kTile, kTile);
     return;
@@ -154,17 +154,17 @@ SK_INLINE void block_rows(const Bf16Blocks& w, const Tiles& x, int64_t columns, 
     const bool two = g + 2 <= groups;
     const Groups at(x, g);
     if (two) {
-      sum_blocks<WeightLeft, PassBy, R, 2>(w, x, pending, fetch, block, r, at);
+      sum_blocks<WeightLeft, R, 2>(w, x, pending, fetch, block, r, at);
       keep<R, 2>(sums, 64);
     } else {
-      sum_blocks<WeightLeft, PassBy, R, 1>(w, x, pending, fetch, block, r, at);
+      sum_blocks<WeightLeft, R, 1>(w, x, pending, fetch, block, r, at);
       keep<R, 1>(sums, 64);
     }
     pending.o = o, pending.outputs = R * kTile, pending.n[0] = at.n[0], pending.n[1] = at.n[1], pending.groups = two ? 2 : 1;
   }
 }
 
-template <bool WeightLeft, bool PassBy>
+template <bool WeightLeft>
 SK_INLINE void all_blocks(const Bf16Blocks& w, const Tiles& x, int64_t columns, const Bf16Out& out, const Bf16Ahead& ahead, int64_t begin,
                           int64_t end) {
   alignas(64) float sums[4 * 256] = {};
@@ -175,20 +175,14 @@ SK_INLINE void all_blocks(const Bf16Blocks& w, const Tiles& x, int64_t columns, 
   written();
   for (int64_t block = begin; block < end; ++block) {
     int64_t r = 0;
-    for (; (r + 2) * kTile <= w.rows; r += 2) block_rows<WeightLeft, PassBy, 2>(w, x, columns, out, pending, fetch, sums, block, r);
-    if (r * kTile < w.rows) block_rows<WeightLeft, PassBy, 1>(w, x, columns, out, pending, fetch, sums, block, r);
+    for (; (r + 2) * kTile <= w.rows; r += 2) block_rows<WeightLeft, 2>(w, x, columns, out, pending, fetch, sums, block, r);
+    if (r * kTile < w.rows) block_rows<WeightLeft, 1>(w, x, columns, out, pending, fetch, sums, block, r);
   }
   pending.flush();
 }
 
 void blocks(const Bf16Blocks& w, const Tiles& x, int64_t columns, const Bf16Out& out, const Bf16Ahead& ahead, int64_t begin, int64_t end) {
-  constexpr int64_t kStays = 1 << 16;  // bytes of two groups of rows that are read from the first-level cache, at least in part
-  if (!w.pairs)
-    all_blocks<true, false>(w, x, columns, out, ahead, begin, end);
-  else if (x.row * 2 * kTile <= kStays)
-    all_blocks<false, false>(w, x, columns, out, ahead, begin, end);
-  else
-    all_blocks<false, true>(w, x, columns, out, ahead, begin, end);
+  w.pairs ? all_blocks<false>(w, x, columns, out, ahead, begin, end) : all_blocks<true>(w, x, columns, out, ahead, begin, end);
 }
 
 template <int R, int G>
