@@ -17,6 +17,7 @@ struct SparseConvTile {
   const float* x;
   int64_t x_stride, v_stride;
   const int64_t* tap_offset;  // [taps]
+  const int32_t* tap_order;   // [taps] in which forward takes them: neighbours read the same lines
   const uint16_t* mask;       // [taps, mask_stride], or null
   int64_t mask_stride;
   // kept weights [nnz, BO, BI], by column (input block, tap)
@@ -34,6 +35,12 @@ struct SparseConvTile {
   int64_t filter_blocks;
   int64_t v_begin, v_end;
   int tail;
+  int block_vectors, tile_filters, block_channels;  // of a forward pass: pixels and filters of a tile, channels per sum
+  // forward over maps that no cache holds: fetch ahead, at the end of an image into the next one's source and out (or null).
+  // `reach`: the farthest tap_offset, where pixels are read in place
+  bool ahead;
+  const float *next_x, *next_out;
+  int64_t next_x_floats, reach;
 };
 
 // One tile of grad_weight: `count` filters of one column against `vectors` vectors of input channels.
@@ -65,7 +72,19 @@ struct SparseConvList {
   int64_t vectors;
   int tail;
   float* grad_weight;
+  int64_t patch_row;  // over patches: floats between rows of vectors of x
 };
+
+// A square map of 4*side rows (side 2 or 4), seen as 4 x 4 patches of [side, side] pixels: vector (y, x) holds pixel (y, x) of every
+// patch, 16 lanes. A tap shifts whole vectors, so one copy of a channel serves all taps; list kernels otherwise need one for each
+// column of taps. Vectors outside the patch are those of its far side, moved over by one patch, with zeros at the map's edge.
+struct SparseConvPatches {
+  const float* x;  // [channels, 4*side, 4*side]
+  float* out;      // [channels, channel_floats]: rows [first_row, first_row + rows) of vectors [first_col, first_col + cols)
+  int side;
+  int64_t channels, first_row, rows, first_col, cols, channel_floats;
+};
+constexpr int64_t kMaxPatchVectors = 128;  // rows*cols
 
 // Copies of source channels: for each distinct column shift and each row phase, `plane_rows` rows of `row_floats`.
 struct SparseConvShift {
@@ -90,6 +109,11 @@ struct SparseConvListKernels {
   int64_t (*forward)(const SparseConvList&, int64_t begin, int64_t end);  // -> first entry not used
   int64_t (*grad_weight)(const SparseConvList&, int64_t begin, int64_t end);
 };
+struct SparseConvPatchKernels {
+  void (*fill)(const SparseConvPatches&);                                 // null where a vector is no 4 x 4 patches
+  void (*restore)(float* planes, int64_t count, int side);                // [count, side*side vectors] -> [count, 4*side, 4*side], in place
+  int64_t (*forward)(const SparseConvList&, int64_t begin, int64_t end);  // as the list kernels': one channel, one weight per entry
+};
 struct SparseConvCopyKernels {
   void (*shift)(const SparseConvShift&);              // out [channels][shift][phase][row]
   void (*shift_interleaved)(const SparseConvShift&);  // out [shift][phase][row][vector][channels][lanes]
@@ -103,5 +127,6 @@ struct SparseConvCopyKernels {
 SK_DECLARE_KERNELS(SparseConvTileKernels, sparse_conv_tile_kernels)
 SK_DECLARE_KERNELS(SparseConvListKernels, sparse_conv_list_kernels)
 SK_DECLARE_KERNELS(SparseConvCopyKernels, sparse_conv_copy_kernels)
+SK_DECLARE_KERNELS(SparseConvPatchKernels, sparse_conv_patch_kernels)
 
 }  // namespace sk

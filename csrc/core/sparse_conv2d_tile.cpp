@@ -1,5 +1,6 @@
 // sparse_conv2d, tile family: where the pixels come from, strips, threads. See sparse_conv2d_tile.isa.cpp for the products.
 #include <cstring>
+#include <numeric>
 
 #include "core/sparse_conv2d_walk.h"
 
@@ -8,6 +9,7 @@ namespace {
 
 constexpr int64_t kCopyBytes = 768 << 10;  // shifted copies of one strip stay in a second-level cache
 constexpr int64_t kFilterBlock = 48;       // filters whose gradient is read together in grad_x
+constexpr int64_t kAheadFloats = 1 << 20;  // outputs of more are not in a cache when they are written
 constexpr int64_t kFiltersPerTap = 8;      // fewer do not pay for copies that masks make unnecessary
 
 SparseConvTile tile_arguments(const SparseConvJob& job) {
@@ -20,6 +22,23 @@ SparseConvTile tile_arguments(const SparseConvJob& job) {
   a.BO = s.BO, a.BI = s.BI, a.IB = s.IB(), a.K = s.K, a.taps = s.taps();
   a.bias = job.bias;
   return a;
+}
+
+// Taps that read the same lines follow each other: in place those of one row, in shifted copies those of one shift.
+std::vector<int32_t> tap_order(const SparseConvWalk& w, bool copied) {
+  std::vector<int32_t> order(w.dx.size());
+  std::iota(order.begin(), order.end(), 0);
+  if (copied) std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return w.dx[a] < w.dx[b]; });
+  return order;
+}
+
+// How forward cuts the `vectors` vectors of a map.
+void set_blocks(SparseConvTile& a, int64_t vectors, bool aligned) {
+  // Small maps, and aligned ones: 4 vectors x 6 filters. Others: 6 vectors, in halves, x 8 filters.
+  const bool fours = vectors == 4 || (aligned && vectors % 4 == 0);
+  a.block_vectors = fours ? 4 : 6;
+  a.tile_filters = fours ? 6 : 8;
+  a.block_channels = 96;
 }
 
 // [filter blocks + 1, columns]: where each column crosses into the next block of filters
@@ -47,7 +66,7 @@ void run_masked(const SparseConvJob& job, const SparseConvWalk& w, const SparseC
   std::vector<int64_t> offset;
   for (int64_t t = 0; t < s.taps(); ++t) offset.push_back(w.dy[t] * w.src_w + w.dx[t]);
   int64_t filter_blocks;
-  const std::vector<int32_t> splits = split_filters(job, &filter_blocks);
+  const std::vector<int32_t> splits = split_filters(job, &filter_blocks), order = tap_order(w, false);
 
   parallel(job.pool, s.N * vectors, 6, [&](int64_t begin, int64_t end) {
     SparseConvTile a = tile_arguments(job);
@@ -55,17 +74,24 @@ void run_masked(const SparseConvJob& job, const SparseConvWalk& w, const SparseC
     a.v_stride = kernels.lanes;
     a.out_stride = pixels;
     a.tap_offset = offset.data();
+    a.tap_order = order.data();
     a.splits = splits.data();
     a.filter_blocks = filter_blocks;
     a.mask = masks.as<uint16_t>();
     a.mask_stride = vectors;
+    a.reach = *std::max_element(offset.begin(), offset.end());
+    a.ahead = s.N * a.out_stride * job.dst_channels() > kAheadFloats;
     while (begin < end) {  // one image, or a part of it
       const int64_t n = begin / vectors;
       a.v_begin = begin % vectors;
       a.v_end = std::min(vectors, a.v_begin + end - begin);
+      set_blocks(a, a.v_end - a.v_begin, false);
       a.tail = a.v_end == vectors ? int(pixels - (vectors - 1) * kernels.lanes) : kernels.lanes;
       a.x = job.src + n * job.src_channels() * a.x_stride;
       a.out = job.dst + n * job.dst_channels() * pixels;
+      const bool more = a.ahead && a.v_end == vectors && n + 1 < s.N;
+      a.next_x = more ? a.x + job.src_channels() * a.x_stride : nullptr;
+      a.next_out = more ? a.out + job.dst_channels() * pixels : nullptr;
       (job.grad ? kernels.grad_x : kernels.forward)(a);
       begin += a.v_end - a.v_begin;
     }
@@ -77,6 +103,7 @@ void run_copied(const SparseConvJob& job, const SparseConvWalk& w, const SparseC
   const SparseConvCopyKernels& copy_kernels = SK_PICK_KERNELS(sparse_conv_copy_kernels);
   const SparseConv2dShape& s = job.shape;
   const int64_t src_channels = job.src_channels(), dst_channels = job.dst_channels(), lanes = kernels.lanes;
+  const int64_t src_floats = src_channels * w.src_h * w.src_w;
   const SparseConvCopies whole(w, w.rows, w.cols);
   const int64_t halo = whole.plane_rows - w.rows;
   const int64_t row_bytes = 4 * src_channels * int64_t(whole.shift.size() * whole.phase.size()) * w.cols;
@@ -95,7 +122,7 @@ void run_copied(const SparseConvJob& job, const SparseConvWalk& w, const SparseC
   const int64_t sums_stride = sparse_conv_ceil(copies.strip * w.cols, lanes) * lanes;
 
   int64_t filter_blocks;
-  const std::vector<int32_t> splits = split_filters(job, &filter_blocks);
+  const std::vector<int32_t> splits = split_filters(job, &filter_blocks), order = tap_order(w, true);
 
   parallel(job.pool, s.N * strips, 1, [&](int64_t begin, int64_t end) {
     const Scratch copied(sizeof(float) * (src_channels * copies.channel_floats + lanes));
@@ -105,17 +132,24 @@ void run_copied(const SparseConvJob& job, const SparseConvWalk& w, const SparseC
     a.x_stride = interleaved ? lanes : copies.channel_floats;
     a.v_stride = interleaved ? lanes * src_channels : lanes;
     a.tap_offset = tap_offset.data();
+    a.tap_order = order.data();
     a.splits = splits.data();
     a.filter_blocks = filter_blocks;
+    a.ahead = flat && s.N * dst_channels * job.dst_h * job.dst_w > kAheadFloats;
     for (; begin < end; ++begin) {
       const int64_t n = begin / strips, row = begin % strips * copies.strip, rows = std::min(copies.strip, w.rows - row);
-      copies.fill(copy_kernels, w, job.src + n * src_channels * w.src_h * w.src_w, src_channels, row, copied.as<float>(), interleaved);
+      copies.fill(copy_kernels, w, job.src + n * src_floats, src_channels, row, copied.as<float>(), interleaved);
       const int64_t pixels = rows * w.cols;
       a.v_begin = 0;
       a.v_end = sparse_conv_ceil(pixels, lanes);
+      set_blocks(a, a.v_end, interleaved);
       a.tail = int(pixels - (a.v_end - 1) * lanes);
       a.out_stride = flat ? job.dst_h * job.dst_w : sums_stride;
       a.out = flat ? job.dst + n * dst_channels * a.out_stride + row * w.cols : sums.as<float>();
+      const bool more = a.ahead && n + 1 < s.N;
+      a.next_x = more && strips == 1 ? job.src + (n + 1) * src_floats : nullptr;
+      a.next_x_floats = src_floats;
+      a.next_out = more && flat && strips == 1 ? a.out + dst_channels * a.out_stride : nullptr;
       (job.grad ? kernels.grad_x : kernels.forward)(a);
       if (!flat) job.scatter(w, a.out, sums_stride, w.cols, n, 0, dst_channels, row, rows);
     }

@@ -1,7 +1,7 @@
 // sparse_conv2d, tile kernels: a mask shared by the input channels of a block leaves, for each tap, a dense matrix
 // [filters that keep it, BI]. Filters are gathered, never padded: a tile may hold any N filters of the list.
-//   forward  for each block of pixel vectors, channel block, tap: tiles of N filters x PV vectors, summed over the channels;
-//            sums are kept in `out` between taps
+//   forward  for each block of pixel vectors, channel block, tap: tiles of N filters x PV vectors, summed over the channels
+//            and then added to `out`: no sum is a chain over more than one tap and channel block
 //   grad_x   all input channels of a block share one list of (tap, filter): a tile of N channels x PV vectors walks it, one
 //            block of filters at a time so that their pixels stay in the first-level cache for all channels
 //   outer    grad_weight: N filters x PV vectors of channels, summed over the pixels
@@ -15,7 +15,6 @@ namespace {
 constexpr int kRegisters = W == 16 ? 32 : 16;
 constexpr int kMaxN = W == 16 ? 8 : 4;
 constexpr int kMaxPV = W == 16 ? 7 : 5;
-constexpr int kChannelBlock = 96;
 
 // Vectors beside N broadcasts: N*PV sums, PV inputs and one broadcast stay in registers.
 constexpr int vectors_for(int n) {
@@ -35,12 +34,16 @@ SK_INLINE void load_input(vf (&x)[PV], const float* p, int64_t v_stride, const u
   SK_UNROLL for (int v = 0; v < PV; ++v) x[v] = Masked ? load_masked(p + v * W, mask[v]) : load(p + v * v_stride);
 }
 
+// out[j] += sums[j]
 template <int N, int PV>
-SK_INLINE void load_sums(vf (&sums)[N][PV], float* const* out, int tail) {
+SK_INLINE void add_sums(const vf (&sums)[N][PV], float* const* out, int tail) {
   SK_UNROLL for (int j = 0; j < N; ++j) {
-    SK_UNROLL for (int v = 0; v + 1 < PV; ++v) sums[j][v] = load(out[j] + v * W);
-    const float* last = out[j] + (PV - 1) * W;
-    sums[j][PV - 1] = tail == W ? load(last) : load_first(last, tail);
+    SK_UNROLL for (int v = 0; v + 1 < PV; ++v) store(out[j] + v * W, load(out[j] + v * W) + sums[j][v]);
+    float* last = out[j] + (PV - 1) * W;
+    if (tail == W)
+      store(last, load(last) + sums[j][PV - 1]);
+    else
+      store_first(last, load_first(last, tail) + sums[j][PV - 1], tail);
   }
 }
 template <int N, int PV>
@@ -66,7 +69,10 @@ __attribute__((noinline)) void forward_tile(const float* x, int64_t x_stride, in
   vf sums[N][PV];
   SK_UNROLL for (int j = 0; j < N; ++j) w[j] = weight[j];
   if constexpr (Masked) SK_UNROLL for (int v = 0; v < PV; ++v) m[v] = mask[v];
-  load_sums<N, PV>(sums, out, tail);
+  SK_UNROLL for (int j = 0; j < N; ++j) SK_UNROLL for (int v = 0; v < PV; ++v) {
+    sums[j][v] = zero();
+    __builtin_prefetch(out[j] + v * W, 1);  // there when the sums are ready
+  }
   for (int64_t c = 0; c < channels; ++c, x += x_stride) {
     vf input[PV];
     load_input<PV, Masked>(input, x, v_stride, m);
@@ -75,7 +81,7 @@ __attribute__((noinline)) void forward_tile(const float* x, int64_t x_stride, in
       SK_UNROLL for (int v = 0; v < PV; ++v) sums[j][v] += wj * input[v];
     }
   }
-  store_sums<N, PV>(sums, out, tail);
+  add_sums<N, PV>(sums, out, tail);
 }
 
 // ---- grad_x: out[j][pixels] (+)= sum over (tap, filter of one block, o) of weight[entry][o][channel + j] * x[filter][pixels - tap]
@@ -86,11 +92,7 @@ __attribute__((noinline)) void grad_tile(const SparseConvTile& a, int64_t filter
   float* out[N];
   SK_UNROLL for (int j = 0; j < N; ++j) out[j] = a.out + (block * a.BI + channel + j) * a.out_stride + v0 * W;
   vf sums[N][PV];
-  if (filters == 0) {
-    SK_UNROLL for (int j = 0; j < N; ++j) SK_UNROLL for (int v = 0; v < PV; ++v) sums[j][v] = zero();
-  } else {
-    load_sums<N, PV>(sums, out, tail);
-  }
+  SK_UNROLL for (int j = 0; j < N; ++j) SK_UNROLL for (int v = 0; v < PV; ++v) sums[j][v] = zero();
   for (int64_t t = 0; t < a.taps; ++t) {
     if (a.tap_offset[t] == kAbsentTap) continue;
     uint16_t m[PV] = {};
@@ -109,7 +111,10 @@ __attribute__((noinline)) void grad_tile(const SparseConvTile& a, int64_t filter
       }
     }
   }
-  store_sums<N, PV>(sums, out, tail);
+  if (filters == 0)
+    store_sums<N, PV>(sums, out, tail);
+  else
+    add_sums<N, PV>(sums, out, tail);
 }
 
 // ---- grad_weight: grad_weight[j][channels] += sum over pixels of grad_out[j][pixel] * x[pixel][channels]
@@ -134,10 +139,7 @@ __attribute__((noinline)) void outer_tile(const SparseConvOuter& a) {
       }
     }
   }
-  vf before[N][PV];
-  load_sums<N, PV>(before, a.grad_weight, a.tail);
-  SK_UNROLL for (int j = 0; j < N; ++j) SK_UNROLL for (int v = 0; v < PV; ++v) sums[j][v] += before[j][v];
-  store_sums<N, PV>(sums, a.grad_weight, a.tail);
+  add_sums<N, PV>(sums, a.grad_weight, a.tail);
 }
 
 // ---- tables [N-1][PV-1]; null where the tile does not fit the registers
@@ -187,14 +189,42 @@ SK_INLINE void prefetch_rows(const SparseConvTile& a, int64_t entry, int64_t row
     }
 }
 
+// Lines that will be wanted soon, fetched a few at a time beside the multiply-adds: the hardware sees no stream in many short rows.
+struct Ahead {
+  const char* row = nullptr;
+  int64_t stride = 0, rows = 0, lines = 0, line = 0, per_step = 0;
+  void set(const float* first, int64_t row_stride, int64_t row_floats, int64_t count, int64_t steps) {
+    row = reinterpret_cast<const char*>(first);
+    stride = row_stride * 4, rows = count, lines = (row_floats * 4 + 63) / 64, line = 0;
+    per_step = (rows * lines + steps - 1) / (steps > 0 ? steps : 1);
+  }
+  SK_INLINE void step() {
+    for (int64_t i = 0; i < per_step && rows > 0; ++i) {
+      __builtin_prefetch(row + line * 64, 0, 2);
+      if (++line == lines) line = 0, row += stride, --rows;
+    }
+  }
+};
+
+int64_t tiles_of(const SparseConvTile& a, int max_n) {
+  int64_t tiles = 0;
+  for (int64_t c = 0; c < a.IB * a.taps; ++c) tiles += ((a.columns[c + 1] - a.columns[c]) * a.BO + max_n - 1) / max_n;
+  return tiles;
+}
+
 // ---- drivers over one range of pixel vectors
 void forward(const SparseConvTile& a) {
-  // Small maps: 4 vectors x 6 filters. Others: 6 vectors, in halves, x 8 filters.
-  const int most = 6;
-  const int max_n = W != 16 ? kMaxN : a.v_end - a.v_begin == 4 ? 6 : 8;
+  const int most = a.block_vectors, max_n = a.tile_filters < kMaxN ? a.tile_filters : kMaxN;
+  Ahead x_ahead, out_ahead;
+  const int64_t tiles = a.ahead ? tiles_of(a, max_n) : 0;
+  if (a.ahead && !a.mask && a.next_x) x_ahead.set(a.next_x, 0, a.next_x_floats, 1, tiles * ((a.v_end - a.v_begin + most - 1) / most));
   for (int64_t v0 = a.v_begin; v0 < a.v_end;) {
     const int nb = piece(a.v_end - v0, most);
     const int tail = v0 + nb == a.v_end ? a.tail : W;
+    const bool more = v0 + nb < a.v_end;
+    if (a.ahead && a.mask && (more || a.next_x))
+      x_ahead.set(more ? a.x + a.reach + (v0 + nb) * W : a.next_x, a.x_stride, (nb + 1) * W, a.IB * a.BI, tiles);
+    if (a.ahead && (more || a.next_out)) out_ahead.set(more ? a.out + (v0 + nb) * W : a.next_out, a.out_stride, nb * W, a.K, tiles);
     for (int64_t k = 0; k < a.K; ++k) {
       float* out = a.out + k * a.out_stride + v0 * W;
       const vf b = splat(a.bias ? a.bias[k] : 0.0f);
@@ -206,8 +236,9 @@ void forward(const SparseConvTile& a) {
     }
     for (int64_t ib = 0; ib < a.IB; ++ib)
       for (int64_t c0 = 0; c0 < a.BI;) {
-        const int channels = piece(a.BI - c0, kChannelBlock);
-        for (int64_t t = 0; t < a.taps; ++t) {
+        const int channels = piece(a.BI - c0, a.block_channels);
+        for (int64_t i = 0; i < a.taps; ++i) {
+          const int64_t t = a.tap_order[i];
           if (a.tap_offset[t] == kAbsentTap) continue;
           const float* x = a.x + a.tap_offset[t] + (ib * a.BI + c0) * a.x_stride + v0 * a.v_stride;
           const uint16_t* mask = a.mask ? a.mask + t * a.mask_stride + v0 : nullptr;
@@ -230,6 +261,8 @@ void forward(const SparseConvTile& a) {
               for (int j = 0; j < n; ++j) out[j] += pv * W;
               v += pv;
             }
+            x_ahead.step();
+            out_ahead.step();
             filters -= n;
           }
         }

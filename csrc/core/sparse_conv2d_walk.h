@@ -20,6 +20,8 @@ struct SparseConvWalk {
 
 inline SparseConvWalk sparse_conv_forward_walk(const SparseConv2dShape& s) {
   SparseConvWalk w{s.OH(), s.OW(), 0, 0, 1, 1, s.H, s.W, s.stride_h, s.stride_w, {}, {}};
+  w.dy.reserve(s.taps());
+  w.dx.reserve(s.taps());
   for (int64_t t = 0; t < s.taps(); ++t) {
     w.dy.push_back(t / s.KW * s.dilation_h - s.pad_h);
     w.dx.push_back(t % s.KW * s.dilation_w - s.pad_w);
