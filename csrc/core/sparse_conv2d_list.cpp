@@ -19,16 +19,18 @@ struct ListGeometry {
   int64_t lanes, src_block, src_blocks, dst_block, dst_blocks;
   SparseConvCopies copies;
   int64_t strips, channel_block;  // source blocks per channel block
+  SparseConvPatches patches{};    // side 0: not used
   std::vector<int32_t> table, inner_x, inner_weight;
 
   // `block_weights`: wanted per row and channel block
-  ListGeometry(const SparseConv2dShape& s, const SparseConvWalk& w, bool grad, double block_weights)
+  ListGeometry(const SparseConv2dShape& s, const SparseConvWalk& w, bool grad, double block_weights, bool may_patch)
       : lanes(SK_PICK_KERNELS(sparse_conv_tile_kernels).lanes),
         src_block(grad ? s.BO : s.BI),
         src_blocks(grad ? s.OB() : s.IB()),
         dst_block(grad ? s.BI : s.BO),
         dst_blocks(grad ? s.IB() : s.OB()),
         copies(strip_of(w)) {
+    if (may_patch && in_patches(s, w)) use_patches(w);
     strips = sparse_conv_ceil(w.rows, copies.strip);
     if (copies.channel_floats > INT32_MAX / src_block) throw std::length_error("sparse_conv2d: x must be of rows that fit a cache");
     const int64_t block_bytes = 4 * copies.channel_floats * src_block;
@@ -60,10 +62,42 @@ struct ListGeometry {
     const SparseConvCopies whole(w, w.rows, row_floats);
     const int64_t halo = whole.plane_rows - w.rows;
     const int64_t row_bytes = std::max<int64_t>(1, 4 * int64_t(whole.shift.size() * whole.phase.size()) * row_floats);
-    const int64_t least = sparse_conv_ceil(16 * lanes, row_floats);  // fill the registers
-    int64_t strip = std::min(w.rows, std::max(least, kChannelBytes / row_bytes - halo));
+    // Few rows, so that many channels fit the cache; but fill the registers, with one filter or with those that share the mask.
+    const int64_t tile = dst_block == 1 ? 16 : 31 / (std::min<int64_t>(dst_block, 8) + 1);
+    const int64_t least = sparse_conv_ceil(tile * lanes, row_floats);
+    const int64_t most = dst_block == 1 ? kChannelBytes / row_bytes - halo : 0;
+    int64_t strip = std::min(w.rows, std::max(least, most));
     strip = sparse_conv_ceil(w.rows, sparse_conv_ceil(w.rows, strip));
     return SparseConvCopies(w, strip, row_floats);
+  }
+
+  // A map that is 4 x 4 patches of few pixels, one weight per entry, and a walk over all of it that reads a map of the same size.
+  static bool in_patches(const SparseConv2dShape& s, const SparseConvWalk& w) {
+    return SK_PICK_KERNELS(sparse_conv_patch_kernels).fill != nullptr && s.BO * s.BI * s.BT == 1 && (w.rows == 8 || w.rows == 16) &&
+           w.cols == w.rows && w.src_h == w.rows && w.src_w == w.cols && w.step_h == 1 && w.step_w == 1 && w.dst_step_h == 1 && w.dst_step_w == 1;
+  }
+  void use_patches(const SparseConvWalk& w) {
+    const int64_t side = w.rows / 4;
+    const auto [top, bottom] = std::minmax_element(w.dy.begin(), w.dy.end());
+    const auto [left, right] = std::minmax_element(w.dx.begin(), w.dx.end());
+    SparseConvPatches p{};
+    p.first_row = *top, p.rows = side + *bottom - *top;
+    p.first_col = *left, p.cols = side + *right - *left;
+    if (p.rows * p.cols > kMaxPatchVectors) return;
+    p.side = int(side);
+    p.channel_floats = (p.rows * p.cols | 1) * lanes;  // an odd number of vectors spreads channels over the cache sets
+    patches = p;
+    copies.strip = w.rows;
+    copies.channel_floats = p.channel_floats;
+    for (size_t t = 0; t < w.dy.size(); ++t) copies.tap_offset[t] = ((w.dy[t] - *top) * p.cols + w.dx[t] - *left) * lanes;
+  }
+
+  // Copies of `channels` channels of x for the grid rows from `row` on.
+  void fill(const SparseConvWalk& w, const float* x, int64_t channels, int64_t row, float* out) const {
+    if (patches.side == 0) return copies.fill(SK_PICK_KERNELS(sparse_conv_copy_kernels), w, x, channels, row, out);
+    SparseConvPatches p = patches;
+    p.x = x, p.out = out, p.channels = channels;
+    SK_PICK_KERNELS(sparse_conv_patch_kernels).fill(p);
   }
 
   int64_t copy_floats() const { return channel_block * src_block * copies.channel_floats + lanes; }
@@ -95,11 +129,11 @@ void prefetch_entries(const SparseConvJob& job, const int32_t* codes, int64_t en
 
 void sparse_conv_list_run(const SparseConvJob& job, const SparseConvWalk& w) {
   const SparseConvListKernels& kernels = SK_PICK_KERNELS(sparse_conv_list_kernels);
-  const SparseConvCopyKernels& copy_kernels = SK_PICK_KERNELS(sparse_conv_copy_kernels);
+  const SparseConvPatchKernels& patch_kernels = SK_PICK_KERNELS(sparse_conv_patch_kernels);
   const SparseConv2dShape& s = job.shape;
-  const ListGeometry g(s, w, job.grad, kBlockWeights);
+  const ListGeometry g(s, w, job.grad, kBlockWeights, true);
   const SparseConvCopies& copies = g.copies;
-  const bool flat = job.flat(w, copies.row_floats);
+  const bool patches = g.patches.side != 0, flat = patches || job.flat(w, copies.row_floats);
   const int64_t src_pixels = w.src_h * w.src_w, TB = s.TB();
   const int64_t sums_stride = sparse_conv_ceil(copies.strip * copies.row_floats, g.lanes) * g.lanes;
   const int32_t* row_start = job.grad ? job.plan.t_indptr : job.plan.indptr;
@@ -116,10 +150,12 @@ void sparse_conv_list_run(const SparseConvJob& job, const SparseConvWalk& w) {
     a.code = codes;
     a.entry = job.grad ? job.plan.t_entry : nullptr;
     a.weight = job.weight;
+    a.patch_row = g.patches.cols * g.lanes;
+    const auto forward = patches ? patch_kernels.forward : kernels.forward;
     while (begin < end) {
       const int64_t first = begin % g.dst_blocks, last = std::min(g.dst_blocks, first + end - begin);
       const int64_t row = begin / g.dst_blocks % g.strips * copies.strip, n = begin / g.dst_blocks / g.strips;
-      const int64_t rows = std::min(copies.strip, w.rows - row), pixels = rows * copies.row_floats;
+      const int64_t rows = std::min(copies.strip, w.rows - row), pixels = rows * (patches ? w.cols : copies.row_floats);
       a.vectors = sparse_conv_ceil(pixels, g.lanes);
       a.tail = flat ? int(pixels - (a.vectors - 1) * g.lanes) : int(g.lanes);
       a.out_stride = flat ? job.dst_h * job.dst_w : sums_stride;
@@ -127,8 +163,7 @@ void sparse_conv_list_run(const SparseConvJob& job, const SparseConvWalk& w) {
       for (int64_t b = first; b < last; ++b) next[b] = row_start[b];
       for (int64_t block = 0; block < g.src_blocks; block += g.channel_block) {
         const int64_t block_end = std::min(g.src_blocks, block + g.channel_block), channel = block * g.src_block;
-        copies.fill(copy_kernels, w, job.src + (n * job.src_channels() + channel) * src_pixels, (block_end - block) * g.src_block, row,
-                    copied.as<float>());
+        g.fill(w, job.src + (n * job.src_channels() + channel) * src_pixels, (block_end - block) * g.src_block, row, copied.as<float>());
         a.code_begin = int32_t(block * TB);
         a.code_end = int32_t(block_end * TB);
         a.first = block == 0;
@@ -138,9 +173,10 @@ void sparse_conv_list_run(const SparseConvJob& job, const SparseConvWalk& w) {
           if (b + kRowsAhead < last) prefetch_entries(job, codes, next[b + kRowsAhead], a.entry_stride);
           a.out = out + (b - first) * g.dst_block * a.out_stride;
           a.bias = job.bias ? job.bias + b * g.dst_block : nullptr;
-          next[b] = kernels.forward(a, next[b], row_end);
+          next[b] = forward(a, next[b], row_end);
         }
       }
+      if (patches) patch_kernels.restore(out, last - first, g.patches.side);
       if (!flat) job.scatter(w, out, sums_stride, copies.row_floats, n, first * g.dst_block, (last - first) * g.dst_block, row, rows);
       begin += last - first;
     }
@@ -152,7 +188,7 @@ void sparse_conv_list_grad_weight(const SparseConv2dShape& s, const SparseConvPl
   const SparseConvListKernels& kernels = SK_PICK_KERNELS(sparse_conv_list_kernels);
   const SparseConvCopyKernels& copy_kernels = SK_PICK_KERNELS(sparse_conv_copy_kernels);
   const SparseConvWalk w = sparse_conv_forward_walk(s);
-  const ListGeometry g(s, w, false, kDotBlockWeights);
+  const ListGeometry g(s, w, false, kDotBlockWeights, false);
   const SparseConvCopies& copies = g.copies;
   const bool flat = copies.row_floats == w.cols;
   const int64_t out_pixels = w.rows * w.cols, in_pixels = w.src_h * w.src_w, TB = s.TB();
