@@ -182,9 +182,13 @@ class StochasticConv2d(PlannedModule):
             (top, bottom), (left, right) = ((t // 2, t - t // 2) for t in self._pad_total)
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = nn.functional.pad(x, (left, right, top, bottom), mode=mode)
-        tables = self._buffers  # no __getattr__: small layers feel it
+        own, tables = self._parameters, self._buffers  # no __getattr__: small layers feel it
+        try:
+            weight, bias = own["weight"], own["bias"]
+        except KeyError:  # parametrized
+            weight, bias = self.weight, self.bias
         return sparse_conv2d(
-            x, self.weight, tables["indptr"], tables["index"], self.kernel_size, self.bias, self.stride, self._kernel_padding,
+            x, weight, tables["indptr"], tables["index"], self.kernel_size, bias, self.stride, self._kernel_padding,
             self.dilation, self._current_plan(),
         )  # fmt: skip
 
