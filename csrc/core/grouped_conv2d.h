@@ -29,6 +29,7 @@ struct Conv2dShape {
   int64_t OH, OW;                  // floor((H + 2*pad_h - dilation_h*(KH-1) - 1) / stride_h) + 1, ...
   bool channels_last;
   bool weight_channels_last = false;  // weight [K, KH, KW, C/G] in memory, as a channels_last model has it (fp32 only)
+  int64_t out_pixel = 0;  // floats between output pixels where out is some channels of a wider image (fp32 channels_last, no shortcut); 0: K
 };
 
 SK_API void grouped_conv2d_fwd(const Conv2dShape& shape,

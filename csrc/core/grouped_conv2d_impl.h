@@ -12,6 +12,7 @@ namespace sk {
 // `expand` - 1 zeros stand between neighbouring input pixels.
 struct ConvJob : Conv2dShape {
   int64_t expand_h = 1, expand_w = 1;
+  int64_t out_step() const { return out_pixel ? out_pixel : K; }                        // channels_last
   int64_t padded_h() const { return (OH - 1) * stride_h + (KH - 1) * dilation_h + 1; }  // rows that are looked at
   int64_t padded_w() const { return (OW - 1) * stride_w + (KW - 1) * dilation_w + 1; }
 };

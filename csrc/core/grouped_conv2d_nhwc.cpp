@@ -86,8 +86,8 @@ void run(const ConvJob& job, const LaneConfig& config, bool edges, ConvWeights& 
   base.taps = job.KH * taps_x;
   base.channels = C / job.groups * (job.KW / taps_x);
   base.relu = relu;
-  base.out_pixel = job.K;
-  base.out_row = job.OW * job.K;
+  base.out_pixel = job.out_step();
+  base.out_row = job.OW * job.out_step();
   const int64_t image_floats = job.H * job.W * C, vectors = weights.count();
   const auto compute = [&](int64_t n, int64_t oy, int64_t b, const float* packed, const PixelTile& pixels, const char* prefetch) {
     const LaneMap& map = weights.blocks()[b];
@@ -103,7 +103,7 @@ void run(const ConvJob& job, const LaneConfig& config, bool edges, ConvWeights& 
     t.index = map.index;
     t.second = map.second;
     t.lanes = map.lanes();
-    const int64_t out_at = ((n * job.OH + oy) * job.OW + pixels.first) * job.K + map.first_channel;
+    const int64_t out_at = ((n * job.OH + oy) * job.OW + pixels.first) * job.out_step() + map.first_channel;
     t.out = out + out_at;
     if (shortcut) t.shortcut = shortcut + out_at;
     pixels.config->tile[map.kind][pixels.edges](t);
@@ -212,7 +212,7 @@ bool convolve(const ConvJob& job, const ConvBlockOrder* order, const float* x, c
   for (int64_t n = 0; n < job.N; n += chunk) {
     inner.N = std::min(chunk, job.N - n);
     pad_images(job, x + n * job.H * job.W * job.C, inner.N, images.as<float>(), pool);
-    const int64_t first = n * job.OH * job.OW * job.K;
+    const int64_t first = n * job.OH * job.OW * job.out_step();
     run(inner, *plan.config, false, weights, biases.as<float>(), images.as<float>(), shortcut ? shortcut + first : nullptr, relu, out + first, pool);
   }
   return true;

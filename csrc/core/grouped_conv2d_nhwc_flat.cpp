@@ -71,7 +71,7 @@ void conv_nhwc_flat(const ConvJob& job, const LaneConfig& config, ConvWeights& w
   base.x_pixel = step;
   base.channels = channels;
   base.relu = relu;
-  base.out_pixel = job.K;
+  base.out_pixel = job.out_step();
   // pixels [start, start + count), which lie at `line`, of one block of weights
   const auto compute = [&](int64_t start, int64_t count, const float* line, int64_t b, const float* packed) {
     const LaneMap& map = weights.blocks()[b];
@@ -92,11 +92,11 @@ void conv_nhwc_flat(const ConvJob& job, const LaneConfig& config, ConvWeights& w
       t.index = map.index;
       t.second = map.second;
       t.lanes = map.lanes();
-      const int64_t at = (start + p) * job.K + map.first_channel;
+      const int64_t at = (start + p) * job.out_step() + map.first_channel;
       t.out = out + at;
       if (shortcut) t.shortcut = shortcut + at;
-      if (start == 0 && cold) expect(t.out, t.shortcut, job.K, tile.P, map.channels);
-      const int64_t ahead = std::min(count, pixels - start - count) * job.K / 16, share = ahead / (vectors * tiles) + 1;
+      if (start == 0 && cold) expect(t.out, t.shortcut, job.out_step(), tile.P, map.channels);
+      const int64_t ahead = job.out_pixel ? 0 : std::min(count, pixels - start - count) * job.K / 16, share = ahead / (vectors * tiles) + 1;
       if (ahead > 0) {
         const int64_t later = (start + count) * job.K + (b * tiles + i) * share * 16;
         expect_later(out + later, share);

@@ -1,4 +1,4 @@
-// One pixel of pooled channels: vectors run over the channels, four at a time, and each tap is read once.
+// One pixel of pooled channels: vectors run over the channels, and each tap is read once.
 #include "core/pool2d.h"
 
 #include "core/vec.h"
@@ -26,17 +26,21 @@ SK_INLINE void each_vector(int64_t channels, const F& f) {
 SK_INLINE vf load_some(const float* p, int n) { return n == W ? load(p) : load_first(p, n); }
 SK_INLINE void store_some(float* p, vf v, int n) { n == W ? store(p, v) : store_first(p, v, n); }
 
+// V vectors of channels from `c` on: enough of them in flight hide how long one step takes
+template <int V, class Combine, class Finish>
+SK_INLINE void block_over_taps(const float* const* taps, int64_t count, int64_t c, const Combine& combine, const Finish& finish, float* out) {
+  vf acc[V];
+  SK_UNROLL for (int v = 0; v < V; ++v) acc[v] = load(taps[0] + c + v * W);
+  for (int64_t t = 1; t < count; ++t) SK_UNROLL for (int v = 0; v < V; ++v) acc[v] = combine(acc[v], load(taps[t] + c + v * W));
+  SK_UNROLL for (int v = 0; v < V; ++v) store(out + c + v * W, finish(acc[v]));
+}
+
 // finish(combine(combine(tap 0, tap 1), tap 2) ...)
 template <class Combine, class Finish>
 SK_INLINE void over_taps(const float* const* taps, int64_t count, int64_t channels, const Combine& combine, const Finish& finish, float* out) {
-  constexpr int V = 4;
   int64_t c = 0;
-  for (; c + V * W <= channels; c += V * W) {
-    vf acc[V];
-    SK_UNROLL for (int v = 0; v < V; ++v) acc[v] = load(taps[0] + c + v * W);
-    for (int64_t t = 1; t < count; ++t) SK_UNROLL for (int v = 0; v < V; ++v) acc[v] = combine(acc[v], load(taps[t] + c + v * W));
-    SK_UNROLL for (int v = 0; v < V; ++v) store(out + c + v * W, finish(acc[v]));
-  }
+  for (; c + 8 * W <= channels; c += 8 * W) block_over_taps<8>(taps, count, c, combine, finish, out);
+  for (; c + 4 * W <= channels; c += 4 * W) block_over_taps<4>(taps, count, c, combine, finish, out);
   each_vector(channels - c, [&](int64_t at, int n) {
     vf acc = load_some(taps[0] + c + at, n);
     for (int64_t t = 1; t < count; ++t) acc = combine(acc, load_some(taps[t] + c + at, n));

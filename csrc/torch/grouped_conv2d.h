@@ -38,7 +38,8 @@ inline Conv2dShape shape_of(int64_t N, int64_t C, int64_t H, int64_t W, int64_t 
           room_h / w.stride_h + 1,
           room_w / w.stride_w + 1,
           cl,
-          weight_cl};
+          weight_cl,
+          0};
 }
 
 inline bool fits_bias(const std::optional<Tensor>& bias, const Tensor& x, int64_t K) {

@@ -5,6 +5,7 @@ from sparsekern.ops.define import OPS
 from sparsekern.ops.grouped_conv2d import grouped_conv2d
 from sparsekern.ops.grouped_conv2d_packed import grouped_conv2d_packed, pack_grouped_conv2d
 from sparsekern.ops.grouped_mm import grouped_mm
+from sparsekern.ops.joined_conv2d import joined_conv2d_packed
 from sparsekern.ops.pool2d import pool2d
 from sparsekern.ops.root_conv2d import root_conv2d, root_conv2d_packed
 from sparsekern.ops.sparse_conv2d import plan_sparse_conv2d, sparse_conv2d
@@ -24,6 +25,7 @@ __all__ = [
     "grouped_conv2d",
     "grouped_conv2d_packed",
     "grouped_mm",
+    "joined_conv2d_packed",
     "pack_grouped_conv2d",
     "pack_sparse_linear",
     "plan_sparse_conv2d",

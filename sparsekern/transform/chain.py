@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from sparsekern.measure.protocol import interleave
 from sparsekern.nn import GroupedConv2d
 from sparsekern.ops import root_conv2d, root_conv2d_packed
+from sparsekern.transform.fuse import written_between
 from sparsekern.transform.graph import drop, module_of, only_call, only_reader
 
 STAGES = 3
@@ -61,6 +62,7 @@ def find_chains(graph: fx.GraphModule) -> list[list[fx.Node]]:
             # every activation but the last is the same one
             same = len(chain) == 1 or module_of(graph, chain[-1]).activation == module_of(graph, node).activation
             fits = _can_follow(conv) and reader.args[0] is chain[-1] and only_call(graph, reader) and same
+            fits = fits and not written_between(graph, node.args[0], node, reader)  # the chain runs when its last one would
             if not (fits and (conv._packed is None) == (module_of(graph, node)._packed is None)):
                 break
             chain.append(reader)

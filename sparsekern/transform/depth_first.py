@@ -11,11 +11,12 @@ from sparsekern.nn import GroupedConv2d, StochasticConv2d, UnequalGroupedConv2d
 from sparsekern.transform.chain import RootChain
 from sparsekern.transform.fuse import is_relu
 from sparsekern.transform.graph import module_of
+from sparsekern.transform.join import Joined, by_channel
 from sparsekern.transform.pool import Pool2d
 
 # layers whose images do not see each other in inference: [N, C, H, W] -> [N, K, OH, OW]
 IMAGE_BY_IMAGE = (
-    nn.Conv2d, GroupedConv2d, StochasticConv2d, UnequalGroupedConv2d, RootChain, Pool2d, nn.MaxPool2d, nn.AvgPool2d,
+    nn.Conv2d, GroupedConv2d, StochasticConv2d, UnequalGroupedConv2d, RootChain, Joined, Pool2d, nn.MaxPool2d, nn.AvgPool2d,
     nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.BatchNorm2d, nn.LocalResponseNorm, nn.ReLU, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU,
 )  # fmt: skip
 _FUNCTIONS = (operator.add, operator.iadd, operator.mul, torch.add, torch.mul)
@@ -51,9 +52,7 @@ def _is_image_by_image(graph: fx.GraphModule, node: fx.Node, images: set[fx.Node
         return isinstance(module, IMAGE_BY_IMAGE)
     if node.op == "call_method" and node.target == "contiguous":
         return True
-    if node.op == "call_function" and node.target in (torch.cat, torch.concat):
-        return (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) == 1
-    return is_relu(graph, node) or node.target in (_METHODS if node.op == "call_method" else _FUNCTIONS)
+    return by_channel(node) or is_relu(graph, node) or node.target in (_METHODS if node.op == "call_method" else _FUNCTIONS)
 
 
 def depth_first(graph: fx.GraphModule, example: tuple, images: int) -> fx.GraphModule | None:
@@ -74,7 +73,7 @@ def depth_first(graph: fx.GraphModule, example: tuple, images: int) -> fx.GraphM
             inside.add(node)
     part = [node for node in graph.graph.nodes if node in inside and node not in begin]
     results = [node for node in part if any(user not in inside for user in node.users)]
-    if not any(isinstance(module_of(graph, node), IMAGE_BY_IMAGE[:5]) for node in part):
+    if not any(isinstance(module_of(graph, node), IMAGE_BY_IMAGE[:6]) for node in part):
         return None
     read = [node for node in graph.graph.nodes if node in begin and any(user in inside for user in node.users)]
     return _split(graph, read, part, results, images)

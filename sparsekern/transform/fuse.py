@@ -48,6 +48,12 @@ def _writes(graph: fx.GraphModule, node: fx.Node) -> bool:
     return name.endswith("_") or name.startswith("i") or bool(node.kwargs.get("inplace"))
 
 
+def written_between(graph: fx.GraphModule, value: fx.Node, first: fx.Node, last: fx.Node) -> bool:
+    """Whether a node between these two may change ``value``, so that reading it at the last is not reading it at the first."""
+    order = list(graph.graph.nodes)
+    return any(_writes(graph, other) and value in other.args for other in order[order.index(first) + 1 : order.index(last)])
+
+
 def _sum_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """``(convolution, shortcut)`` behind an addition that can become part of the convolution."""
     is_add = node.target in _ADD_FUNCTIONS if node.op == "call_function" else node.op == "call_method" and node.target in ("add", "add_")
@@ -60,9 +66,7 @@ def _sum_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node] | N
             continue
         if _writes(graph, node) and node.args[0] is shortcut and not only_reader(shortcut):
             continue  # x += conv(y), and x is read again
-        order = list(graph.graph.nodes)
-        between = order[order.index(source) + 1 : order.index(node)]
-        if not any(_writes(graph, other) and source.args[0] in other.args for other in between):
+        if not written_between(graph, source.args[0], source, node):
             return source, shortcut
     return None
 

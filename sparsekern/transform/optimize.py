@@ -16,6 +16,7 @@ from sparsekern.transform.depth_first import depth_first
 from sparsekern.transform.fold import fold_batch_norm
 from sparsekern.transform.fuse import drop_identities, fuse_add_relu, fuse_relu, swap_convolutions
 from sparsekern.transform.graph import layers, tidy, traced
+from sparsekern.transform.join import Joined, join_convolutions
 from sparsekern.transform.pool import swap_pools
 from sparsekern.transform.report import OptimizeReport
 
@@ -29,7 +30,8 @@ def optimize(model: nn.Module, *example: Any, pack: bool = True, rounds: int = 5
 
     Folds batch-norms into the layers before them, lets convolutions add the shortcut and apply
     the ReLU behind them, drops what inference does not need, pools with kernels of our own, packs weights, computes a convolution and
-    the 1x1 convolutions behind it in one call where that is faster, and keeps one layout from end to end: the copy is timed with NCHW
+    the 1x1 convolutions behind it in one call where that is faster, lets convolutions whose results are joined write them where they
+    belong, and keeps one layout from end to end: the copy is timed with NCHW
     activations, with channels_last ones, with those and packed convolutions, and, for a batch, with the convolutions a few images at a
     time, against the model as it came, and the fastest is returned.
 
@@ -122,11 +124,12 @@ def _few_images(example: tuple) -> list[int]:
 
 def _packed_names(model: nn.Module) -> list[str]:
     """The convolutions with packed weights, as the model called them."""
-    names = []
+    names, inside = [], set()
     for name, module in model.named_modules():
-        if isinstance(module, RootChain):
+        if isinstance(module, (Joined, RootChain)):
             names += [n for n, conv in zip(module.names, module) if conv._packed is not None]
-        elif isinstance(module, GroupedConv2d) and module._packed is not None and "_chain." not in name:
+            inside.update(module)
+        elif isinstance(module, GroupedConv2d) and module._packed is not None and module not in inside:
             names.append(name.removeprefix("model.").removeprefix("depth_first.part."))
     return names
 
@@ -152,6 +155,7 @@ def _packed(graph: fx.GraphModule, example: tuple, report: OptimizeReport, kept:
         if len(shape) == 4 and own[name].weight.device.type == "cpu" and backends.has_kernels("cpu"):
             own[name].pack(shape)
     fuse_chains(graph, shapes, kept, report.left)
+    report.joined = join_convolutions(graph)
     tidy(graph)
     return graph
 

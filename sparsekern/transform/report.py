@@ -21,6 +21,7 @@ class OptimizeReport:
     pooled: list[str] = field(default_factory=list)  # poolings on our kernel
     packed: list[str] = field(default_factory=list)
     chains: dict[tuple[str, ...], float] = field(default_factory=dict)  # convolutions in one call -> their time one by one over it
+    joined: list[tuple[str, ...]] = field(default_factory=list)  # packed convolutions that write into their concatenation
     left: dict[str, str] = field(default_factory=dict)  # what was not done -> why
     times_us: dict[str, float] = field(default_factory=dict)
     chosen: str = "model"
@@ -41,6 +42,7 @@ class OptimizeReport:
                 ("ReLUs fused", self.fused),
                 ("poolings swapped", self.pooled),
                 ("layers packed", self.packed),
+                ("concatenations written in place", self.joined),
             )
             if names
         ]

@@ -17,6 +17,7 @@ from sparsekern.transform.depth_first import DepthFirst, depth_first
 from sparsekern.transform.fold import fold_batch_norm
 from sparsekern.transform.fuse import fuse_add_relu, swap_convolutions
 from sparsekern.transform.graph import tidy, traced
+from sparsekern.transform.join import join_convolutions
 from sparsekern.transform.pool import swap_pools
 
 
@@ -58,6 +59,8 @@ def test_a_network_computes_the_same(name):
     assert len(fast.report.pooled) == len(pools)
     if name.startswith("resnet50"):
         assert len(fast.report.summed) == 16  # one per block
+    if name.startswith("googlenet"):
+        assert len(fast.report.joined) == 9  # one per module of branches
     norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     behind_pooling = name == "simplenet_310k"
     assert len(fast.report.folded) == norms - behind_pooling
@@ -262,6 +265,39 @@ def test_chains(packed):
     tidy(graph)
     assert sum(isinstance(m, RootChain) for m in graph.modules()) == len(kept)
     torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+class Branches(nn.Module):
+    """A module of branches; one that somebody else reads too; one whose input is written in between."""
+
+    def __init__(self):
+        super().__init__()
+        conv = lambda i, o, k, act="relu", g=1: GroupedConv2d(i, o, k, padding=k // 2, groups=g, activation=act)  # noqa: E731
+        self.a1, self.a2, self.a3 = conv(8, 16, 1), conv(8, 24, 3, g=4), conv(8, 8, 5)
+        self.b1, self.b2 = conv(48, 8, 1), conv(48, 8, 1)
+        self.c1, self.c2 = conv(16, 8, 1, "none"), conv(16, 8, 1, "none")
+        self.a1.bias = None
+
+    def forward(self, x):
+        x = torch.cat([self.a1(x), self.a2(x), self.a3(x)], dim=1)
+        y = self.b1(x)
+        x = torch.cat([y, self.b2(x)], 1) + y.mean()
+        z = self.c1(x)
+        x.neg_()
+        return torch.cat((z, self.c2(x)), 1)
+
+
+@torch.no_grad()
+def test_concatenations_are_written_in_place():
+    model, x = Branches().eval(), torch.randn(2, 8, 9, 14).to(memory_format=torch.channels_last)
+    graph = traced(model)
+    assert join_convolutions(graph) == []  # natural weights
+    for conv in graph.children():
+        conv.pack()
+    assert join_convolutions(graph) == [("a1", "a2", "a3")]
+    tidy(graph)
+    torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(graph(x.contiguous()), model(x), rtol=1e-4, atol=1e-4)
 
 
 class Mixed(nn.Module):

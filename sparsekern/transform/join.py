@@ -1,0 +1,66 @@
+"""Convolutions whose results are joined by channel, as one call that writes each where it belongs: the end of an Inception module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsekern.nn import GroupedConv2d
+from sparsekern.ops import joined_conv2d_packed
+from sparsekern.transform.fuse import written_between
+from sparsekern.transform.graph import drop, module_of, only_call, only_reader
+
+CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
+
+
+class Joined(nn.ModuleList):
+    """The concatenation of packed ``GroupedConv2d`` of one activation by channel. ``names``: what the model called them."""
+
+    def __init__(self, names: tuple[str, ...], convolutions: list[GroupedConv2d]):
+        super().__init__(convolutions)
+        self.names = names
+        self.windows = [n for c in convolutions for n in (*c.kernel_size, *c.stride, *c.padding, *c.dilation, c.groups)]
+        for i, conv in enumerate(convolutions):
+            self.register_buffer(f"bias{i}", conv.weight.new_zeros(conv.out_channels) if conv.bias is None else None, persistent=False)
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        biases = [getattr(self, f"bias{i}") if conv.bias is None else conv.bias for i, conv in enumerate(self)]
+        return joined_conv2d_packed(xs, [conv._packed for conv in self], biases, self.windows, self[0].activation)
+
+
+def by_channel(node: fx.Node) -> bool:
+    """Whether the node is a concatenation ``[N, C, H, W]`` along C."""
+    if node.op != "call_function" or node.target not in CONCATENATIONS or not isinstance(node.args[0], list | tuple):
+        return False
+    return (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) == 1
+
+
+def _can_join(graph: fx.GraphModule, node: fx.Node, end: fx.Node) -> bool:
+    conv = module_of(graph, node)
+    if not (isinstance(conv, GroupedConv2d) and conv._packed is not None and conv.padding_mode == "zeros"):
+        return False
+    alone = only_reader(node) and only_call(graph, node) and len(node.args) == 1
+    return alone and not isinstance(conv.padding, str) and not written_between(graph, node.args[0], node, end)
+
+
+def join_convolutions(graph: fx.GraphModule) -> list[tuple[str, ...]]:
+    """Every concatenation that reads nothing but convolutions of ours; the names of these, one tuple for each."""
+    joined = []
+    for node in list(graph.graph.nodes):
+        if not (by_channel(node) and len(node.args[0]) > 1 and all(_can_join(graph, part, node) for part in node.args[0])):
+            continue
+        parts = list(node.args[0])
+        convolutions = [module_of(graph, part) for part in parts]
+        if len({conv.activation for conv in convolutions}) > 1:
+            continue
+        names = tuple(part.target for part in parts)
+        parent, _, _ = names[0].rpartition(".")
+        name = f"{parent}.joined" if parent else "joined"
+        graph.get_submodule(parent).add_module("joined", Joined(names, convolutions))
+        with graph.graph.inserting_before(node):
+            call = graph.graph.call_module(name, tuple(part.args[0] for part in parts))
+        drop(graph, node, call)
+        for part in parts:
+            graph.graph.erase_node(part)
+        joined.append(names)
+    return joined
