@@ -12,12 +12,14 @@ from sparsekern.transform.chain import RootChain
 from sparsekern.transform.fuse import is_relu
 from sparsekern.transform.graph import module_of
 from sparsekern.transform.join import Joined, by_channel
+from sparsekern.transform.normalise import LocalResponseNorm
 from sparsekern.transform.pool import Pool2d
 
 # layers whose images do not see each other in inference: [N, C, H, W] -> [N, K, OH, OW]
+CONVOLUTIONS = (nn.Conv2d, GroupedConv2d, StochasticConv2d, UnequalGroupedConv2d, RootChain, Joined)
 IMAGE_BY_IMAGE = (
-    nn.Conv2d, GroupedConv2d, StochasticConv2d, UnequalGroupedConv2d, RootChain, Joined, Pool2d, nn.MaxPool2d, nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.BatchNorm2d, nn.LocalResponseNorm, nn.ReLU, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU,
+    *CONVOLUTIONS, Pool2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.BatchNorm2d, nn.LocalResponseNorm,
+    LocalResponseNorm, nn.ReLU, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU,
 )  # fmt: skip
 _FUNCTIONS = (operator.add, operator.iadd, operator.mul, torch.add, torch.mul)
 _METHODS = ("add", "add_", "mul", "relu", "relu_", "sigmoid", "tanh")
@@ -73,7 +75,7 @@ def depth_first(graph: fx.GraphModule, example: tuple, images: int) -> fx.GraphM
             inside.add(node)
     part = [node for node in graph.graph.nodes if node in inside and node not in begin]
     results = [node for node in part if any(user not in inside for user in node.users)]
-    if not any(isinstance(module_of(graph, node), IMAGE_BY_IMAGE[:6]) for node in part):
+    if not any(isinstance(module_of(graph, node), CONVOLUTIONS) for node in part):
         return None
     read = [node for node in graph.graph.nodes if node in begin and any(user in inside for user in node.users)]
     return _split(graph, read, part, results, images)

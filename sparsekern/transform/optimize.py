@@ -17,6 +17,7 @@ from sparsekern.transform.fold import fold_batch_norm
 from sparsekern.transform.fuse import drop_identities, fuse_add_relu, fuse_relu, swap_convolutions
 from sparsekern.transform.graph import layers, tidy, traced
 from sparsekern.transform.join import Joined, join_convolutions
+from sparsekern.transform.normalise import swap_local_response_norms
 from sparsekern.transform.pool import swap_pools
 from sparsekern.transform.report import OptimizeReport
 
@@ -106,6 +107,7 @@ def _candidates(model: nn.Module, example: tuple, pack: bool, report: OptimizeRe
     found = {"optimized": graph}
     if any(layers(graph, *CONVOLUTIONS)):
         last = _channels_last(graph, example)
+        report.normalised = swap_local_response_norms(last)
         found["channels_last"] = _as_given(last, example)
         if pack:
             found[PACKED] = _as_given(_packed(last, example, report, kept), example)

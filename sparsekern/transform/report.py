@@ -19,6 +19,7 @@ class OptimizeReport:
     fused: list[str] = field(default_factory=list)  # convolutions that took a ReLU
     summed: list[str] = field(default_factory=list)  # convolutions that took a shortcut and a ReLU
     pooled: list[str] = field(default_factory=list)  # poolings on our kernel
+    normalised: list[str] = field(default_factory=list)  # local response normalisations in channels_last
     packed: list[str] = field(default_factory=list)
     chains: dict[tuple[str, ...], float] = field(default_factory=dict)  # convolutions in one call -> their time one by one over it
     joined: list[tuple[str, ...]] = field(default_factory=list)  # packed convolutions that write into their concatenation
@@ -41,6 +42,7 @@ class OptimizeReport:
                 ("shortcuts fused", self.summed),
                 ("ReLUs fused", self.fused),
                 ("poolings swapped", self.pooled),
+                ("normalisations swapped", self.normalised),
                 ("layers packed", self.packed),
                 ("concatenations written in place", self.joined),
             )

@@ -18,6 +18,7 @@ from sparsekern.transform.fold import fold_batch_norm
 from sparsekern.transform.fuse import fuse_add_relu, swap_convolutions
 from sparsekern.transform.graph import tidy, traced
 from sparsekern.transform.join import join_convolutions
+from sparsekern.transform.normalise import swap_local_response_norms
 from sparsekern.transform.pool import swap_pools
 
 
@@ -229,6 +230,17 @@ def test_poolings_that_are_ours():
     assert swap_pools(graph) == ["0", "1", "5"]
     tidy(graph)
     torch.testing.assert_close(graph(x), model(x))
+
+
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_local_response_norms(size):
+    model = nn.Sequential(nn.LocalResponseNorm(size, alpha=0.3, k=1.5), nn.LocalResponseNorm(size, beta=0.5)).double()
+    x = torch.randn(2, 7, 5, 6, dtype=torch.float64).to(memory_format=torch.channels_last)
+    graph = traced(model)
+    assert swap_local_response_norms(graph) == ["0"]
+    tidy(graph)
+    torch.testing.assert_close(graph(x), model(x), rtol=1e-13, atol=1e-13)
+    assert graph.get_submodule("0")(x).is_contiguous(memory_format=torch.channels_last)
 
 
 class Chains(nn.Module):
