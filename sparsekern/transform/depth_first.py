@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from sparsekern.nn import GroupedConv2d, StochasticConv2d, UnequalGroupedConv2d
 from sparsekern.transform.chain import RootChain
-from sparsekern.transform.fuse import is_relu
+from sparsekern.transform.fuse import is_relu, writes
 from sparsekern.transform.graph import module_of
 from sparsekern.transform.join import Joined, by_channel
 from sparsekern.transform.normalise import LocalResponseNorm
@@ -57,6 +57,14 @@ def _is_image_by_image(graph: fx.GraphModule, node: fx.Node, images: set[fx.Node
     return by_channel(node) or is_relu(graph, node) or node.target in (_METHODS if node.op == "call_method" else _FUNCTIONS)
 
 
+def _written_across(graph: fx.GraphModule, node: fx.Node, inside: set[fx.Node]) -> bool:
+    """Whether the node changes a value of the part that is also read, or written, outside of it, where the order would no longer hold."""
+    value = node.args[0] if node.args and node.op not in ("placeholder", "output", "get_attr") and writes(graph, node) else None
+    if not isinstance(value, fx.Node) or value not in inside or len(value.users) < 2:
+        return False
+    return node not in inside or any(user not in inside for user in value.users)
+
+
 def depth_first(graph: fx.GraphModule, example: tuple, images: int) -> fx.GraphModule | None:
     """A graph whose convolutions run ``images`` images at a time; None where no part of it is known to take images one by one.
 
@@ -73,6 +81,8 @@ def depth_first(graph: fx.GraphModule, example: tuple, images: int) -> fx.GraphM
     for node in graph.graph.nodes:
         if node.op not in ("placeholder", "output") and _is_image_by_image(graph, node, inside):
             inside.add(node)
+    if any(_written_across(graph, node, inside) for node in graph.graph.nodes):
+        return None
     part = [node for node in graph.graph.nodes if node in inside and node not in begin]
     results = [node for node in part if any(user not in inside for user in node.users)]
     if not any(isinstance(module_of(graph, node), CONVOLUTIONS) for node in part):

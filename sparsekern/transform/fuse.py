@@ -40,7 +40,7 @@ def swap_convolutions(graph: fx.GraphModule) -> list[str]:
 _ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
 
 
-def _writes(graph: fx.GraphModule, node: fx.Node) -> bool:
+def writes(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether the node may change what it reads."""
     if node.op == "call_module":
         return bool(getattr(module_of(graph, node), "inplace", False))
@@ -51,7 +51,7 @@ def _writes(graph: fx.GraphModule, node: fx.Node) -> bool:
 def written_between(graph: fx.GraphModule, value: fx.Node, first: fx.Node, last: fx.Node) -> bool:
     """Whether a node between these two may change ``value``, so that reading it at the last is not reading it at the first."""
     order = list(graph.graph.nodes)
-    return any(_writes(graph, other) and value in other.args for other in order[order.index(first) + 1 : order.index(last)])
+    return any(writes(graph, other) and value in other.args for other in order[order.index(first) + 1 : order.index(last)])
 
 
 def _sum_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
@@ -64,7 +64,7 @@ def _sum_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node] | N
         ours = isinstance(conv, GroupedConv2d) and conv.activation == "none" and len(source.args) == 1 and source is not shortcut
         if not (ours and only_reader(source) and only_call(graph, source)):
             continue
-        if _writes(graph, node) and node.args[0] is shortcut and not only_reader(shortcut):
+        if writes(graph, node) and node.args[0] is shortcut and not only_reader(shortcut):
             continue  # x += conv(y), and x is read again
         if not written_between(graph, source.args[0], source, node):
             return source, shortcut

@@ -337,6 +337,27 @@ def test_depth_first_takes_the_part_that_sees_images_one_by_one():
     assert depth_first(traced(nn.Sequential(nn.Flatten(), nn.Linear(192, 4))), (x,), 2) is None
 
 
+class Writes(nn.Module):
+    """A map that is changed in place, in the part or outside of it, and read on the other side."""
+
+    def __init__(self, inside: bool):
+        super().__init__()
+        self.inside, self.conv, self.relu = inside, nn.Conv2d(3, 3, 1), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.conv(x)
+        if self.inside:
+            mean = y.mean()
+            return self.relu(y) + mean
+        y.neg_()
+        return self.conv(y).sum((1, 2, 3))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_map_that_is_written_on_the_other_side_stays_in_one_piece(inside):
+    assert depth_first(traced(Writes(inside)), (torch.randn(4, 3, 5, 5),), 2) is None
+
+
 @torch.no_grad()
 def test_a_batch_may_go_depth_first():
     model = create_model("nin_root_16").eval()
