@@ -1,0 +1,280 @@
+"""One command for a machine with a GPU: builds, proves and times the CUDA kernels, in ten minutes, a row after each step.
+
+    python bench/gpu.py                    # build, facts, ceilings, correctness, sanitizer, timing -> bench/results/gpu.jsonl
+    python bench/gpu.py --resume           # what an interrupted run left out
+    python bench/gpu.py --dry-run          # every step on the CPU, small: proves this script, times nothing
+
+Nothing is timed that is not right: a provider whose result is not close to float64 gets a row that says so, and no time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = ("build", "facts", "ceilings", "correctness", "sanitizer", "timing")
+
+
+class Rows:
+    """A file of JSON lines, one per thing that was done; what is in it already is not done again."""
+
+    def __init__(self, path: Path, resume: bool) -> None:
+        self.path, self.done = path, {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            path.unlink(missing_ok=True)
+        elif path.is_file():
+            for line in path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                    self.done[row["step"], row["key"]] = row
+                except (json.JSONDecodeError, KeyError):
+                    continue  # the line at which the last run was cut off
+            path.write_text("".join(json.dumps(row) + "\n" for row in self.done.values()))
+
+    def write(self, step: str, key: str, **values) -> None:
+        row = {"step": step, "key": key, **values}
+        self.done[step, key] = row
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def of(self, step: str) -> list[dict]:
+        return [row for (s, _), row in self.done.items() if s == step]
+
+
+def build(rows: Rows, dry: bool) -> None:
+    """The package with its CUDA library, into this tree."""
+    command = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-q", "-e", str(ROOT)]
+    if dry:
+        return rows.write("build", "package", seconds=0.0, note="dry run: not built")
+    asked = subprocess.run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True, check=True)
+    number = asked.stdout.split()[0].replace(".", "")
+    architecture = f"{number}a-real" if int(number) >= 90 else f"{number}-real"  # this card's only: quicker
+    environment = {**os.environ, "SPARSEKERN_CUDA": "on", "CMAKE_ARGS": f"-DSPARSEKERN_CUDA_ARCHITECTURES={architecture}"}
+    begin = time.monotonic()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    rows.write("build", "package", seconds=round(time.monotonic() - begin, 1), ok=done.returncode == 0, tail=done.stdout[-500:])
+    if done.returncode:
+        raise SystemExit(f"gpu: the build failed\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+
+
+def facts(rows: Rows, dry: bool) -> None:
+    """Everything about this machine that a number depends on."""
+    import torch
+
+    from sparsekern.measure.machine import machine_card
+    from sparsekern.ops import backends
+
+    card = {k: v for k, v in machine_card().items() if k not in ("affinity", "allocator")}
+    if torch.cuda.is_available():
+        p = torch.cuda.get_device_properties(0)
+        card |= {"multiprocessors": p.multi_processor_count, "l2_bytes": getattr(p, "L2_cache_size", None), "memory_bytes": p.total_memory}
+        card |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+        query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw", "--format=csv,noheader"]
+        card["smi"] = subprocess.run(query, capture_output=True, text=True).stdout.strip() if shutil.which("nvidia-smi") else None
+    rows.write("facts", "machine", card=card, missing_cuda=backends.missing_cuda, dry=dry)
+
+
+def ceilings(rows: Rows, dry: bool) -> None:
+    import gpu_timing
+
+    rows.write("ceilings", "card", dry=dry, **gpu_timing.ceilings())
+
+
+def correctness(rows: Rows, dry: bool, small: bool = False) -> None:
+    """Every sample of every op that has CUDA kernels: values and gradients against float64, twice, out of poisoned memory."""
+    import torch
+
+    sys.path.insert(0, str(ROOT / "tests"))
+    from sparsekern.ops import OPS, backends, cuda
+
+    from ops.test_contract import hold_to_contract
+
+    device, serving = "cuda", lambda: backends.use("cuda", "cuda", dense="never")
+    if dry:  # the emulator where it was built, else this processor
+        sys.path.insert(0, str(ROOT / "tests" / "cuda"))
+        import emulated
+
+        device, serving = "cpu", emulated.use if emulated.LIBRARY.is_file() else lambda: backends.use(backends.providers()[-1])
+    names = {"odd_batch", "two_no_bias", "odd_block", "last_odd_batch"}
+    for name in cuda.SERVED:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            for sample in OPS[name].samples(torch.device("cpu"), dtype):
+                key = f"{name}/{sample.name}/{str(dtype)[6:]}"
+                if ("correctness", key) in rows.done or ((dry or small) and sample.name not in names):
+                    continue
+                failure = ""
+                try:
+                    poison(device)
+                    with strict():
+                        hold_to_contract(OPS[name], sample.name, dtype, serving, tensor_cores=True, device=device)
+                except (AssertionError, RuntimeError, ValueError) as error:
+                    failure = f"{type(error).__name__}: {error}"[:400]
+                rows.write("correctness", key, ok=not failure, failure=failure)
+                if failure:
+                    print(f"WRONG {key}: {failure}", flush=True)
+
+
+def strict():
+    """float32 means float32 while values are compared."""
+    import contextlib
+
+    import torch
+
+    @contextlib.contextmanager
+    def scope():
+        before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+    return scope()
+
+
+def poison(device: str) -> None:
+    """NaN into the memory that the next outputs are likely to be put in."""
+    import torch
+
+    if device == "cuda":
+        held = [torch.full((size,), float("nan"), device=device) for size in (128, 4096, 1 << 16, 1 << 20, 1 << 24) for _ in range(4)]
+        del held
+
+
+def sanitizer(rows: Rows, dry: bool) -> None:
+    """The small samples again, under compute-sanitizer: accesses, races, memory that nobody wrote, barriers."""
+    tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if ("sanitizer", "all") in rows.done:
+        return
+    if dry or not tool:
+        return rows.write("sanitizer", "all", ok=None, note="dry run" if dry else "compute-sanitizer is not installed")
+    for check in ("memcheck", "racecheck", "initcheck", "synccheck"):
+        if ("sanitizer", check) in rows.done:
+            continue
+        log = rows.path.with_suffix(f".{check}.txt")
+        inner = [sys.executable, __file__, "--steps", "correctness", "--small", "--out", str(rows.path.with_suffix(f".{check}.jsonl"))]
+        environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        try:
+            command = [tool, "--tool", check, "--log-file", str(log), *inner]
+            done = subprocess.run(command, env=environment, capture_output=True, timeout=120)
+            tail = log.read_text()[-400:] if log.is_file() else ""
+            rows.write("sanitizer", check, ok=done.returncode == 0 and "ERROR SUMMARY: 0 errors" in tail, tail=tail)
+        except subprocess.TimeoutExpired:
+            rows.write("sanitizer", check, ok=None, note="took longer than two minutes")
+
+
+def timing(rows: Rows, dry: bool, left) -> None:
+    """Ours and every rival, in one run; a row after each case."""
+    import gpu_cases
+    import gpu_timing
+    import torch
+
+    from sparsekern.ops import backends
+
+    torch.backends.cudnn.benchmark = True
+    for key, make in gpu_cases.cases(dry):
+        if ("timing", key) in rows.done:
+            continue
+        if left() < 15:
+            print("gpu: out of time; go on with --resume", flush=True)
+            return
+        setup = make()
+        served = backends.serves(setup.key.split("/")[0], gpu_timing.DEVICE)
+        row = {"case": setup.key, "served_by": served, "flops": setup.flops, "bytes": setup.bytes, "modelled": setup.estimates}
+        ready, refused, errors = {}, dict(setup.refused), {}
+        truth = setup.truth()
+        for name, provider in setup.providers.items():
+            try:
+                calls = [provider(i) for i in range(setup.sets)]
+                result = calls[0]()
+                if name != "two_of_four":
+                    errors[name] = error_of(result if isinstance(result, tuple) else (result,), truth)
+                    if not errors[name] < (3e-2 if "float16" in setup.key else 2e-3):
+                        raise ArithmeticError(f"off by {errors[name]:.3g}")
+                ready[name] = calls
+            except Exception as error:
+                refused[name] = f"{type(error).__name__}: {error}"[:200]
+        taken = gpu_timing.samples_us(ready)
+        times = {name: {**gpu_timing.spread(t["us"]), "by": t["by"]} for name, t in taken.items()}
+        for name in times if left() > 60 else ():
+            times[name]["cold_us"] = gpu_timing.cold_us(ready[name][0])
+        row |= {"sets": setup.sets, "times": times, "errors": errors, "refused": refused, "floor_us": _floor(rows, setup), "dry": dry}
+        mine = {name: t["p50_us"] for name, t in times.items() if name.startswith("ours")}
+        rivals = {name: t["p50_us"] for name, t in times.items() if name not in mine and name != "two_of_four"}
+        if mine and rivals and not dry:
+            best = min(rivals, key=rivals.get)
+            row |= {"best_rival": best, "ratio": rivals[best] / min(mine.values())}
+            ours = f"ours {min(mine.values()):8.2f} us"
+            print(f"{left():4.0f} s  {setup.key:64s} {ours}  {best} {rivals[best]:8.2f} us  {row['ratio']:.2f}", flush=True)
+        rows.write("timing", key, **row)
+
+
+def error_of(results, truth) -> float:
+    """The largest error, relative to the largest magnitude; a dense rival's gradient of a dense weight is left out."""
+    pairs = [(r.double(), t) for r, t in zip(results, truth) if r.shape == t.shape]
+    return max(((r - t).abs().max() / t.abs().max()).item() if not r.isnan().any() else float("inf") for r, t in pairs)
+
+
+def _floor(rows: Rows, setup) -> float | None:
+    """Microseconds that no kernel of this card can beat: its bytes, its FLOPs, a launch."""
+    card = next(iter(rows.of("ceilings")), None)
+    if not card:
+        return None
+    rate = card["bf16_flops_per_s" if "float16" in setup.key else "tf32_flops_per_s"]
+    return max(setup.bytes / card["copy_bytes_per_s"] * 1e6, setup.flops / rate * 1e6, card["launch_us"])
+
+
+def summary(rows: Rows) -> int:
+    checked, wrong = rows.of("correctness"), [r for r in rows.of("correctness") if not r["ok"]]
+    bad = [r["key"] for r in rows.of("sanitizer") if r["ok"] is False]
+    ratios = [r["ratio"] for r in rows.of("timing") if "ratio" in r]
+    print(f"correctness: {len(checked) - len(wrong)} passed, {len(wrong)} failed; sanitizer: {len(bad)} failed {bad or ''}")
+    print(f"timing: {len(rows.of('timing'))} cases" + (f", median {statistics.median(ratios):.2f} times the best rival" if ratios else ""))
+    return bool(wrong or bad)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU, small")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that are there, do the rest")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
+    parser.add_argument("--small", action="store_true", help="few samples only (what the sanitizer runs)")
+    parser.add_argument("--budget", type=float, default=540.0, help="seconds for all of it")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "gpu.jsonl")
+    options = parser.parse_args(arguments)
+    begin = time.monotonic()
+    left = lambda: options.budget - (time.monotonic() - begin)  # noqa: E731
+    rows = Rows(options.out, options.resume)
+    if "build" in options.steps and not rows.of("build"):
+        build(rows, options.dry_run)
+    import torch
+
+    if not options.dry_run and not torch.cuda.is_available():
+        raise SystemExit("gpu: no GPU here; --dry-run goes through the steps on the CPU")
+    from sparsekern.ops import backends
+
+    if not options.dry_run and backends.missing_cuda:
+        raise SystemExit(f"gpu: {backends.missing_cuda}")
+    for step in options.steps:
+        if step in ("facts", "ceilings") and not rows.of(step):
+            {"facts": facts, "ceilings": ceilings}[step](rows, options.dry_run)
+        elif step == "correctness":
+            correctness(rows, options.dry_run, options.small)
+        elif step == "sanitizer":
+            sanitizer(rows, options.dry_run)
+        elif step == "timing":
+            timing(rows, options.dry_run, left)
+    return summary(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

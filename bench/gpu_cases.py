@@ -1,0 +1,260 @@
+"""What `bench/gpu.py` times: shapes, and for each of them ours and every rival, as calls over several sets of inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from gpu_timing import DEVICE, Call, sets_for
+from torch.nn import functional as F
+
+from sparsekern import ops, topology
+from sparsekern.ops import backends, cuda
+from sparsekern.ops.sparse_linear import dense_weight
+
+Make = Callable[[int], Call]  # set -> its call
+
+
+@dataclass
+class Setup:
+    """One case, ready to run. ``providers`` of one function of ``truth``; ours begin with "ours"."""
+
+    key: str
+    flops: int  # of the kept weights
+    bytes: int
+    estimates: dict[str, float]
+    providers: dict[str, Make]
+    truth: Callable[[], tuple[torch.Tensor, ...]]  # of set 0, in float64: the output, or the gradients of x, weight and bias
+    sets: int
+    refused: dict[str, str] = field(default_factory=dict)  # rivals that cannot run, and why
+
+
+def _never(call: Call) -> Call:
+    """Ours whatever the cost model says; it is what is measured here."""
+
+    def run():
+        with backends.use(backends.providers(DEVICE)[-1], DEVICE, dense="never" if backends.native else "auto"):
+            return call()
+
+    return run
+
+
+def _truth(function, leaves, cotangent, training: bool) -> Callable[[], tuple[torch.Tensor, ...]]:
+    wide = [t.detach().double() for t in leaves]
+
+    def compute():
+        if not training:
+            return (function(*wide),)
+        needing = [t.requires_grad_() for t in wide]
+        return torch.autograd.grad(function(*needing), needing, cotangent.double())
+
+    return compute
+
+
+def _with_gradients(call: Callable[..., torch.Tensor], leaves: list[torch.Tensor], cotangent: torch.Tensor) -> Call:
+    return lambda: torch.autograd.grad(call(*leaves), leaves, cotangent)
+
+
+# ---- grouped convolutions
+
+#: (what, N, C, H, K, kernel, stride, groups): networks with filter groups, at the batches where each is a different problem
+CONVOLUTIONS = [
+    *(("resnet conv2", n, 64, 56, 64, 3, 1, g) for n in (64, 1) for g in (4, 8, 16, 32)),
+    *(("resnet conv3", n, 128, 28, 128, 3, 1, g) for n in (64, 1) for g in (8, 16, 64)),
+    *(("resnet conv4", 64, 256, 14, 256, 3, 1, g) for g in (8, 64)),
+    *(("resnet conv5", 64, 512, 7, 512, 3, 1, g) for g in (8, 64)),
+    *(("nin conv2a", n, 96, 16, 192, 5, 1, g) for n in (128, 1) for g in (2, 4, 8, 16)),
+    *(("googlenet 3a", 64, 96, 28, 128, 3, 1, g) for g in (4, 8)),
+    ("resnext stride", 64, 256, 56, 256, 3, 2, 32),
+]
+DRY_CONVOLUTIONS = [("dry", 2, 12, 6, 24, 3, 1, 3), ("dry", 1, 16, 5, 16, 3, 2, 16)]
+
+
+def convolution(case, dtype: torch.dtype, training: bool) -> Setup:
+    what, n, c, size, k, kernel, stride, groups = case
+    pad, out = kernel // 2, (size + 2 * (kernel // 2) - kernel) // stride + 1
+    moved = dtype.itemsize * (n * c * size * size + n * k * out * out + k * c // groups * kernel * kernel)
+    sets = sets_for(moved)
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    draw = lambda *shape: torch.randn(shape, device=DEVICE, generator=generator).to(dtype)  # noqa: E731
+    weight, bias = draw(k, c // groups, kernel, kernel) / math.sqrt(c // groups * kernel * kernel), draw(k)
+    images = [draw(n, c, size, size) for _ in range(sets)]
+    last = [x.to(memory_format=torch.channels_last) for x in images]
+    weight_last = weight.to(memory_format=torch.channels_last)
+    expanded = torch.zeros(k, c, kernel, kernel, device=DEVICE, dtype=dtype)
+    for g in range(groups):
+        expanded[g * k // groups : (g + 1) * k // groups, g * c // groups : (g + 1) * c // groups] = weight[
+            g * k // groups : (g + 1) * k // groups
+        ]
+    expanded = expanded.to(memory_format=torch.channels_last)
+    cotangent = draw(n, k, out, out)
+    window = dict(stride=stride, padding=pad)
+
+    def ours(x, w, b):
+        return ops.grouped_conv2d(x, w, b, **window, groups=groups)
+
+    def torchs(x, w, b):
+        return F.conv2d(x, w, b, **window, groups=groups)
+
+    def dense(x, w, b):
+        return F.conv2d(x, w, b, **window)
+
+    def loop(x, w, b):
+        parts = zip(x.chunk(groups, 1), w.chunk(groups), b.chunk(groups))
+        return torch.cat([F.conv2d(part, filters, offset, **window) for part, filters, offset in parts], 1)
+
+    def unfolded(x, w, b):
+        columns = F.unfold(x, kernel, 1, pad, stride).view(n, groups, c // groups * kernel * kernel, -1)
+        product = torch.matmul(w.view(groups, k // groups, -1), columns)
+        return product.flatten(1, 2).view(n, k, out, out) + b.view(-1, 1, 1)
+
+    def calls(function, xs, w, g) -> Make:
+        if not training:
+            return lambda i: lambda: function(xs[i], w, bias)
+        leaves = [[x.detach().requires_grad_(), w.detach().requires_grad_(), bias.detach().requires_grad_()] for x in xs]
+        return lambda i: _with_gradients(function, leaves[i], g)
+
+    cotangent_last = cotangent.to(memory_format=torch.channels_last)
+    mine = {"ours_nhwc": calls(ours, last, weight_last, cotangent_last), "ours_nchw": calls(ours, images, weight, cotangent)}
+    providers = {name: (lambda i, make=make: _never(make(i))) for name, make in mine.items()}
+    providers |= {
+        "cudnn_nhwc": calls(torchs, last, weight_last, cotangent_last),
+        "cudnn_nchw": calls(torchs, images, weight, cotangent),
+        "dense_expanded": calls(dense, last, expanded, cotangent_last),
+        "unfold_bmm": calls(unfolded, images, weight, cotangent),
+    }
+    if groups <= 32:
+        providers["loop"] = calls(loop, images, weight, cotangent)
+    if DEVICE == "cuda" and not training and dtype == torch.bfloat16 and groups in (8, 16):  # compiling takes long
+        providers["max_autotune"] = calls(torch.compile(torchs, mode="max-autotune-no-cudagraphs"), last, weight_last, cotangent_last)
+    sizes = (stride, stride, pad, pad, 1, 1, groups)
+    estimate = cuda.estimate_convolution("forward", last[0], weight.shape, sizes, 1)
+    name = (
+        f"grouped_conv2d/{what} n{n} {c}-{k}@{size} {kernel}x{kernel} s{stride} g{groups}/{str(dtype)[6:]}/{'step' if training else 'fwd'}"
+    )
+    flops = 2 * n * k * out * out * c // groups * kernel * kernel
+    truth = _truth(torchs, (images[0], weight, bias), cotangent, training)
+    return Setup(name, flops * (3 if training else 1), moved, _modelled(estimate), providers, truth, sets)
+
+
+def _modelled(estimate) -> dict[str, float]:
+    return {"ours_us": estimate.ours_us, "torch_us": estimate.torch_us}
+
+
+# ---- fixed fan-in
+
+#: (rows, in, out, density, block)
+LINEARS = [
+    *((n, 3072, 768, 0.1, (1, 1)) for n in (1, 16, 256, 4096)),
+    *((n, 4096, 4096, d, (1, 1)) for n in (1, 16, 4096) for d in (0.1, 0.01)),
+    *((n, 4096, 4096, d, (b, b)) for n in (16, 4096) for d in (0.25, 0.1) for b in (16, 32, 64, 128)),
+    *((4096, 4096, 4096, 0.1, (v, 1)) for v in (16, 64, 128)),
+]
+DRY_LINEARS = [(3, 40, 24, 0.25, (1, 1)), (5, 64, 32, 0.5, (16, 16)), (4, 20, 32, 0.3, (16, 1))]
+
+
+def linear(case, dtype: torch.dtype, training: bool) -> Setup:
+    rows, inputs, outputs, density, block = case
+    fan_in = max(1, round(inputs * density / block[1]))
+    index = topology.fan_in_table(inputs // block[1], outputs // block[0], fan_in, seed=0).to(DEVICE)
+    kept = outputs * fan_in * block[1]
+    moved = dtype.itemsize * (rows * (inputs + outputs) + kept) + 4 * index.numel()
+    sets = sets_for(moved)
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    draw = lambda *shape: torch.randn(shape, device=DEVICE, generator=generator).to(dtype)  # noqa: E731
+    shape = tuple(index.shape) if block == (1, 1) else (*index.shape, *block)
+    weight, bias, cotangent = draw(*shape) / math.sqrt(fan_in * block[1]), draw(outputs), draw(rows, outputs)
+    xs, plan = [draw(rows, inputs) for _ in range(sets)], ops.plan_sparse_linear(index, inputs, block)
+    full = dense_weight(weight, index, inputs)
+
+    def ours(x, w, b):
+        return ops.sparse_linear(x, w, index, b, plan)
+
+    def calls(function, w) -> Make:
+        if not training:
+            return lambda i: lambda: function(xs[i], w, bias)
+        leaves = [[x.detach().requires_grad_(), w.detach().requires_grad_(), bias.detach().requires_grad_()] for x in xs]
+        return lambda i: _with_gradients(function, leaves[i], cotangent)
+
+    mine = calls(ours, weight)
+    providers: dict[str, Make] = {"ours": lambda i: _never(mine(i)), "dense": calls(F.linear, full)}
+    refused = {}
+    if not training:
+        compressed = {
+            "csr": lambda: full.to_sparse_csr(),
+            "bsr": lambda: full.to_sparse_bsr(block),
+            "two_of_four": lambda: torch.sparse.to_sparse_semi_structured(_two_of_four(full)),
+        }
+        for name, make in compressed.items():
+            if (name == "bsr" and block[1] == 1) or (name == "two_of_four" and (DEVICE == "cpu" or dtype == torch.float32)):
+                continue
+            try:
+                w = make()
+                providers[name] = lambda i, w=w, name=name: lambda: _sparse_product(w, xs[i], bias, name)
+            except Exception as error:
+                refused[name] = f"{type(error).__name__}: {error}"[:200]
+        if block == (1, 1) and rows * kept <= 2**28:
+            places = index.long()
+            providers["gather"] = lambda i: lambda: (xs[i][:, places] * weight).sum(-1) + bias
+    estimate = cuda.estimate_linear("forward", xs[0], inputs, index.shape, block)
+    name = f"sparse_linear/{inputs}-{outputs} n{rows} {density:g} {block[0]}x{block[1]}/{str(dtype)[6:]}/{'step' if training else 'fwd'}"
+    truth = _truth(lambda x, w, b: F.linear(x, dense_weight(w, index, inputs), b), (xs[0], weight, bias), cotangent, training)
+    return Setup(name, 2 * rows * kept * (3 if training else 1), moved, _modelled(estimate), providers, truth, sets, refused)
+
+
+def _two_of_four(weight: torch.Tensor) -> torch.Tensor:
+    """Another function than ours: it keeps half of the weights. Printed, never compared in value."""
+    groups = weight.unflatten(1, (-1, 4))
+    mask = torch.zeros_like(groups).scatter_(2, groups.abs().topk(2, dim=2).indices, 1)
+    return (groups * mask).flatten(1).contiguous()
+
+
+def _sparse_product(weight, x, bias, name):
+    return F.linear(x, weight, bias) if name == "two_of_four" else (weight @ x.t()).t() + bias
+
+
+# ---- many products at once: torch's own serve on a GPU so far
+
+MULTIPLICATIONS = [(64, 256, 256, 256), (128, 64, 64, 64), (4096, 16, 16, 16), (512, 128, 32, 32)]
+DRY_MULTIPLICATIONS = [(3, 4, 8, 8)]
+
+
+def multiplication(case, dtype: torch.dtype, training: bool) -> Setup:
+    groups, rows, inner, columns = case
+    moved = dtype.itemsize * groups * (rows * inner + inner * columns + rows * columns)
+    sets = sets_for(moved)
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    draw = lambda *shape: torch.randn(shape, device=DEVICE, generator=generator).to(dtype)  # noqa: E731
+    a, b = [draw(groups, rows, inner) for _ in range(sets)], draw(groups, inner, columns)
+    providers: dict[str, Make] = {
+        "ours": lambda i: lambda: ops.grouped_mm(a[i], b),
+        "bmm": lambda i: lambda: torch.bmm(a[i], b),
+        "loop": lambda i: lambda: torch.stack([x @ y for x, y in zip(a[i], b)]),
+    }
+    if groups > 256:
+        del providers["loop"]
+    if dtype == torch.bfloat16 and hasattr(torch, "_grouped_mm"):
+        providers["torch_grouped_mm"] = lambda i: lambda: torch._grouped_mm(a[i], b)
+    name = f"grouped_mm/{groups} of {rows}x{inner}x{columns}/{str(dtype)[6:]}/fwd"
+    truth = _truth(torch.bmm, (a[0], b), a[0], False)
+    return Setup(name, 2 * groups * rows * inner * columns, moved, {}, providers, truth, sets)
+
+
+def cases(dry: bool):
+    """``(key, make)`` of every case, what matters most first."""
+    halves = (torch.bfloat16, torch.float32) if dry else (torch.bfloat16, torch.float16, torch.float32)
+    kinds = (
+        (convolution, DRY_CONVOLUTIONS if dry else CONVOLUTIONS),
+        (linear, DRY_LINEARS if dry else LINEARS),
+        (multiplication, DRY_MULTIPLICATIONS if dry else MULTIPLICATIONS),
+    )
+    for training in (False, True):
+        for dtype in halves:
+            for make, shapes in kinds:
+                for shape in shapes:
+                    if training and (make is multiplication or dtype == torch.float16 or (dry and dtype != torch.float32)):
+                        continue
+                    key = f"{make.__name__} {shape} {str(dtype)[6:]} {'step' if training else 'fwd'}"
+                    yield key, lambda make=make, shape=shape, dtype=dtype, training=training: make(shape, dtype, training)
