@@ -1,6 +1,6 @@
 """One command for a machine with a GPU: builds, proves and times the CUDA kernels, in ten minutes, a row after each step.
 
-    python bench/gpu.py                    # build, facts, ceilings, correctness, sanitizer, timing -> bench/results/gpu.jsonl
+    python bench/gpu.py                    # build, facts, ceilings, correctness, sanitizer, timing -> bench/results/gpu/rows.jsonl
     python bench/gpu.py --resume           # what an interrupted run left out
     python bench/gpu.py --dry-run          # every step on the CPU, small: proves this script, times nothing
 
@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--small", action="store_true", help="few samples only (what the sanitizer runs)")
     parser.add_argument("--budget", type=float, default=540.0, help="seconds for all of it")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "gpu.jsonl")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "gpu" / "rows.jsonl")
     options = parser.parse_args(arguments)
     begin = time.monotonic()
     left = lambda: options.budget - (time.monotonic() - begin)  # noqa: E731

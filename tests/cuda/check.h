@@ -1,8 +1,10 @@
 // What the tests on the emulator share: every way to run a launch, random buffers, derived bounds.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <functional>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -79,6 +81,32 @@ template <class T>
 const char* type_name(sk::Fp32 mode = sk::Fp32::strict) {
   return std::is_same_v<T, sk::bf16> ? "bf16" : std::is_same_v<T, sk::fp16> ? "fp16" : mode == sk::Fp32::tf32 ? "tf32" : "fp32";
 }
+
+// A random table of fixed fan-in, index [outputs, fan_in], and its connections by input, as sparse_linear takes them (in blocks).
+struct Table {
+  emu::Buffer<int32_t> index, indptr, output, place;
+
+  Table(size_t outputs, size_t fan_in, size_t inputs)
+      : index("index", outputs * fan_in, emu::Role::input),
+        indptr("indptr", inputs + 1, emu::Role::input),
+        output("output", outputs * fan_in, emu::Role::input),
+        place("place", outputs * fan_in, emu::Role::input) {
+    std::mt19937 random(5);
+    std::vector<int> order(inputs);
+    std::iota(order.begin(), order.end(), 0);
+    std::vector<std::vector<int>> of_input(inputs);
+    for (size_t o = 0; o < outputs; ++o) {
+      std::shuffle(order.begin(), order.end(), random);
+      for (size_t f = 0; f < fan_in; ++f) index[o * fan_in + f] = order[f], of_input[order[f]].push_back(int(o * fan_in + f));
+    }
+    size_t e = 0;
+    for (size_t i = 0; i < inputs; ++i) {
+      indptr[i] = int(e);
+      for (int connection : of_input[i]) place[e] = connection, output[e++] = connection / int(fan_in);
+    }
+    indptr[inputs] = int(e);
+  }
+};
 
 inline int result(const char* name, int cases) {
   printf("%s: %d cases, %d failures\n", name, cases, failures);

@@ -1,6 +1,4 @@
 // sparse_linear (condensed) on the emulated device against plain double loops: every product, type, layout; any number of rows.
-#include <algorithm>
-#include <numeric>
 #include <string>
 #include <vector>
 
@@ -24,21 +22,9 @@ void run(int64_t N, int64_t in, int64_t out, int64_t F, bool feature_major, cons
   emu::Buffer<T> x("x", N * in, emu::Role::input), grad_out("grad_out", N * out, emu::Role::input), weight("weight", out * F, emu::Role::input);
   emu::Buffer<T> bias("bias", out, emu::Role::input), y("y", N * out, emu::Role::output), grad_x("grad_x", N * in, emu::Role::output);
   emu::Buffer<T> grad_weight("grad_weight", out * F, emu::Role::output);
-  emu::Buffer<int32_t> index("index", out * F, emu::Role::input), indptr("indptr", in + 1, emu::Role::input);
-  emu::Buffer<int32_t> output("output", out * F, emu::Role::input), place("place", out * F, emu::Role::input);
+  check::Table table{size_t(out), size_t(F), size_t(in)};
+  const emu::Buffer<int32_t>& index = table.index;
   check::fill(x, 1), check::fill(grad_out, 2), check::fill(weight, 3), check::fill(bias, 4);
-  std::mt19937 random(5);
-  std::vector<int> inputs(in);
-  std::iota(inputs.begin(), inputs.end(), 0);
-  std::vector<std::vector<int>> of_input(in);
-  for (int64_t o = 0; o < out; ++o) {
-    std::shuffle(inputs.begin(), inputs.end(), random);
-    for (int64_t f = 0; f < F; ++f) index[o * F + f] = inputs[f], of_input[inputs[f]].push_back(int(o * F + f));
-  }
-  for (int64_t i = 0, e = 0; i <= in; ++i) {
-    indptr[i] = int(e);
-    for (size_t k = 0; i < in && k < of_input[i].size(); ++k, ++e) place[e] = of_input[i][k], output[e] = int(of_input[i][k] / F);
-  }
   std::vector<Sum> wanted_y(N * out), wanted_grad_x(N * in), wanted_grad_weight(out * F);
   const bool with_bias = cases % 2;
   for (int64_t n = 0; n < N; ++n)
@@ -53,14 +39,15 @@ void run(int64_t N, int64_t in, int64_t out, int64_t F, bool feature_major, cons
       }
     }
   try {
-    const char* error =
-        sk::launch_sparse_linear_fwd<T>(s, x.data(), x_at, weight.data(), index.data(), with_bias ? bias.data() : nullptr, y.data(), y_at, nullptr);
+    const char* error = sk::launch_sparse_linear_fwd<T>(s, x.data(), x_at, weight.data(), table.index.data(), with_bias ? bias.data() : nullptr,
+                                                        y.data(), y_at, nullptr);
     if (!error) check::compare(name + ", forward", wanted_y, y, check::allowed_on_plain_cores<T>);
     if (!error)
-      error = sk::launch_sparse_linear_grad_x<T>(s, grad_out.data(), y_at, weight.data(), {indptr.data(), output.data(), place.data()}, grad_x.data(),
-                                                 x_at, nullptr);
+      error = sk::launch_sparse_linear_grad_x<T>(s, grad_out.data(), y_at, weight.data(),
+                                                 {table.indptr.data(), table.output.data(), table.place.data()}, grad_x.data(), x_at, nullptr);
     if (!error) check::compare(name + ", grad_x", wanted_grad_x, grad_x, check::allowed_on_plain_cores<T>);
-    if (!error) error = sk::launch_sparse_linear_grad_weight<T>(s, grad_out.data(), y_at, x.data(), x_at, index.data(), grad_weight.data(), nullptr);
+    if (!error)
+      error = sk::launch_sparse_linear_grad_weight<T>(s, grad_out.data(), y_at, x.data(), x_at, table.index.data(), grad_weight.data(), nullptr);
     if (!error) check::compare(name + ", grad_weight", wanted_grad_weight, grad_weight, check::allowed_on_plain_cores<T>);
     if (error) check::fail("%s: %s", name.c_str(), error);
   } catch (const emu::Fault& fault) {

@@ -1,6 +1,4 @@
 // sparse_linear of blocks on the emulated device against plain double loops: every product, type, layout, any block size.
-#include <algorithm>
-#include <numeric>
 #include <string>
 #include <vector>
 
@@ -32,21 +30,9 @@ void run(const Size& size, bool feature_major, Fp32 mode, const char* way) {
   emu::Buffer<T> weight("weight", s.kept(), emu::Role::input, offset), bias("bias", s.out(), emu::Role::input);
   emu::Buffer<T> y("y", s.N * s.out(), emu::Role::output), grad_x("grad_x", s.N * s.in(), emu::Role::output),
       grad_weight("grad_weight", s.kept(), emu::Role::output);
-  emu::Buffer<int32_t> index("index", s.OB * s.F, emu::Role::input), indptr("indptr", s.IB + 1, emu::Role::input);
-  emu::Buffer<int32_t> output("output", s.OB * s.F, emu::Role::input), place("place", s.OB * s.F, emu::Role::input);
+  check::Table table{size_t(s.OB), size_t(s.F), size_t(s.IB)};
+  const emu::Buffer<int32_t>& index = table.index;
   check::fill(x, 1), check::fill(grad_out, 2), check::fill(weight, 3), check::fill(bias, 4);
-  std::mt19937 random(5);
-  std::vector<int> inputs(s.IB);
-  std::iota(inputs.begin(), inputs.end(), 0);
-  std::vector<std::vector<int>> of_input(s.IB);
-  for (int64_t o = 0; o < s.OB; ++o) {
-    std::shuffle(inputs.begin(), inputs.end(), random);
-    for (int64_t f = 0; f < s.F; ++f) index[o * s.F + f] = inputs[f], of_input[inputs[f]].push_back(int(o * s.F + f));
-  }
-  for (int64_t i = 0, e = 0; i <= s.IB; ++i) {
-    indptr[i] = int(e);
-    for (size_t k = 0; i < s.IB && k < of_input[i].size(); ++k, ++e) place[e] = of_input[i][k], output[e] = int(of_input[i][k] / s.F);
-  }
   std::vector<Sum> wanted_y(y.size()), wanted_grad_x(grad_x.size()), wanted_grad_weight(s.kept());
   for (int64_t n = 0; n < s.N; ++n)
     for (int64_t o = 0; o < s.out(); ++o) {
@@ -64,15 +50,17 @@ void run(const Size& size, bool feature_major, Fp32 mode, const char* way) {
   const auto allowed = [&](const Sum& sum) { return check::allowed_on_tensor_cores<T>(sum, mode); };
   const T* b = cases % 2 ? bias.data() : nullptr;
   try {
-    const char* error = sk::launch_sparse_linear_blocks_fwd<T>(s, x.data(), x_at, weight.data(), index.data(), b, y.data(), y_at, mode, nullptr);
+    const char* error =
+        sk::launch_sparse_linear_blocks_fwd<T>(s, x.data(), x_at, weight.data(), table.index.data(), b, y.data(), y_at, mode, nullptr);
     if (!error) check::compare(name + ", forward", wanted_y, y, allowed);
     if (!error)
-      error = sk::launch_sparse_linear_blocks_grad_x<T>(s, grad_out.data(), y_at, weight.data(), {indptr.data(), output.data(), place.data()},
-                                                        grad_x.data(), x_at, mode, nullptr);
+      error = sk::launch_sparse_linear_blocks_grad_x<T>(s, grad_out.data(), y_at, weight.data(),
+                                                        {table.indptr.data(), table.output.data(), table.place.data()}, grad_x.data(), x_at, mode,
+                                                        nullptr);
     if (!error) check::compare(name + ", grad_x", wanted_grad_x, grad_x, allowed);
     if (!error)
-      error =
-          sk::launch_sparse_linear_blocks_grad_weight<T>(s, grad_out.data(), y_at, x.data(), x_at, index.data(), grad_weight.data(), mode, nullptr);
+      error = sk::launch_sparse_linear_blocks_grad_weight<T>(s, grad_out.data(), y_at, x.data(), x_at, table.index.data(), grad_weight.data(), mode,
+                                                             nullptr);
     if (!error) check::compare(name + ", grad_weight", wanted_grad_weight, grad_weight, allowed);
     if (error) check::fail("%s: %s", name.c_str(), error);
   } catch (const emu::Fault& fault) {
