@@ -11,6 +11,7 @@ from torch import nn
 
 from sparsekern.nn import SparseLinear
 from sparsekern.ops import backends
+from sparsekern.topology import scatter
 
 
 def bad(sentence, *args, **kwargs):
@@ -97,6 +98,35 @@ def test_regular_density_is_the_nearest_that_can_be():
     assert SparseLinear(64, 10, density=0.3, topology="regular").fan_in == 32  # the multiples of 32 give a whole fan-out
     assert SparseLinear(64, 10, density=0.9, topology="regular").fan_in == 64
     assert SparseLinear(64, 1024, density=0.3, topology="regular").fan_in == 19
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("topology", ["spread", "clash_free"])
+@pytest.mark.parametrize(("sizes", "block_size"), [((64, 1024), 1), ((32, 16), 1), ((64, 32), (4, 2))])
+def test_spread_and_clash_free(topology, sizes, block_size):
+    layer = SparseLinear(*sizes, density=0.25, topology=topology, block_size=block_size, seed=1)
+    kept = layer.weight_dense() != 0
+    assert layer.fan_in == sizes[0] // 4 and kept.sum(1).unique().tolist() == [layer.fan_in]
+    assert kept.sum(0).unique().tolist() == [layer.fan_out] and f"fan_out={sizes[1] // 4}" in repr(layer)
+    again = SparseLinear(*sizes, fan_out=layer.fan_out, topology=topology, block_size=block_size, seed=1)
+    assert torch.equal(again.index, layer.index) and not torch.equal(*layer.draw_topology(2), layer.index)
+    inputs, fan = layer.in_features // layer.block_size[1], layer.index.shape[1]
+    if topology == "spread":
+        assert scatter([layer.index], [inputs]).value == 1
+    else:  # an output's inputs lie in as many memories
+        assert (layer.index.long() % fan).sort(dim=1).values.equal(torch.arange(fan).expand_as(layer.index))
+    x = torch.randn(3, sizes[0])
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+    fresh = SparseLinear(*sizes, density=0.25, topology=topology, block_size=block_size, seed=9)
+    fresh.load_state_dict(layer.state_dict())
+    assert torch.equal(fresh.index, layer.index)
+    dense = nn.Linear(*sizes)
+    assert torch.equal(SparseLinear.from_dense(dense, density=0.25, topology=topology, block_size=block_size, seed=1).index, layer.index)
+
+
+def test_clash_free_fan_in_divides_the_inputs():
+    assert SparseLinear(48, 96, density=0.32, topology="clash_free").fan_in == 16  # 15 does not divide 48
+    bad("fan_in must be a divisor of 64 with topology 'clash_free'; got 12", 64, 64, fan_in=12, topology="clash_free")
 
 
 def test_fan_out_is_what_the_table_says():

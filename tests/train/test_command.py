@@ -20,7 +20,7 @@ def test_train_resume_and_list(tmp_path, capsys, monkeypatch):
     assert main(run) == 2
     assert "train: out must not hold a checkpoint yet, or be resumed; got 'trained/digits_density'" in capsys.readouterr().err
     assert main([*run, "--resume", "--lr", "0.5"]) == 2
-    assert "got recipe.optimiser.lr 0.003 where 0.5 is asked for" in capsys.readouterr().err
+    assert "got recipe.optimiser.lr 0.001 where 0.5 is asked for" in capsys.readouterr().err
     assert main(["train", "--list"]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in ("deep-roots/nin_root_16", "sis/svhn_3", "simplenet/5m_cifar100", "patterns/morse", "30 (12)"))

@@ -59,13 +59,13 @@ def _simplenet_points(preset: str) -> list[Point]:
 
 DEEP_ROOTS = Experiment(
     "deep-roots/accuracy", "Network in Network in filter groups on CIFAR-10: accuracy against FLOPs",
-    paper_table("deep_roots_nin")["source"], _deep_roots_points, "FLOPs x 10^8", best_of="best test accuracy of all epochs",
+    paper_table("deep_roots_nin")["source"], _deep_roots_points, "FLOPs x 10^8", split="test",
 )  # fmt: skip
 SIS = Experiment(
     "sis/accuracy", "StochasticNet in StochasticNet: accuracy against synapses",
-    paper_table("sis_cifar10")["source"] + " and 2", _sis_points, "synapses", best_of="best test accuracy of all epochs", log_x=True,
+    paper_table("sis_cifar10")["source"] + " and 2", _sis_points, "synapses", split="test", log_x=True,
 )  # fmt: skip
 SIMPLENET_NETS = Experiment(
     "simplenet/accuracy", "SimpleNet: accuracy of the full and the slim nets", "SimpleNet, tables 1 to 4 and 6", _simplenet_points,
-    "parameters", best_of="best test accuracy of all epochs", log_x=True,
+    "parameters", split="test", log_x=True,
 )  # fmt: skip

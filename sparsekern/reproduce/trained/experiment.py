@@ -39,7 +39,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Result:
-    """A point and its accuracies, one per seed: the best of all epochs, on data that was not trained on."""
+    """A point and its accuracies, one per seed, on data that was not trained on."""
 
     point: Point
     accuracies: dict[int, float]
@@ -77,6 +77,8 @@ class Experiment:
     Attributes:
         claims: ``(results, preset) -> claims``, of what was trained.
         log_x: whether the plot's axis is logarithmic.
+        told: whose the accuracies beside ours are.
+        measure, split: which accuracy is taken.
     """
 
     name: str
@@ -86,4 +88,11 @@ class Experiment:
     xlabel: str
     claims: Callable[[Results, str], list[Claim]] = lambda results, preset: []
     log_x: bool = False
-    best_of: str = "best validation accuracy of all epochs"
+    told: str = "paper"  # head of the column beside ours
+    measure: str = "best"  # accuracy of the best epoch, or of the "last"
+    split: str = "validation"  # what the paper calls the samples that are judged by
+
+    @property
+    def measured(self) -> str:
+        """What an accuracy here is, in words."""
+        return f"best {self.split} accuracy of all epochs" if self.measure == "best" else f"{self.split} accuracy after the last epoch"

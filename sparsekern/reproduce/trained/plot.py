@@ -9,7 +9,7 @@ from sparsekern.reproduce.trained.experiment import Experiment, Results
 
 
 def plot_results(experiment: Experiment, results: Results, path: str | Path, *, caption: str) -> None:
-    """A PNG with one panel per ``Point.panel``: mean and range of the seeds against x, the paper's accuracies as open rings.
+    """A PNG with one panel per ``Point.panel``: mean and range of the seeds against x, the accuracies told as open rings.
 
     Raises:
         ModuleNotFoundError: ``plot_results: matplotlib must be installed: pip install sparsekern[plots]``
@@ -25,7 +25,9 @@ def plot_results(experiment: Experiment, results: Results, path: str | Path, *, 
         axes.plot(xs, means, color=BLUE, marker="o", markersize=4.5, linestyle="none", label="ours, mean and range", zorder=3)
         told = [(r.point.x, r.point.paper) for r in shown if r.point.paper is not None]
         if told:
-            axes.plot(*zip(*told), color=RUST, marker="o", markersize=7, fillstyle="none", linestyle="none", label="told", zorder=3)
+            axes.plot(
+                *zip(*told), color=RUST, marker="o", markersize=7, fillstyle="none", linestyle="none", label=experiment.told, zorder=3
+            )
         if experiment.log_x:
             axes.set_xscale("log")
         axes.set_xlabel(experiment.xlabel, fontsize=8)

@@ -47,7 +47,7 @@ def run_experiment(experiment: Experiment, args: Any) -> int:
     out.mkdir(parents=True, exist_ok=True)
     stem = experiment.name.replace("-", "_").replace("/", "_")
     console = _console()
-    results, missing = _train_all(points, seeds, args, out / f"{stem}_runs.json", console)
+    results, missing = _train_all(points, seeds, experiment.measure, args, out / f"{stem}_runs.json", console)
     if not results:
         raise FileNotFoundError(missing[0])
     judged = not args.epochs and not args.only and not missing
@@ -80,7 +80,9 @@ def _chosen(point: Point, only: Sequence[str] | None) -> bool:
 # ---- training
 
 
-def _train_all(points: Sequence[Point], seeds: Sequence[int], args: Any, kept: Path, console: Console) -> tuple[Results, list[str]]:
+def _train_all(
+    points: Sequence[Point], seeds: Sequence[int], measure: str, args: Any, kept: Path, console: Console
+) -> tuple[Results, list[str]]:
     """Results by label, and one line per point whose data are not there."""
     done = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     data: dict[str, TrainingData | str] = {}
@@ -98,7 +100,7 @@ def _train_all(points: Sequence[Point], seeds: Sequence[int], args: Any, kept: P
                 trained = train(point.recipe, found, seed=seed, show=show, prepare=_prepare(point, seed))
                 done[key] = {"best": trained.best, "last": trained.last, "seconds": sum(row["seconds"] for row in trained.rows)}
                 write_whole(kept, lambda file: Path(file).write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8"))
-            accuracies[seed] = done[key]["best"]
+            accuracies[seed] = done[key][measure]
         results[point.label] = Result(point, accuracies)
     return results, list(dict.fromkeys(missing))
 
@@ -174,14 +176,14 @@ def _print(console: Console, experiment: Experiment, results: Results, claims: S
     heads = list(dict.fromkeys(head for result in results.values() for head in result.point.facts))
     table = Table(title=experiment.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("network", no_wrap=True)
-    for head in (*heads, "paper", "ours", "±", "seeds"):
+    for head in (*heads, experiment.told, "ours", "±", "seeds"):
         table.add_column(head, justify="right", no_wrap=True)
     for label, result in results.items():
         paper = "" if result.point.paper is None else f"{result.point.paper:.4f}".rstrip("0")
         facts = [str(result.point.facts.get(head, "")) for head in heads]
         table.add_row(label, *facts, paper, f"{result.mean:.4f}", f"{result.spread:.4f}", str(len(result.accuracies)))
     console.print(table)
-    console.print(f"ours: mean of the seeds, {experiment.best_of}; ±: half the distance from the worst seed to the best", soft_wrap=True)
+    console.print(f"ours: mean of the seeds, {experiment.measured}; ±: half the distance from the worst seed to the best", soft_wrap=True)
     console.print(f"source: {experiment.source}", soft_wrap=True)
     for line in missing:
         console.print(f"left out: {line}", soft_wrap=True)
@@ -192,7 +194,7 @@ def _print(console: Console, experiment: Experiment, results: Results, claims: S
 def _caption(experiment: Experiment, results: Results, args: Any, seeds: Sequence[int]) -> str:
     recipe = next(iter(results.values())).point.recipe
     size = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in recipe.data_options.items())
-    return f"{len(seeds)} seed(s), {recipe.epochs} epochs" + (f", {size}" if size else "") + f"; {experiment.best_of}"
+    return f"{len(seeds)} seed(s), {recipe.epochs} epochs" + (f", {size}" if size else "") + f"; {experiment.measured}"
 
 
 def _document(experiment: Experiment, results: Results, claims: Sequence[Claim], args: Any, seeds: Sequence[int]) -> dict[str, Any]:
@@ -207,6 +209,6 @@ def _document(experiment: Experiment, results: Results, claims: Sequence[Claim],
         point = result.point
         row = {"row": label, "model": point.recipe.model, "recipe": point.recipe.facts(), "x": point.x, "panel": point.panel}
         rows.append({**row, **point.facts, "paper": point.paper, "ours": ours})
-    about = {"experiment": experiment.name, "source": experiment.source, "measure": experiment.best_of, "preset": args.preset}
+    about = {"experiment": experiment.name, "source": experiment.source, "measure": experiment.measured, "preset": args.preset}
     about |= {"seeds": list(seeds), "machine": {key: card.get(key) for key in MACHINE}}
     return {**about, "rows": rows, "claims": [{"claim": c.text, "holds": c.holds, "figures": c.figures} for c in claims]}

@@ -10,6 +10,6 @@ from sparsekern.train.recipe import Optimiser, Recipe, register_recipe
 register_recipe(
     Recipe(
         "digits/density", "digits_cl", "digits", source="this package's own",
-        optimiser=Optimiser("adam", 3e-3), batch=32, epochs=40,
+        optimiser=Optimiser("adam", 1e-3), batch=64, epochs=40,
     )
 )  # fmt: skip
