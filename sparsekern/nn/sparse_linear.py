@@ -24,6 +24,8 @@ from sparsekern.ops.sparse_linear import (
 )
 from sparsekern.ops.sparse_linear_packed import packed_windows
 
+_grad_enabled = torch.is_grad_enabled
+
 
 def _clash_free_table(inputs: int, outputs: int, fan_in: int, *, seed: int | None) -> Tensor:
     """As many memories as an output has inputs: it reads all of them at once, one from each."""
@@ -240,14 +242,16 @@ class SparseLinear(PlannedModule):
         return self
 
     def _forward_packed(self, x: Tensor) -> Tensor:
+        own = self._parameters  # no __getattr__, as in forward
         try:
-            bias = self._parameters["bias"]  # no __getattr__, as in forward
+            bias = own["bias"]
         except KeyError:  # parametrized
             bias = self.bias
-        if torch.is_grad_enabled():
-            wants_gradient = x.requires_grad or (self.training and self.weight.requires_grad)
+        if _grad_enabled():
+            weight = own.get("weight")  # None: parametrized
+            wants_gradient = x.requires_grad or (self.training and (self.weight if weight is None else weight).requires_grad)
             _check(not wants_gradient, "layer", "unpacked to be trained (call unpack())", "a packed one where a gradient is needed")
-            bias = None if bias is None else bias.detach()
+            bias = bias.detach() if bias is not None and bias.requires_grad else bias
         return sparse_linear_packed(x, self._packed, bias, self.out_features, self._kept)
 
     def _topology_changed(self) -> None:

@@ -9,9 +9,11 @@ Asking for one that is absent is an error, never a fallback.
 from __future__ import annotations
 
 import contextlib
-import importlib
-from collections.abc import Iterator
+import importlib.machinery
+import importlib.util
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -42,6 +44,28 @@ try:
     native = importlib.import_module("sparsekern._native")
 except ModuleNotFoundError:  # built without Python.h; the ops do not need it
     native = None
+
+
+def _load_quick_call() -> ModuleType | None:
+    """csrc/python/quick_*.cpp, if they were built against this very torch."""
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = _LIBRARY.with_name(f"_quick_call-torch{torch.__version__}{suffix}")
+        if path.is_file():
+            spec = importlib.util.spec_from_file_location("sparsekern._quick_call", path)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module
+    return None
+
+
+#: Shorter ways from Python to the ops; None where they were built against another torch, which only makes calls slower.
+quick_call: ModuleType | None = _load_quick_call()
+
+
+def quick(overload: torch._ops.OpOverload) -> Callable:
+    """The overload as a plain function of positional arguments: the same call, without a frame and the reading of a schema."""
+    return quick_call.quick_call(overload._schema.name, overload._op) if quick_call else overload._op
+
 
 #: Set by `use("reference")`: kernels are bypassed. Read by every call (ops/define.py).
 forced_reference = False
@@ -93,6 +117,13 @@ def serves(op: str, device: str | torch.device = "cpu") -> str:
     return f"cpu/{native.isa() if native else 'default'}"
 
 
+def _force_reference(forced: bool) -> None:
+    global forced_reference
+    forced_reference = forced
+    if quick_call:
+        quick_call.use_reference(forced)
+
+
 @contextlib.contextmanager
 def use(provider: str, device: str | torch.device = "cpu", *, dense: str = "auto") -> Iterator[None]:
     """Run the ops of this block by ``provider``; for tests, benchmarks and doubt. Process-wide, not per thread.
@@ -107,7 +138,6 @@ def use(provider: str, device: str | torch.device = "cpu", *, dense: str = "auto
     ...     serves("sparse_linear")
     'reference'
     """
-    global forced_reference
     if provider not in providers(device):
         raise ValueError(f"use: provider must be one of {providers(device)}; got {provider!r}")
     if dense not in ("auto", "never", "always"):
@@ -115,7 +145,7 @@ def use(provider: str, device: str | torch.device = "cpu", *, dense: str = "auto
     if dense != "auto" and not native:
         raise ValueError(f"use: dense must be 'auto' in a build without _native; got {dense!r}")
     before = forced_reference, native and native.isa(), native and native.dense_policy()
-    forced_reference = provider == "reference"
+    _force_reference(provider == "reference")
     if native:
         native.set_dense_policy(dense)
         if provider.startswith("cpu/"):
@@ -123,7 +153,7 @@ def use(provider: str, device: str | torch.device = "cpu", *, dense: str = "auto
     try:
         yield
     finally:
-        forced_reference = before[0]
+        _force_reference(before[0])
         if native:
             native.set_isa(before[1])
             native.set_dense_policy(before[2])

@@ -26,6 +26,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch._C import _functorch, _is_any_autocast_enabled
+from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
 from sparsekern.ops import backends
@@ -210,25 +211,30 @@ def _gradients(op: Op, product: Product, doors: SimpleNamespace, need: Sequence[
     return (*product.vjp(doors, need, grad, a, b, shapes, rest), bias_grad) + (None,) * len(rest)
 
 
+def eager_gradients(op: Op, need: Sequence[bool], grad: Tensor, saved: tuple, shapes: tuple) -> tuple:
+    """The gradients of an op's forward product, product by product, with a graph of their own where one is wanted."""
+    return _gradients(op, op.forward, op.eager, need, grad, saved, shapes)
+
+
 def _eager_door(op: Op, product: Product) -> Callable[..., Tensor]:
-    tensors = 2 + product.bias + product.structure
-    kernel = product.kernel._op  # what OpOverload.__call__ calls: one Python frame less, which small layers feel
-    grad_enabled, has_bias = torch.is_grad_enabled, product.bias
+    structure, has_bias = product.bias + product.structure, product.bias
+    kernel, grad_enabled = backends.quick(product.kernel), torch.is_grad_enabled
     no_gradients = (None,) * (product.schema.count(",") - 2)  # of structure and constants
 
     class Eager(torch.autograd.Function):
         @staticmethod
         def forward(ctx, a, b, *rest):
-            need = ctx.needs_input_grad
             # a factor is kept only if the other one's gradient needs it
-            ctx.save_for_backward(a if need[1] else None, b if need[0] else None, *rest[: tensors - 2])
-            ctx.rest = rest[tensors - 2 :], (a.shape, b.shape)
+            need_a, need_b, *_ = ctx.needs_input_grad
+            # what save_for_backward does
+            ctx.to_save = (a if need_b else None, b if need_a else None, *rest[:structure])
+            ctx.rest = rest[structure:], a.shape, b.shape
             return product.reference(a, b, *rest) if backends.forced_reference else kernel(a, b, *rest)
 
         @staticmethod
         def backward(ctx, grad):
             need, saved = ctx.needs_input_grad, ctx.saved_tensors
-            constants, shapes = ctx.rest
+            constants, *shapes = ctx.rest
             if has_bias and op.gradients and need[1] and need[2] and not (grad_enabled() or backends.forced_reference):
                 a, b, _, *rest = saved
                 found = op.gradients(grad, a, b, shapes[1], *rest, *constants)
@@ -237,15 +243,17 @@ def _eager_door(op: Op, product: Product) -> Callable[..., Tensor]:
             return _gradients(op, product, op.eager, need, grad, saved + constants, shapes)
 
     Eager.__name__ = Eager.__qualname__ = product.name
+    # What the engine calls; torch's own `apply` looks for `backward` at every call.
+    Eager._backward_cls.apply = Eager.backward
     # What Eager.apply comes to outside of transforms, without looking at every argument: a tensor that escaped from torch.func.grad
-    # still wears its wrapper.
+    # still wears its wrapper; a Parameter has none.
     apply = super(torch.autograd.Function, Eager).apply
 
     def call(a, b, *rest):
         if grad_enabled() and (a.requires_grad or b.requires_grad or (has_bias and rest[0] is not None and rest[0].requires_grad)):
-            if has_bias and rest[0] is not None:
+            if has_bias and rest[0] is not None and type(rest[0]) is not Parameter:
                 rest = (_unwrap(rest[0]), *rest[1:])
-            return apply(_unwrap(a), _unwrap(b), *rest)
+            return apply(_unwrap(a), b if type(b) is Parameter else _unwrap(b), *rest)
         return product.reference(a, b, *rest) if backends.forced_reference else kernel(a, b, *rest)
 
     return call

@@ -361,6 +361,24 @@ def _gradients(grad_out: Tensor, x: Tensor, weight: Tensor | None, weight_shape,
 
 OP.gradients = _gradients
 
+
+def _quick_doors():
+    """``(x, weight, bias, index, plan) -> out`` of the plain call, else NotImplemented; None where it was not built for this torch."""
+    quick = d.backends.quick_call
+    if quick is None or d.backends.missing is not None:
+        return None
+
+    def general(need, grad, x, weight, bias, index, plan, x_shape, weight_shape):
+        return d.eager_gradients(OP, need, grad, (x, weight, bias, index, plan), (x_shape, weight_shape))
+
+    products = [f"sparsekern::_{product.name}" for product in OP.products.values()]
+    quick.set_up_linear(*products, "sparsekern::_sparse_linear_gradients", general)
+    return quick.linear
+
+
+_quick = _quick_doors()
+_compiling = torch.compiler.is_compiling
+
 d.LIBRARY.define("plan_sparse_linear(Tensor index, int in_features, int block_out, int block_in) -> Tensor")
 d.LIBRARY.define(
     "choose_sparse_linear(Tensor like, int N, int in_features, int OB, int F, int BO, int BI, int product, int type, "
@@ -486,6 +504,10 @@ def sparse_linear(x: Tensor, weight: Tensor, index: Tensor, bias: Tensor | None 
         tensor([[  31., 4200.]])
     """
     try:
+        if not _compiling() and _quick is not None:
+            out = _quick(x, weight, bias, index, plan)
+            if out is not NotImplemented:
+                return out
         if d.autocast_enabled():
             x, weight, bias = d.autocast(x, weight, bias)
         return OP.call(x, weight, bias, index, plan)

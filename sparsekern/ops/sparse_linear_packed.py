@@ -110,6 +110,9 @@ d.LIBRARY.define("pack_sparse_linear(Tensor weight, Tensor index, int in_feature
 d.LIBRARY.impl(NAME, reference, "CompositeExplicitAutograd")
 torch.library.register_fake(f"sparsekern::{NAME}", fake, lib=d.LIBRARY)
 register_flop_formula(torch.ops.sparsekern.sparse_linear_packed)(flops)
+_kernel = d.backends.quick(torch.ops.sparsekern.sparse_linear_packed.default)
+_quick = d.backends.quick_call.packed_linear if d.backends.quick_call and d.backends.missing is None else None
+_compiling = torch.compiler.is_compiling
 
 
 def pack_sparse_linear(weight: Tensor, index: Tensor, in_features: int) -> Tensor:
@@ -164,11 +167,15 @@ def sparse_linear_packed(x: Tensor, packed: Tensor, bias: Tensor | None, out_fea
         tensor([[  31., 4200.]])
     """
     try:
+        if not _compiling() and _quick is not None:
+            out = _quick(x, packed, bias, out_features, kept)
+            if out is not NotImplemented:
+                return out
         if d.autocast_enabled():
             x, bias = d.autocast(x, bias)
-        if d.backends.forced_reference and not torch.compiler.is_compiling():
-            return reference(x, packed, bias, out_features, kept)
-        return torch.ops.sparsekern.sparse_linear_packed(x, packed, bias, out_features, kept)
+        if _compiling():
+            return torch.ops.sparsekern.sparse_linear_packed(x, packed, bias, out_features, kept)
+        return (reference if d.backends.forced_reference else _kernel)(x, packed, bias, out_features, kept)
     except (RuntimeError, TypeError, AttributeError, IndexError):
         check(x, packed, bias, out_features, kept)
         raise

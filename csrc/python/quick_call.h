@@ -1,0 +1,27 @@
+// What the files of the module _quick_call share (quick_call.cpp says what it is).
+#pragma once
+#include <Python.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <optional>
+
+namespace sk::quick {
+
+struct WithoutGil {
+  PyThreadState* state = PyEval_SaveThread();
+  ~WithoutGil() { PyEval_RestoreThread(state); }
+};
+
+// quick_linear.cpp
+bool plain_state();                   // nothing of torch's stands between a call and its kernel
+bool plain_tensor(PyObject* object);  // nothing but values in the memory of the CPU
+PyObject* set_up_linear(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* use_reference(PyObject*, PyObject* flag);
+
+// quick_direct.cpp
+std::optional<at::Tensor> direct_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, const at::Tensor& index,
+                                        const std::optional<at::Tensor>& plan);  // none: not a common case
+PyObject* packed_linear(PyObject*, PyObject* const* args, Py_ssize_t count);
+
+}  // namespace sk::quick

@@ -1,0 +1,132 @@
+"""The short way from Python to sparse_linear: it answers as the doors do, and leaves to them what is more than a plain call."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparsekern.nn import SparseLinear
+from sparsekern.ops import OPS, backends, pack_sparse_linear, sparse_linear, sparse_linear_packed
+
+quick = backends.quick_call
+pytestmark = pytest.mark.skipif(quick is None, reason="built against another torch, or without Python.h")
+SAMPLES = {s.name: s.inputs for s in OPS["sparse_linear"].samples(torch.device("cpu"), torch.float32)}
+
+
+def arguments(inputs, plan=None):
+    return inputs["x"], inputs["weight"], inputs["bias"], inputs["index"], plan
+
+
+def value_and_gradients(call, inputs, plan, x_needs, weight_needs):
+    x, weight, bias, index, plan = arguments(inputs, plan)
+    leaves = [
+        t if t is None else t.detach().requires_grad_(need) for t, need in ((x, x_needs), (weight, weight_needs), (bias, weight_needs))
+    ]
+    out = call(*leaves, index, plan)
+    out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out))
+    return [out, *(t.grad for t in leaves if t is not None)]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_answers_as_the_doors_do(name, dtype):
+    from sparsekern.ops import plan_sparse_linear
+
+    inputs = {k: v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in SAMPLES[name].items()}
+    weight = inputs["weight"]
+    block = tuple(weight.shape[2:]) or (1, 1)
+    for plan in (None, plan_sparse_linear(inputs["index"], inputs["x"].shape[-1], block)):
+        given = arguments(inputs, plan)
+        out, want = quick.linear(*given), OPS["sparse_linear"].call(*given)
+        assert torch.equal(out, want) and out.stride() == want.stride() and out.dtype == want.dtype
+        for needs in ((True, True), (False, True), (True, False)):
+            got = value_and_gradients(quick.linear, inputs, plan, *needs)
+            for a, b in zip(got, value_and_gradients(OPS["sparse_linear"].call, inputs, plan, *needs), strict=True):
+                assert (a is None) == (b is None)
+                if a is not None:
+                    torch.testing.assert_close(
+                        a, b, rtol=0, atol=4 * torch.finfo(dtype).eps * float(b.detach().abs().max()) if b.numel() else 0
+                    )
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+class Listening(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class Replacing(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def test_leaves_to_the_doors_what_is_more_than_a_plain_call():
+    x, weight, bias, index, _ = given = arguments(SAMPLES["odd_batch"])
+    packed = pack_sparse_linear(weight, index, x.shape[1])
+    frozen = (x, packed, bias, len(bias), weight.numel())
+
+    def answers():
+        return [quick.linear(*given) is not NotImplemented, quick.packed_linear(*frozen) is not NotImplemented]
+
+    assert answers() == [True, True]
+    for state in (Listening(), Replacing(), torch.autocast("cpu", torch.bfloat16), forward_ad.dual_level(), backends.use("reference")):
+        with state:
+            assert answers() == [False, False], state
+    with torch.inference_mode():
+        assert answers() == [True, True]
+    assert torch.func.vmap(lambda _: x.new_tensor(answers()))(torch.zeros(2)).sum() == 0
+    for other in (x.as_subclass(Subclass), torch._neg_view(x), x.to("meta")):
+        assert quick.linear(other, *given[1:]) is NotImplemented
+        assert quick.packed_linear(other, *frozen[1:]) is NotImplemented
+    assert torch.equal(sparse_linear(torch._neg_view(x), weight, index, bias), sparse_linear(-x, weight, index, bias))
+    assert quick.packed_linear(x.clone().requires_grad_(), *frozen[1:]) is NotImplemented
+
+
+def test_profilers_and_traces_see_the_op():
+    x, weight, bias, index, _ = given = arguments(SAMPLES["odd_batch"])
+    packed = pack_sparse_linear(weight, index, x.shape[1])
+    with torch.profiler.profile() as profile:
+        quick.linear(*given)
+        sparse_linear_packed(x, packed, bias, len(bias), weight.numel())
+    seen = {event.name for event in profile.events()}
+    assert {"sparsekern::_sparse_linear", "sparsekern::sparse_linear_packed"} <= seen
+    traced = torch.jit.trace(lambda t: sparse_linear(t, weight, index, bias), (x,), check_trace=False)
+    assert torch.equal(traced(2 * x), sparse_linear(2 * x, weight, index, bias))
+
+
+def test_a_graph_of_gradients_and_freed_buffers():
+    layer = SparseLinear(24, 12, density=0.5, seed=0)
+    x = torch.randn(5, 24, requires_grad=True)
+    (first,) = torch.autograd.grad(layer(x).pow(2).sum(), x, create_graph=True)
+    first.pow(2).sum().backward()
+    dense = layer.to_dense()
+    z = x.detach().clone().requires_grad_()
+    (want,) = torch.autograd.grad(dense(z).pow(2).sum(), z, create_graph=True)
+    want.pow(2).sum().backward()
+    torch.testing.assert_close(x.grad, z.grad, rtol=1e-4, atol=1e-4)
+    out = layer(x).sum()
+    out.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        out.backward()
+    out = layer(x).sum()
+    with torch.no_grad():
+        layer.index.copy_(layer.index)  # the same values, but written
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+
+
+def test_without_it_the_doors_serve(monkeypatch):
+    layer, x = SparseLinear(24, 12, density=0.5, seed=0).requires_grad_(False), torch.randn(5, 24)
+    want, want_packed = layer(x), layer.pack()(x)
+    for name in ("sparse_linear", "sparse_linear_packed"):
+        monkeypatch.setattr(sys.modules[f"sparsekern.ops.{name}"], "_quick", None)
+    assert torch.equal(layer(x), want_packed)
+    assert torch.equal(layer.unpack()(x), want)
