@@ -112,9 +112,13 @@ PyObject* quick_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 PyCFunction fast(PyObject* (*f)(PyObject*, PyObject* const*, Py_ssize_t)) { return reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(f)); }
 
-PyMethodDef functions[] = {{"quick_call", fast(quick_call), METH_FASTCALL, nullptr}, {"set_up_linear", fast(set_up_linear), METH_FASTCALL, nullptr},
-                           {"linear", fast(linear), METH_FASTCALL, nullptr},         {"packed_linear", fast(packed_linear), METH_FASTCALL, nullptr},
-                           {"use_reference", use_reference, METH_O, nullptr},        {}};
+PyMethodDef functions[] = {{"quick_call", fast(quick_call), METH_FASTCALL, nullptr},
+                           {"set_up_linear", fast(set_up_linear), METH_FASTCALL, nullptr},
+                           {"linear", fast(linear), METH_FASTCALL, nullptr},
+                           {"packed_linear", fast(packed_linear), METH_FASTCALL, nullptr},
+                           {"linear_layer", fast(linear_layer), METH_FASTCALL, nullptr},
+                           {"use_reference", use_reference, METH_O, nullptr},
+                           {}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_quick_call", nullptr, -1, functions, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace

@@ -23,5 +23,9 @@ PyObject* use_reference(PyObject*, PyObject* flag);
 std::optional<at::Tensor> direct_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, const at::Tensor& index,
                                         const std::optional<at::Tensor>& plan);  // none: not a common case
 PyObject* packed_linear(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* frozen_linear(PyObject* const* args);  // the same, whoever wants a gradient of the bias
+
+// quick_layer.cpp
+PyObject* linear_layer(PyObject*, PyObject* const* args, Py_ssize_t count);
 
 }  // namespace sk::quick

@@ -86,15 +86,12 @@ optional<Tensor> direct_packed(const Tensor& x, const Tensor& packed, const opti
 
 }  // namespace
 
-// packed_linear(x, packed, bias, out_features, kept) -> out, or NotImplemented
-PyObject* packed_linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  const bool plain = count == 5 && plain_state() && plain_tensor(args[0]) && plain_tensor(args[1]) && (args[2] == Py_None || plain_tensor(args[2])) &&
+PyObject* frozen_linear(PyObject* const* args) {
+  const bool plain = plain_state() && plain_tensor(args[0]) && plain_tensor(args[1]) && (args[2] == Py_None || plain_tensor(args[2])) &&
                      PyLong_CheckExact(args[3]) && PyLong_CheckExact(args[4]);
   if (!plain) Py_RETURN_NOTIMPLEMENTED;
   const Tensor &x = THPVariable_Unpack(args[0]), &packed = THPVariable_Unpack(args[1]);
   const optional<Tensor> bias = args[2] == Py_None ? std::nullopt : optional<Tensor>(THPVariable_Unpack(args[2]));
-  if (at::GradMode::is_enabled() && (x.requires_grad() || (bias && bias->requires_grad()))) Py_RETURN_NOTIMPLEMENTED;
   const long long out_features = PyLong_AsLongLong(args[3]), kept = PyLong_AsLongLong(args[4]);
   if (PyErr_Occurred()) return nullptr;
   optional<Tensor> out;
@@ -104,6 +101,14 @@ PyObject* packed_linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   }
   if (!out) Py_RETURN_NOTIMPLEMENTED;
   return THPVariable_Wrap(std::move(*out));
+}
+
+// packed_linear(x, packed, bias, out_features, kept) -> out, or NotImplemented
+PyObject* packed_linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  const auto wants_gradient = [&](int i) { return THPVariable_CheckExact(args[i]) && THPVariable_Unpack(args[i]).requires_grad(); };
+  if (count != 5 || (at::GradMode::is_enabled() && (wants_gradient(0) || wants_gradient(2)))) Py_RETURN_NOTIMPLEMENTED;
+  return frozen_linear(args);
   END_HANDLE_TH_ERRORS
 }
 

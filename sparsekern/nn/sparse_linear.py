@@ -24,7 +24,9 @@ from sparsekern.ops.sparse_linear import (
 )
 from sparsekern.ops.sparse_linear_packed import packed_windows
 
-_grad_enabled = torch.is_grad_enabled
+_grad_enabled, _compiling = torch.is_grad_enabled, torch.compiler.is_compiling
+# (a layer's attributes, x) -> out of the everyday call, else NotImplemented; None where it was not built for this torch
+_quick = backends.quick_call.linear_layer if backends.quick_call and backends.missing is None else None
 
 
 def _clash_free_table(inputs: int, outputs: int, fan_in: int, *, seed: int | None) -> Tensor:
@@ -211,6 +213,13 @@ class SparseLinear(PlannedModule):
                 nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not _compiling() and _quick is not None:
+            try:
+                out = _quick(self.__dict__, x)
+            except RuntimeError:  # said in our words below
+                out = NotImplemented
+            if out is not NotImplemented:
+                return out
         if self._packed is not None:
             return self._forward_packed(x)
         own = self._parameters  # no __getattr__: small layers feel it

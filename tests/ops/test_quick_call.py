@@ -126,7 +126,37 @@ def test_a_graph_of_gradients_and_freed_buffers():
 def test_without_it_the_doors_serve(monkeypatch):
     layer, x = SparseLinear(24, 12, density=0.5, seed=0).requires_grad_(False), torch.randn(5, 24)
     want, want_packed = layer(x), layer.pack()(x)
-    for name in ("sparse_linear", "sparse_linear_packed"):
-        monkeypatch.setattr(sys.modules[f"sparsekern.ops.{name}"], "_quick", None)
+    for name in ("ops.sparse_linear", "ops.sparse_linear_packed", "nn.sparse_linear"):
+        monkeypatch.setattr(sys.modules[f"sparsekern.{name}"], "_quick", None)
     assert torch.equal(layer(x), want_packed)
     assert torch.equal(layer.unpack()(x), want)
+
+
+def everyday(layer, x):
+    return quick.linear_layer(layer.__dict__, x) is not NotImplemented
+
+
+def test_a_layer_is_called_in_one_step_only_as_its_attributes_allow():
+    layer, x = SparseLinear(24, 12, density=0.5, seed=0), torch.randn(5, 24)
+    assert everyday(layer, x) and torch.equal(quick.linear_layer(layer.__dict__, x), layer(x))
+    with torch.no_grad():
+        layer.index.copy_(layer.index)
+    assert not everyday(layer, x), "the table was written: the plan may be another's"
+    layer(x)
+    assert everyday(layer, x), "planned anew"
+    layer.index = layer.index.clone()
+    assert not everyday(layer, x), "another table"
+    layer(x)
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", torch.nn.Identity())
+    assert not everyday(layer, x), "parametrized"
+    torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    assert everyday(layer, x)
+    layer.pack()
+    assert not everyday(layer, x), "a packed layer is not trained"
+    with torch.no_grad():
+        assert everyday(layer, x) and torch.equal(quick.linear_layer(layer.__dict__, x), layer(x))
+    assert everyday(layer.eval(), x) and not everyday(layer, x.clone().requires_grad_())
+    assert not layer(x).requires_grad
+    with torch.inference_mode():
+        made = SparseLinear(24, 12, density=0.5, seed=0)
+        assert not everyday(made, x), "nothing tells when its table is written"
