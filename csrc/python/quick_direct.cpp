@@ -90,7 +90,7 @@ PyObject* frozen_linear(PyObject* const* args) {
   const bool plain = plain_state() && plain_tensor(args[0]) && plain_tensor(args[1]) && (args[2] == Py_None || plain_tensor(args[2])) &&
                      PyLong_CheckExact(args[3]) && PyLong_CheckExact(args[4]);
   if (!plain) Py_RETURN_NOTIMPLEMENTED;
-  const Tensor &x = THPVariable_Unpack(args[0]), &packed = THPVariable_Unpack(args[1]);
+  const Tensor x = THPVariable_Unpack(args[0]), packed = THPVariable_Unpack(args[1]);  // held, as in quick_linear.cpp
   const optional<Tensor> bias = args[2] == Py_None ? std::nullopt : optional<Tensor>(THPVariable_Unpack(args[2]));
   const long long out_features = PyLong_AsLongLong(args[3]), kept = PyLong_AsLongLong(args[4]);
   if (PyErr_Occurred()) return nullptr;

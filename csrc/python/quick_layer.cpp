@@ -1,5 +1,7 @@
 // SparseLinear.forward in one step: what the layer's attributes say is read here, where it costs no bytecode. What they mean is decided by
 // nn/sparse_linear.py and nn/planned.py; whatever is not the everyday case is answered NotImplemented and decided there.
+#include <array>
+
 #include "python/quick_call.h"
 
 namespace sk::quick {
@@ -26,6 +28,23 @@ bool fits(PyObject* planned, PyObject* index) {
          PyLong_AsLongLong(version) == (long long)THPVariable_Unpack(index)._version();
 }
 
+// The kernel runs without the lock, and meanwhile another thread may change the layer.
+template <size_t N>
+class Held {
+ public:
+  explicit Held(const std::array<PyObject*, N>& objects) : objects_(objects) {
+    for (PyObject* object : objects_) Py_INCREF(object);
+  }
+  ~Held() {
+    for (PyObject* object : objects_) Py_DECREF(object);
+  }
+  Held(const Held&) = delete;
+  PyObject* const* data() const { return objects_.data(); }
+
+ private:
+  const std::array<PyObject*, N> objects_;
+};
+
 }  // namespace
 
 // linear_layer(layer.__dict__, x) -> out, or NotImplemented
@@ -39,15 +58,15 @@ PyObject* linear_layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (packed == Py_None) {
     PyObject *index = in(in(layer, names.buffers), names.index), *planned = in(layer, names.planned), *plan = in(layer, names.plan);
     if (!index || !planned || !plan || !fits(planned, index)) Py_RETURN_NOTIMPLEMENTED;
-    PyObject* const all[] = {args[1], weight, bias, index, plan};
-    return linear(nullptr, all, 5);
+    const Held<5> all({args[1], weight, bias, index, plan});
+    return linear(nullptr, all.data(), 5);
   }
   const bool training = in(layer, names.training) != Py_False;
   if (at::GradMode::is_enabled() && (requires_grad(args[1]) || (training && requires_grad(weight)))) Py_RETURN_NOTIMPLEMENTED;
   PyObject *out_features = in(layer, names.out_features), *kept = in(layer, names.kept);
   if (!out_features || !kept) Py_RETURN_NOTIMPLEMENTED;
-  PyObject* const all[] = {args[1], packed, bias, out_features, kept};
-  return frozen_linear(all);
+  const Held<5> all({args[1], packed, bias, out_features, kept});
+  return frozen_linear(all.data());
   END_HANDLE_TH_ERRORS
 }
 

@@ -141,7 +141,8 @@ PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   bool plain = ops && count == 5 && plain_state();
   for (int i = 0; plain && i < 5; ++i) plain = (args[i] == Py_None && (i == 2 || i == 4)) || plain_tensor(args[i]);
   if (!plain) Py_RETURN_NOTIMPLEMENTED;
-  const Tensor &x = THPVariable_Unpack(args[0]), &weight = THPVariable_Unpack(args[1]), &index = THPVariable_Unpack(args[3]);
+  // held by themselves: another thread may change what the objects wrap while the kernel runs without the lock
+  const Tensor x = THPVariable_Unpack(args[0]), weight = THPVariable_Unpack(args[1]), index = THPVariable_Unpack(args[3]);
   const auto maybe = [](PyObject* object) { return object == Py_None ? std::nullopt : optional<Tensor>(THPVariable_Unpack(object)); };
   const optional<Tensor> bias = maybe(args[2]), plan = maybe(args[4]);
   Tensor out;
