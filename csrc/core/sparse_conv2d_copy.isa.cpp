@@ -28,102 +28,62 @@ SK_INLINE vf load_window(const float* x, const Window& w) {
   return v;
 }
 
-// One vector of the rows of a plane: what it shows of a source plane, and where it goes.
-struct Column {
-  Window window;
-  int lanes;             // of the vector that belong to the row
-  int64_t place;         // in the copies of a channel, row 0 of the plane
-  int64_t source, step;  // of row 0 in the source plane, and from row to row
-  int64_t begin, end;    // rows that exist in the source
-};
-
-SK_INLINE Column column_of(const SparseConvShift& a, int64_t shift, int64_t phase, int64_t i) {
-  const int64_t dx = a.shift[shift], dy = a.phase[phase];
-  const int64_t lo = clamp(dx >= 0 ? 0 : (-dx + a.step_w - 1) / a.step_w, 0, a.cols);
-  const int64_t hi = clamp(dx >= a.src_w ? 0 : (a.src_w - 1 - dx) / a.step_w + 1, lo, a.cols);
-  Column c;
-  c.window = {int(clamp(lo - i, 0, W)), int(clamp(hi - i, 0, W)), a.step_w};
-  c.lanes = int(a.row_floats - i < W ? a.row_floats - i : W);
-  c.place = (shift * a.phases + phase) * a.plane_rows * a.row_floats + i;
-  c.source = (a.first_row * a.step_h + dy) * a.src_w + dx + i * a.step_w;
-  c.step = a.step_h * a.src_w;
-  // rows r of the plane with 0 <= (first_row + r)*step_h + dy < src_h; 0 <= dy < step_h
-  c.begin = clamp(-a.first_row, 0, a.plane_rows);
-  c.end = clamp((a.src_h > dy ? (a.src_h - 1 - dy) / a.step_h + 1 : 0) - a.first_row, c.begin, a.plane_rows);
-  return c;
-}
-
-// f(columns, their number) until every shift, phase and vector of a row has had its turn: columns take divisions, so they are made
-// once and used for all rows or channels.
+// f(window, lanes of the vector that belong to the row, its place in the copies, row 0 of the source, step between rows,
+//   rows before the image, rows in it) for each (shift, vector of a row, phase)
 template <class F>
-SK_INLINE void for_each_columns(const SparseConvShift& a, const F& f) {
-  constexpr int kMost = 32;
-  Column columns[kMost];
-  int count = 0;
-  for (int64_t s = 0; s < a.shifts; ++s)
-    for (int64_t p = 0; p < a.phases; ++p)
-      for (int64_t i = 0; i < a.row_floats; i += W) {
-        columns[count++] = column_of(a, s, p, i);
-        if (count == kMost) f(columns, count), count = 0;
+SK_INLINE void for_each_column(const SparseConvShift& a, const F& f) {
+  const int64_t plane = a.plane_rows * a.row_floats, step = a.step_h * a.src_w;
+  for (int64_t s = 0; s < a.shifts; ++s) {
+    const int64_t dx = a.shift[s];
+    const int64_t lo = clamp(dx >= 0 ? 0 : (-dx + a.step_w - 1) / a.step_w, 0, a.cols);
+    const int64_t hi = clamp(dx >= a.src_w ? 0 : (a.src_w - 1 - dx) / a.step_w + 1, lo, a.cols);
+    for (int64_t i = 0; i < a.row_floats; i += W) {
+      const Window window{int(clamp(lo - i, 0, W)), int(clamp(hi - i, 0, W)), a.step_w};
+      for (int64_t p = 0; p < a.phases; ++p) {
+        // rows r of the plane with 0 <= (first_row + r)*step_h + phase < src_h; 0 <= phase < step_h
+        const int64_t before = clamp(-a.first_row, 0, a.plane_rows);
+        const int64_t rows_in_phase = a.src_h > a.phase[p] ? (a.src_h - 1 - a.phase[p]) / a.step_h + 1 : 0;
+        const int64_t end = clamp(rows_in_phase - a.first_row, before, a.plane_rows);
+        const int64_t source = (a.first_row * a.step_h + a.phase[p]) * a.src_w + dx + i * a.step_w;
+        f(window, int(a.row_floats - i < W ? a.row_floats - i : W), (s * a.phases + p) * plane + i, source, step, before, end);
       }
-  if (count > 0) f(columns, count);
-}
-
-// `count` vectors of the window, in_step and out_step floats apart
-SK_INLINE void copy_windows(const float* x, int64_t in_step, const Window& window, int64_t count, float* out, int64_t out_step) {
-#if defined(__AVX512F__)
-  if (window.step == 1) {
-    const __mmask16 mask = __mmask16(((1u << window.last) - 1) & ~((1u << window.first) - 1));
-    for (; count > 0; --count, x += in_step, out += out_step) _mm512_storeu_ps(out, _mm512_maskz_loadu_ps(mask, x));
-    return;
-  }
-#endif
-  for (; count > 0; --count, x += in_step, out += out_step) store(out, load_window(x, window));
-}
-
-// The rows of one column of one channel, zeros where the source has none.
-SK_INLINE void copy_rows(const float* x, const Column& c, int64_t rows, int64_t row_floats, float* out) {
-  for (int64_t r = 0, stop; r < rows; r = stop) {
-    stop = r < c.begin ? c.begin : r < c.end ? c.end : rows;
-    const bool zeros = r < c.begin || r >= c.end;
-    const float* from = x + r * c.step;
-    float* to = out + r * row_floats;
-    if (!zeros && c.lanes == W) {
-      copy_windows(from, c.step, c.window, stop - r, to, row_floats);
-      continue;
-    }
-    for (int64_t i = r; i < stop; ++i, from += c.step, to += row_floats) {
-      const vf v = zeros ? zero() : load_window(from, c.window);
-      if (c.lanes == W)
-        store(to, v);
-      else
-        store_first(to, v, c.lanes);
     }
   }
 }
 
-// A channel's plane stays in the first-level cache for all its copies.
 void shift(const SparseConvShift& a) {
-  for_each_columns(a, [&](const Column* columns, int count) {
-    for (int64_t channel = 0; channel < a.channels; ++channel)
-      for (int i = 0; i < count; ++i)
-        copy_rows(a.x + channel * a.src_h * a.src_w + columns[i].source, columns[i], a.plane_rows, a.row_floats,
-                  a.out + channel * a.channel_floats + columns[i].place);
+  const int64_t plane = a.src_h * a.src_w;
+  for_each_column(a, [&](Window window, int lanes, int64_t place, int64_t source, int64_t step, int64_t begin, int64_t end) {
+    for (int64_t c = 0; c < a.channels; ++c) {
+      const float* x = a.x + c * plane + source + begin * step;
+      float* out = a.out + c * a.channel_floats + place;
+      const auto put = [&](vf v) {
+        if (lanes == W)
+          store(out, v);
+        else
+          store_first(out, v, lanes);
+        out += a.row_floats;
+      };
+      for (int64_t r = 0; r < begin; ++r) put(zero());
+      for (int64_t r = begin; r < end; ++r, x += step) put(load_window(x, window));
+      for (int64_t r = end; r < a.plane_rows; ++r) put(zero());
+    }
   });
 }
 
-// row_floats is a multiple of W. Row by row: a row of all channels stays in the first-level cache for all its shifts.
+// row_floats is a multiple of W
 void shift_interleaved(const SparseConvShift& a) {
-  for_each_columns(a, [&](const Column* columns, int count) {
-    for (int64_t r = 0; r < a.plane_rows; ++r)
-      for (int i = 0; i < count; ++i) {
-        const Column& c = columns[i];
-        float* out = a.out + (c.place + r * a.row_floats) * a.channels;
-        if (r < c.begin || r >= c.end)
-          std::memset(out, 0, sizeof(float) * W * a.channels);
-        else
-          copy_windows(a.x + c.source + r * c.step, a.src_h * a.src_w, c.window, a.channels, out, W);
+  const int64_t plane = a.src_h * a.src_w;
+  for_each_column(a, [&](Window window, int, int64_t place, int64_t source, int64_t step, int64_t begin, int64_t end) {
+    for (int64_t r = 0; r < a.plane_rows; ++r) {
+      float* out = a.out + (place + r * a.row_floats) * a.channels;
+      if (r < begin || r >= end) {
+        std::memset(out, 0, sizeof(float) * W * a.channels);
+        continue;
       }
+      const float* x = a.x + source + r * step;
+      for (int64_t c = 0; c < a.channels; ++c, x += plane, out += W) store(out, load_window(x, window));
+    }
   });
 }
 

@@ -11,7 +11,7 @@ constexpr int64_t kChannelBytes = 4096;    // copies of one channel: several fit
 constexpr int64_t kBlockBytes = 40 << 10;  // copies of a channel block
 constexpr int64_t kMaxBlockBytes = 512 << 10;
 constexpr int64_t kRowsAhead = 3;       // whose entries are prefetched
-constexpr double kBlockWeights = 10;    // weights per row and channel block that pay for loading and storing the sums
+constexpr double kBlockWeights = 10;    // weights per filter and channel block that pay for loading and storing its sums
 constexpr double kDotBlockWeights = 6;  // the same for grad_weight, which only loads its row of grad_out anew
 
 // What a list walk needs besides the pixels; the same for forward, grad_x and grad_weight.
@@ -62,11 +62,11 @@ struct ListGeometry {
     const SparseConvCopies whole(w, w.rows, row_floats);
     const int64_t halo = whole.plane_rows - w.rows;
     const int64_t row_bytes = std::max<int64_t>(1, 4 * int64_t(whole.shift.size() * whole.phase.size()) * row_floats);
-    // Few rows, so that many channels fit the cache; but fill the registers, with one filter or with those that share the mask.
-    const int64_t tile = dst_block == 1 ? 16 : 31 / (std::min<int64_t>(dst_block, 8) + 1);
-    const int64_t least = sparse_conv_ceil(tile * lanes, row_floats);
-    const int64_t most = dst_block == 1 ? kChannelBytes / row_bytes - halo : 0;
-    int64_t strip = std::min(w.rows, std::max(least, most));
+    // fill the registers: one filter's sums, or those of the filters that share a mask
+    const int64_t least = sparse_conv_ceil(16 * lanes, row_floats);
+    const int64_t shared = sparse_conv_ceil(31 / (std::min<int64_t>(dst_block, 8) + 1) * lanes, row_floats);
+    int64_t strip = std::min(w.rows, std::max(least, kChannelBytes / row_bytes - halo));
+    if (dst_block >= 4 && row_floats % lanes == 0 && shared > halo) strip = std::min(strip, shared);  // more channels fit the cache
     strip = sparse_conv_ceil(w.rows, sparse_conv_ceil(w.rows, strip));
     return SparseConvCopies(w, strip, row_floats);
   }
@@ -131,7 +131,9 @@ void sparse_conv_list_run(const SparseConvJob& job, const SparseConvWalk& w) {
   const SparseConvListKernels& kernels = SK_PICK_KERNELS(sparse_conv_list_kernels);
   const SparseConvPatchKernels& patch_kernels = SK_PICK_KERNELS(sparse_conv_patch_kernels);
   const SparseConv2dShape& s = job.shape;
-  const ListGeometry g(s, w, job.grad, kBlockWeights, true);
+  // filters that share each input are served from the second-level cache too
+  const int64_t sharing = std::min<int64_t>(4, job.grad ? s.BI : s.BO);
+  const ListGeometry g(s, w, job.grad, kBlockWeights * double(sharing), true);
   const SparseConvCopies& copies = g.copies;
   const bool patches = g.patches.side != 0, flat = patches || job.flat(w, copies.row_floats);
   const int64_t src_pixels = w.src_h * w.src_w, TB = s.TB();
