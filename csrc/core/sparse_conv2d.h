@@ -8,7 +8,8 @@
 // Granularities: synapse (1, 1, 1); spatial (1, C, 1), the paper's; kernel (1, 1, KH*KW); shared by V filters (V, 1, 1); blocks.
 // Two families of kernels serve all of them:
 //   tile  BT = 1 and BI >= 16: for one tap, the filters that keep it form a dense matrix over BI input channels
-//   list  everything else: every output channel walks its list of kept taps over shifted copies of the input
+//   list  everything else: every output channel walks its list of kept taps over shifted copies of the input, or, for single weights
+//         on 8x8 and 16x16 maps (AVX-512), over one copy whose vectors hold a pixel of each of 4 x 4 patches
 // Accumulation is in one fixed order: results do not depend on the number of threads.
 #pragma once
 #include "core/core.h"
