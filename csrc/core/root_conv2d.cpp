@@ -7,8 +7,8 @@
 namespace sk {
 namespace {
 
-constexpr int64_t kLeast = 64 << 10;            // floats between the stages of a chunk: fewer do not pay for its calls ...
-constexpr int64_t kMost = 192 << 10;            // ... more leave no room in L2 for what comes in, goes out, and the weights
+constexpr int64_t kLeast = 128 << 10;           // floats between the stages of a chunk: fewer do not pay for its calls ...
+constexpr int64_t kMost = 256 << 10;            // ... more leave no room in L2 for what comes in, goes out, and the weights
 constexpr int64_t kLeastRows = 4;               // of a band: tiles are up to three rows high
 constexpr int64_t kLeastPixels = 196;           // each chunk reads the weights again
 constexpr int64_t kLeastPixelsUnpacked = 1024;  // ... and packs them
