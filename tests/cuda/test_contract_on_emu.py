@@ -50,6 +50,14 @@ def test_tf32_is_coarser_and_within_its_bound(op, name):
     assert ((strict - coarse).abs() <= 2.0**-9 * size).all()
 
 
+def test_relu_runs_in_the_kernel():
+    op = OPS["grouped_conv2d"]
+    inputs = _inputs(op, "odd_batch")
+    with emulated.use():
+        plain, fused = op.function(**inputs), op.function(**inputs, activation="relu")
+    assert plain.min() < 0 and torch.equal(fused, plain.relu())
+
+
 def test_a_plan_serves_in_place_of_the_table():
     op = OPS["sparse_linear"]
     for name in ("odd_batch", "odd_block"):
