@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -48,6 +50,30 @@ def test_library_is_loaded_under_a_cuda_torch_only(tmp_path):
     library.touch()
     assert backends.why_no_cuda(library, "13.0") is None
     assert "CPU build" in backends.why_no_cuda(library, None)
+
+
+def test_library_is_built_for_a_cuda_torch_or_on_demand(monkeypatch):
+    pytest.importorskip("setuptools")
+    path = Path(sk.__file__).resolve().parent.parent / "setup.py"
+    spec = importlib.util.spec_from_file_location("sparsekern_setup", path)
+    setup = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(setup)
+    for compiler, asked, cuda_of_torch, wanted in [
+        ("/bin/nvcc", "auto", "13.0", True),
+        ("/bin/nvcc", "auto", None, False),
+        ("/bin/nvcc", "on", None, True),
+        ("/bin/nvcc", "off", "13.0", False),
+        (None, "auto", "13.0", False),
+    ]:
+        monkeypatch.setattr(setup, "nvcc", lambda c=compiler: c)
+        monkeypatch.setenv("SPARSEKERN_CUDA", asked)
+        assert setup.wants_cuda(cuda_of_torch) is wanted, (compiler, asked, cuda_of_torch)
+    monkeypatch.setenv("SPARSEKERN_CUDA", "on")
+    with pytest.raises(SystemExit, match="SPARSEKERN_CUDA=on needs nvcc"):
+        setup.wants_cuda(None)
+    monkeypatch.setenv("SPARSEKERN_CUDA", "maybe")
+    with pytest.raises(SystemExit, match="must be auto, on or off; got maybe"):
+        setup.wants_cuda(None)
 
 
 @pytest.mark.skipif(backends.missing_cuda is None, reason="the CUDA kernels are here")
