@@ -85,6 +85,7 @@ class Fetch {
     line_ = lines_;
   }
   SK_INLINE void some() {
+    if (left_ == 0) return;
     for (int64_t end = left_ < each_ ? 0 : left_ - each_; left_ > end; --left_, at_ += 64) {
       _mm_prefetch(at_, _MM_HINT_T1);
       if (--line_ == 0) line_ = lines_, at_ += step_bytes_;
@@ -132,8 +133,8 @@ SK_INLINE void sum_blocks(const Bf16Blocks& w, const Tiles& x, Pending& pending,
     const char* from = weight + int64_t(w.entries[2 * e + 1]) * w.rows * w.depth * 2;
     const char* in = x.at(g.n[0], w.entries[2 * e] * k_tiles);
     for (int64_t k = 0; k < k_tiles; ++k, from += step, in += x.step) {
-      multiply<WeightLeft, R, G, true>(from, next, stride, in, g.next, x.stride);
-      fetch.some();
+      multiply<WeightLeft, R, G, !WeightLeft && G == 2>(from, next, stride, in, g.next, x.stride);
+      if constexpr (G == 2) fetch.some();  // one group: few rows, and none behind them
     }
     if (e - begin == 1) pending.flush();
   }
