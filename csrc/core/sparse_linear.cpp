@@ -139,7 +139,7 @@ void turned(const SparseLinearShape& s, const Plan& plan, const float* x, Stride
   constexpr int64_t L = Interleaved::kLanes;
   const Scratch scratch(size_t(natural(x_s) ? 0 : s.N * s.in()) * sizeof(float));
   const float* rows = natural_rows(x, x_s, s.N, s.in(), scratch);
-  const Interleaved c{weight, plan.at(Plan::kRowsOf16), plan.data[Plan::kWide] != 0, s.OB, s.F};
+  const Interleaved c{weight, plan.at(Plan::kRowsOf16), plan.data[Plan::kWide] != 0, s.OB, s.F, s.in()};
   parallel(pool, (s.OB + L - 1) / L, std::max<int64_t>(1, 2048 / s.F), [&](int64_t begin, int64_t end) {
     for (int64_t n = 0; n < s.N; ++n) kernels().turned(c, rows + n * x_s.row, bias, y + n * y_s.row, y_s.col, begin, end);
   });

@@ -136,10 +136,38 @@ void interleaved_kernel(const Interleaved& c, const float* x, const float* bias,
 }
 
 #if defined(__AVX512F__)
+SK_INLINE __m512i sources_of(const uint16_t* i) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(i))); }
+SK_INLINE __m512i sources_of(const int32_t* i) { return _mm512_loadu_si512(i); }
+
+// Up to 64 inputs in registers: two permutes take a third of the time of a gather.
+struct InRegisters {
+  static constexpr int64_t kMost = 4 * W;
+  __m512 x[4];
+  InRegisters(const float* from, int64_t inputs) {
+    SK_UNROLL for (int j = 0; j < 4; ++j) {
+      const int64_t left = inputs - j * W;
+      x[j] = reinterpret_cast<__m512>(left >= W ? load(from + j * W) : left > 0 ? load_first(from + j * W, int(left)) : zero());
+    }
+  }
+  template <class I>
+  SK_INLINE vf at(const I* source) const {
+    const __m512i i = sources_of(source);
+    const __m512 low = _mm512_permutex2var_ps(x[0], i, x[1]), high = _mm512_permutex2var_ps(x[2], i, x[3]);
+    return reinterpret_cast<vf>(_mm512_mask_mov_ps(low, _mm512_test_epi32_mask(i, _mm512_set1_epi32(2 * W)), high));
+  }
+};
+struct InMemory {
+  const float* x;
+  template <class I>
+  SK_INLINE vf at(const I* source) const {
+    return gather(x, source);
+  }
+};
+
 // The same for a natural weight of few connections a row: 16 rows are turned side by side in registers, 4 connections at a time, which
 // costs less than to sum the lanes of each row.
-template <class I>
-SK_INLINE void turned_groups(const Interleaved& c, const float* x, const float* bias, float* y, int64_t y_stride, int64_t begin, int64_t end) {
+template <class I, class X>
+SK_INLINE void turned_groups(const Interleaved& c, const X& x, const float* bias, float* y, int64_t y_stride, int64_t begin, int64_t end) {
   constexpr int64_t L = Interleaved::kLanes;
   for (int64_t group = begin; group < end; ++group) {
     const int64_t first = group * L;
@@ -150,18 +178,18 @@ SK_INLINE void turned_groups(const Interleaved& c, const float* x, const float* 
     __m512 t[4];
     int64_t k = 0;
     if (c.fan_in == 1) {
-      sums[0] += load_first(w, rows) * gather(x, source);
+      sums[0] += load_first(w, rows) * x.at(source);
       k = 1;
     } else if (rows == L) {
       for (; k + 4 <= c.fan_in; k += 4) {
         turn_four(w + k, c.fan_in, t);
-        SK_UNROLL for (int i = 0; i < 4; ++i) sums[i] += reinterpret_cast<vf>(t[i]) * gather(x, source + (k + i) * L);
+        SK_UNROLL for (int i = 0; i < 4; ++i) sums[i] += reinterpret_cast<vf>(t[i]) * x.at(source + (k + i) * L);
       }
     }
     for (; k < c.fan_in; k += 4) {
       const int columns = c.fan_in - k < 4 ? int(c.fan_in - k) : 4;
       turn_some(w + k, c.fan_in, rows, columns, t);
-      SK_UNROLL for (int i = 0; i < 4; ++i) if (i < columns) sums[i] += reinterpret_cast<vf>(t[i]) * gather(x, source + (k + i) * L);
+      SK_UNROLL for (int i = 0; i < 4; ++i) if (i < columns) sums[i] += reinterpret_cast<vf>(t[i]) * x.at(source + (k + i) * L);
     }
     const vf total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     if (y_stride == 1) {
@@ -173,9 +201,11 @@ SK_INLINE void turned_groups(const Interleaved& c, const float* x, const float* 
 }
 void turned_kernel(const Interleaved& c, const float* x, const float* bias, float* y, int64_t y_stride, int64_t begin, int64_t end) {
   if (c.wide)
-    turned_groups<int32_t>(c, x, bias, y, y_stride, begin, end);
+    turned_groups<int32_t>(c, InMemory{x}, bias, y, y_stride, begin, end);
+  else if (c.inputs <= InRegisters::kMost)
+    turned_groups<uint16_t>(c, InRegisters(x, c.inputs), bias, y, y_stride, begin, end);
   else
-    turned_groups<uint16_t>(c, x, bias, y, y_stride, begin, end);
+    turned_groups<uint16_t>(c, InMemory{x}, bias, y, y_stride, begin, end);
 }
 #else
 constexpr decltype(SparseLinearKernels::turned) turned_kernel = nullptr;

@@ -17,6 +17,7 @@ constexpr double kExpandedToCache = 1000;                                       
 constexpr double kStripFlops[] = {0, 110e3, 140e3, 150e3, 170e3};                 // its products, by vectors of columns
 constexpr double kDenseRows[] = {0, 1800, 1500, 1300, 1200, 800, 800, 800, 750};  // vectors of positions for 1 to 8 rows of x
 constexpr double kDenseRowsFlops = 165e3;                                         // for more
+constexpr double kTurnedPermute = 400;                                            // the same where x fits registers
 constexpr double kTurnedGather = 170;                                             // vectors of connections turned and gathered
 constexpr double kSums = 650;                                                     // vectors summed to one number
 constexpr double kExpandedToDense = 150;  // vectors of positions written into a dense matrix, and read back by the product
@@ -138,7 +139,8 @@ double plain_us(const SparseLinearShape& s, Product product, LinearKernel kernel
   const int64_t vectors = std::min<int64_t>(4, groups(s.N)), columns = groups(s.N) * 16;
   double us = 2.0;
   if (kernel == LinearKernel::gather)
-    us += product == Product::forward && can_turn(s) ? s.N * double(groups(s.OB)) * s.F / kTurnedGather : gather_us(s);
+    us += product == Product::forward && can_turn(s) ? s.N * double(groups(s.OB)) * s.F / (s.in() <= 64 ? kTurnedPermute : kTurnedGather)
+                                                     : gather_us(s);
   else if (kernel == LinearKernel::balanced)
     us += balanced_us(s, true, false);
   else if (kernel == LinearKernel::dense_rows)

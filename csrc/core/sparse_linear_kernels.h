@@ -28,6 +28,7 @@ struct Interleaved {
   const void* source;   // uint16 or int32, likewise
   bool wide;
   int64_t rows, fan_in;
+  int64_t inputs = INT64_MAX;  // of x; the turned kernel keeps few of them in registers
 };
 
 // A packed weight with its zeros: [groups][inputs][kLanes] outputs, zero behind the last row.

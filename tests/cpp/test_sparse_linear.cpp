@@ -109,8 +109,16 @@ int main() {
   int cases = 0;
   for (const bool feature_major : {false, true})
     for (const int64_t N : {0, 1, 2, 3, 4, 7, 8, 16, 37, 64, 65, 130}) {
-      for (const auto& [OB, F, IB] :
-           {std::array<int64_t, 3>{1, 1, 1}, {7, 3, 9}, {130, 40, 300}, {33, 17, 33}, {5, 100, 257}, {50, 6, 40}, {33, 1, 20}, {1, 40, 500}})
+      for (const auto& [OB, F, IB] : {std::array<int64_t, 3>{1, 1, 1},
+                                      {7, 3, 9},
+                                      {130, 40, 300},
+                                      {33, 17, 33},
+                                      {5, 100, 257},
+                                      {50, 6, 40},
+                                      {33, 1, 20},
+                                      {70, 7, 64},
+                                      {35, 30, 65},
+                                      {1, 40, 500}})
         ok &= run({N, OB, F, 1, 1, IB, feature_major}), ++cases;
       // most connections kept: rows are expanded; inputs below, at, and around words of 32
       for (const auto& [OB, F, IB] :
