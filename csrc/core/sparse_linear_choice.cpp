@@ -73,7 +73,8 @@ double balanced_us(const SparseLinearShape& s, bool natural, bool bf16) {
   constexpr double kCache = 2 << 20;
   const double vectors = double(groups(s.OB)) * s.F, bytes = vectors * kTile * (bf16 ? 3 : 5);
   const double* rates = bf16 ? kBalancedBf16 : kBalanced;
-  const double us = vectors * ((s.N / 4) / rates[4] + (s.N % 4 ? 1 / rates[s.N % 4] : 0.0) + (natural ? 1 / kTurned : 0.0));
+  const double products_us = vectors * ((s.N / 4) / rates[4] + (s.N % 4 ? 1 / rates[s.N % 4] : 0.0) + (natural ? 1 / kTurned : 0.0));
+  const double us = std::max(products_us, s.N * double(std::min(s.in(), 32 * s.F)) * 4 / kRead);
   const double memory_us = bytes > kCache ? bytes / kBeyondCache : 0.0;
   return natural ? us + memory_us / 2 : std::max(us, memory_us);  // half of it hides behind the products
 }
@@ -227,7 +228,7 @@ LinearKernel sparse_linear_plain_kernel(const SparseLinearShape& s, Product prod
     kernel = LinearKernel::gather;  // also for many rows, where outputs are few
   if (can_expand(s) && faster(LinearKernel::expanded)) kernel = LinearKernel::expanded;
   if (can_expand(s) && s.N > 8 && faster(LinearKernel::expanded_strips)) kernel = LinearKernel::expanded_strips;
-  if (can_balance(s) && s.N <= kMostBalancedRows && faster(LinearKernel::balanced)) kernel = LinearKernel::balanced;
+  if (can_balance(s) && (s.N <= kMostBalancedRows || s.OB <= kTile) && faster(LinearKernel::balanced)) kernel = LinearKernel::balanced;
   return kernel;
 }
 
@@ -269,9 +270,14 @@ LinearKernel sparse_linear_packed_choice(const SparseLinearShape& s, LinearType 
     if (kernel != LinearKernel::balanced) return plain_us(s, Product::forward, kernel, half_precision) - weight_conversion_us;
     return 2.0 + balanced_us(s, false, tiles) + (half_precision && !tiles ? double(s.in() + s.out()) * s.N / 4000 : 0.0);
   };
+  if (plain == LinearKernel::feature_major && !s.places && !s.balanced && !packs_zeros(s)) {  // many rows, but few outputs
+    SparseLinearShape whole = s;
+    whole.OB = groups(s.OB) * kTile;
+    if (2.0 + gather_us(whole) < 0.8 * us_of(plain)) plain = LinearKernel::gather;
+  }
   if (packs_zeros(s) && (few || us_of(LinearKernel::dense_rows) < us_of(plain))) plain = LinearKernel::dense_rows;
   if (packs_natural(s) && can_expand(s) && us_of(LinearKernel::expanded) < us_of(plain)) plain = LinearKernel::expanded;
-  if (can_balance(s) && s.N <= kMostBalancedRows && us_of(LinearKernel::balanced) < us_of(plain)) plain = LinearKernel::balanced;
+  if (can_balance(s) && (s.N <= kMostBalancedRows || s.OB <= kTile) && us_of(LinearKernel::balanced) < us_of(plain)) plain = LinearKernel::balanced;
   if (s.places && has_avx512() && s.N <= kMostWindowRows && 2.0 + windows_us(s) < us_of(plain)) plain = LinearKernel::windows;
   const double plain_us =
       plain == LinearKernel::windows ? 2.0 + windows_us(s) + (half_precision ? double(s.in() + s.out()) * s.N / 4000 : 0.0) : us_of(plain);

@@ -384,7 +384,7 @@ void sparse_linear_packed_fwd(const SparseLinearShape& sizes, const int32_t* pac
     });
     return;
   }
-  if (s.N > kFewRows || !pack_data[Pack::kRowsSource]) {
+  if (kernel != LinearKernel::gather || !pack_data[Pack::kRowsSource]) {
     const Connections c{nullptr, pack.at(Pack::kSource), wide, s.kept()};
     return feature_major_product(s.N, c, {pack.at(Pack::kPanels)}, x, x_s, s.in(), {pack.floats(Pack::kWeight)}, bias, y, y_s, s.out(), pool);
   }
