@@ -87,7 +87,7 @@ def test_moving_connections_read_the_dense_gradient():
 
 @pytest.mark.parametrize(("dynamic", "least"), [(MovingConnections(every=20), 0.85), (DrawnAnew(every=45), 0.6)], ids=["moving", "drawn"])
 def test_nets_learn_while_connections_change(dynamic, least):
-    recipe = get_recipe("digits/density").with_(epochs=4, options={"fan_out": (32, 5)})
+    recipe = get_recipe("digits/density").with_(epochs=4, lr=3e-3, batch=32, options={"fan_out": (32, 5)})
     start, end = build_model(recipe, 0), train(recipe, dynamic=dynamic)
     for layer, was in ((end.model.junction1, start.junction1), (end.model.junction2, start.junction2)):
         assert layer.weight.shape == was.weight.shape and not torch.equal(layer.index, was.index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 from sparsekern.drawing import BLUE, RUST, new_figure, save
@@ -39,5 +40,5 @@ def plot_results(experiment: Experiment, results: Results, path: str | Path, *, 
         axes.legend(fontsize=7, frameon=False, loc="best")
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    figure.suptitle(f"{experiment.title}\n{caption}", fontsize=8.5)
+    figure.suptitle("\n".join([experiment.title, *textwrap.wrap(caption, 70 * len(panels))]), fontsize=8.5)
     save(figure, path)
