@@ -194,7 +194,7 @@ def _print(console: Console, experiment: Experiment, results: Results, claims: S
 def _caption(experiment: Experiment, results: Results, args: Any, seeds: Sequence[int]) -> str:
     recipe = next(iter(results.values())).point.recipe
     size = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in recipe.data_options.items())
-    return f"{len(seeds)} seed(s), {recipe.epochs} epochs" + (f", {size}" if size else "") + f"; {experiment.measured}"
+    return f"up to {len(seeds)} seeds, {recipe.epochs} epochs" + (f", {size}" if size else "") + f"; {experiment.measured}"
 
 
 def _document(experiment: Experiment, results: Results, claims: Sequence[Claim], args: Any, seeds: Sequence[int]) -> dict[str, Any]:
