@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "core/grouped_conv2d_bf16.h"
 #include "core/grouped_conv2d_impl.h"
 
 namespace sk {
@@ -202,6 +203,13 @@ const char* torch_reason_bf16(const Conv2dShape& s, int64_t in, double macs) {
   return in <= narrow && in > 1 ? nullptr : macs < 8 * kSmallMacs ? nullptr : "bfloat16: torch is faster";
 }
 
+// Whether matrix tiles beat torch: groups of some width, one image, or small maps, or narrow groups of several.
+bool tiles_win(const Conv2dShape& s, int64_t in) {
+  if (!grouped_conv2d_prefers_tiles(s) || s.groups == 1 || in > 128 || s.KH * s.KW == 1) return false;
+  if (s.N == 1) return true;
+  return s.stride_h == 1 && s.stride_w == 1 && s.KH * s.KW <= 9 && (s.OH * s.OW <= 256 || in <= 16);
+}
+
 }  // namespace
 
 ConvChoice grouped_conv2d_choice(const Conv2dShape& s, ConvProduct product, ConvType type) {
@@ -212,6 +220,7 @@ ConvChoice grouped_conv2d_choice(const Conv2dShape& s, ConvProduct product, Conv
   if (dense_policy() != Dense::automatic) return {dense_policy() == Dense::never, "asked for"};
   if (macs < kSmallMacs) return {true, "small: less work than a call of torch's convolution"};
   const bool depthwise = in_group == 1 && out_group == 1;
+  if (type == ConvType::bf16 && !backward && tiles_win(s, in_group)) return {true, "own kernel on matrix tiles"};
   if (strided && (backward || !s.channels_last))
     reason = "stride above 1: torch is faster";
   else if (strided && s.KH * s.KW > 1 && type == ConvType::fp32)

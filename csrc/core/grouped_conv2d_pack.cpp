@@ -1,11 +1,14 @@
 // Packs of grouped_conv2d: the weight in the blocks that the NHWC tiles read, chosen for images of one size and good for others.
-// Where torch serves that size, or no tile can, a pack keeps the natural weight.
+// Where torch serves that size, or no tile can, a pack keeps the natural weight. A bf16 weight becomes matrix tiles, where there are any.
 //
-// A pack is int32 words: a header, then floats by their bits from the word kHeader on (64-byte aligned if the pack is).
+// A pack is int32 words: a header, then floats by their bits from the word kHeader on (64-byte aligned if the pack is), or tiles
+// as in grouped_conv2d_tiles.h.
 #include <cstdint>
 #include <cstring>
 
+#include "core/grouped_conv2d_bf16.h"
 #include "core/grouped_conv2d_impl.h"
+#include "core/grouped_conv2d_tiles.h"
 
 namespace sk {
 namespace {
@@ -24,10 +27,16 @@ enum Word : int {
   kVectors,
   kSpanning,
   kLanes,
+  kBundle,  // of tiles: groups in a bundle, its steps, stride and dilation of the columns, pixels of a position
+  kSteps,
+  kStride,
+  kDilation,
+  kPixels,
   kHeader = 32
 };
 constexpr int32_t kMagicValue = 0x534b4331, kVersionValue = 1;
-constexpr int64_t kTail = 16;  // words after the last block
+enum Content : int32_t { kNatural = 0, kBlocks = 1, kTiles = 2 };  // kBlocked
+constexpr int64_t kTail = 16;                                      // words after the last block
 
 const float* floats(const int32_t* pack) { return reinterpret_cast<const float*>(pack + kHeader); }
 
@@ -36,22 +45,31 @@ ConvJob job_of(const int32_t* pack) {
   job.K = pack[kOutChannels], job.KH = pack[kRows], job.KW = pack[kColumns], job.groups = pack[kGroups];
   job.C = int64_t(pack[kChannels]) * pack[kGroups];
   job.channels_last = true;
+  job.stride_h = job.stride_w = job.dilation_h = job.dilation_w = 1;
+  if (pack[kBlocked] == kTiles) job.stride_w = pack[kStride], job.dilation_w = pack[kDilation];
   return job;
 }
 
 ConvBlockOrder order_of(const int32_t* pack) { return {LaneConfig::Order(pack[kOrder]), pack[kVectors], pack[kSpanning] != 0}; }
 
-// blocks need the vectors that they were made of
-bool readable_here(const int32_t* pack) { return pack[kBlocked] && pack[kLanes] == SK_PICK_KERNELS(conv_lane_kernels).lanes; }
+ConvTilePackSizes tiles_of(const int32_t* pack) { return {pack[kBundle], pack[kSteps], pack[kPixels]}; }
 
-// Floats of the weights that the header promises; -1 if it makes no sense.
-int64_t promised_floats(const int32_t* pack) {
+// blocks need the vectors that they were made of
+bool readable_here(const int32_t* pack) { return pack[kBlocked] == kBlocks && pack[kLanes] == SK_PICK_KERNELS(conv_lane_kernels).lanes; }
+
+// Words behind the header that it promises; -1 if it makes no sense.
+int64_t promised_words(const int32_t* pack) {
   for (int i = kOutChannels; i <= kGroups; ++i)
     if (pack[i] < 1) return -1;
   const ConvJob job = job_of(pack);
   const int64_t columns = int64_t(pack[kChannels]) * job.KH * job.KW, lanes = pack[kLanes], width = pack[kVectors] * lanes;
   if (job.K % job.groups || job.C >= INT32_MAX || columns >= INT32_MAX) return -1;
-  if (!pack[kBlocked]) return job.K * columns;
+  if (pack[kBlocked] == kNatural) return job.K * columns;
+  if (pack[kBlocked] == kTiles) {
+    if (pack[kBundle] < 1 || pack[kBundle] > job.groups || pack[kSteps] < 1 || pack[kStride] < 1 || pack[kDilation] < 1) return -1;
+    return conv_tile_pack_words(job, tiles_of(pack));
+  }
+  if (pack[kBlocked] != kBlocks) return -1;
   if (pack[kOrder] < LaneConfig::kTapMajor || pack[kOrder] > LaneConfig::kNatural || (lanes != 4 && lanes != 8 && lanes != 16)) return -1;
   if (pack[kVectors] < 1 || pack[kVectors] > 4 || (pack[kSpanning] && pack[kVectors] != 1)) return -1;
   const bool one_line = pack[kSpanning] || (pack[kChannels] == 1 && job.K == job.groups);
@@ -112,9 +130,20 @@ void grouped_conv2d_pack(const Conv2dShape& shape, const float* weight, std::vec
   }
 }
 
+void grouped_conv2d_tiles_pack(const Conv2dShape& shape, const uint16_t* weight, std::vector<int32_t>& pack) {
+  const ConvTilePackSizes sizes = conv_tile_pack_sizes(shape);
+  pack.assign(size_t(kHeader + conv_tile_pack_words(shape, sizes) + kTail), 0);
+  const int64_t words[] = {kMagicValue,  kVersionValue,        shape.K, shape.C / shape.groups, shape.KH, shape.KW,
+                           shape.groups, int64_t(pack.size()), kTiles};
+  for (int i = 0; i <= kBlocked; ++i) pack[i] = int32_t(words[i]);
+  pack[kBundle] = int32_t(sizes.groups), pack[kSteps] = int32_t(sizes.steps), pack[kPixels] = int32_t(sizes.pixels);
+  pack[kStride] = int32_t(shape.stride_w), pack[kDilation] = int32_t(shape.dilation_w);
+  conv_tile_pack(shape, weight, pack.data() + kHeader);
+}
+
 bool grouped_conv2d_pack_shape(const int32_t* pack, int64_t length, Conv2dShape* shape) {
   if (length < kHeader || pack[kMagic] != kMagicValue || pack[kVersion] != kVersionValue || pack[kLength] != length) return false;
-  const int64_t size = promised_floats(pack);
+  const int64_t size = promised_words(pack);
   if (size < 0 || kHeader + size + kTail != length) return false;
   *shape = job_of(pack);
   return true;
@@ -122,7 +151,8 @@ bool grouped_conv2d_pack_shape(const int32_t* pack, int64_t length, Conv2dShape*
 
 void grouped_conv2d_unpack(const int32_t* pack, float* weight) {
   const ConvJob job = job_of(pack);
-  if (!pack[kBlocked]) {
+  if (pack[kBlocked] == kTiles) return conv_tile_unpack(job, tiles_of(pack), pack + kHeader, weight);
+  if (pack[kBlocked] == kNatural) {
     std::memcpy(weight, floats(pack), size_t(job.K * (job.C / job.groups) * job.KH * job.KW) * sizeof(float));
     return;
   }
@@ -135,6 +165,13 @@ bool grouped_conv2d_packed_fwd(const Conv2dShape& shape, const float* x, const i
                                float* out, const Pool& pool) {
   if (!shape.channels_last || !readable_here(pack)) return false;
   return conv_nhwc_packed(ConvJob{shape}, order_of(pack), x, floats(pack), bias, shortcut, relu, out, pool);
+}
+
+bool grouped_conv2d_tiles_packed_fwd(const Conv2dShape& shape, const uint16_t* x, const int32_t* pack, const uint16_t* bias, const uint16_t* shortcut,
+                                     bool relu, uint16_t* out, const Pool& pool) {
+  if (pack[kBlocked] != kTiles || pack[kStride] != shape.stride_w || pack[kDilation] != shape.dilation_w || !grouped_conv2d_on_tiles(shape))
+    return false;
+  return conv_tile_packed_fwd(shape, tiles_of(pack), x, pack + kHeader, bias, shortcut, relu, out, pool);
 }
 
 }  // namespace sk

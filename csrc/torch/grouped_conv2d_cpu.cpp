@@ -2,6 +2,7 @@
 #include <cstring>
 #include <vector>
 
+#include "core/grouped_conv2d_bf16.h"
 #include "torch/grouped_conv2d.h"
 
 namespace sk::glue {
@@ -93,6 +94,11 @@ Tensor grouped_conv2d(const Tensor& x, const Tensor& weight, const std::optional
                        static_cast<double*>(out.mutable_data_ptr()), threads);
     return out;
   }
+  if (x.scalar_type() == ScalarType::BFloat16 && grouped_conv2d_prefers_tiles(s)) {
+    grouped_conv2d_tiles_fwd(s, data<uint16_t>(xs), data<uint16_t>(w), b ? data<uint16_t>(*b) : nullptr, added ? data<uint16_t>(*added) : nullptr,
+                             relu, static_cast<uint16_t*>(out.mutable_data_ptr()), threads);
+    return out;
+  }
   const FloatInput xf(xs, xs.numel(), threads), wf(w, w.numel(), threads), bf(b, threads), af(added, threads);
   const FloatOutput y(out, threads);
   grouped_conv2d_fwd(s, xf.data(), wf.data(), bf.data(), af.data(), relu, y.data(), threads);
@@ -152,12 +158,16 @@ Tensor grouped_conv2d_grad_weight(const Tensor& grad_out, const Tensor& x, int64
 Tensor pack_grouped_conv2d(const Tensor& weight, int64_t N, int64_t H, int64_t W, int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w,
                            int64_t dilation_h, int64_t dilation_w, int64_t groups) {
   const Window window{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups};
-  STD_TORCH_CHECK(weight.is_cpu() && weight.scalar_type() == ScalarType::Float && weight.dim() == 4, "grouped_conv2d_packed: weight");
+  const bool bf16 = weight.scalar_type() == ScalarType::BFloat16;
+  STD_TORCH_CHECK(weight.is_cpu() && (bf16 || weight.scalar_type() == ScalarType::Float) && weight.dim() == 4, "grouped_conv2d_packed: weight");
   const bool cl = channels_last(weight);
   const Conv2dShape s = shape_of(N, weight.size(1) * groups, H, W, weight.size(0), weight.size(2), weight.size(3), window, true, cl);
   const Tensor w = in_layout(weight, cl);
   std::vector<int32_t> pack;
-  grouped_conv2d_pack(s, data<float>(w), pack);
+  if (bf16 && grouped_conv2d_prefers_tiles(s) && !torch_wins(s, ConvProduct::forward, ScalarType::BFloat16))
+    grouped_conv2d_tiles_pack(s, data<uint16_t>(w), pack);
+  else
+    grouped_conv2d_pack(s, FloatInput(w, w.numel(), pool()).data(), pack);
   const int64_t size = int64_t(pack.size()), step = 1;
   Tensor out = empty_strided(weight, ScalarType::Int, &size, &step, 1);
   std::memcpy(out.mutable_data_ptr(), pack.data(), pack.size() * sizeof(int32_t));
@@ -186,6 +196,10 @@ Tensor grouped_conv2d_packed(const Tensor& x, const Tensor& packed, const std::o
     const Tensor out = new_image(x, s.N, s.K, s.OH, s.OW, cl);
     const std::optional<Tensor> b = as_contiguous(bias);
     const std::optional<Tensor> added = shortcut ? std::optional<Tensor>(in_layout(*shortcut, cl)) : std::nullopt;
+    if (x.scalar_type() == ScalarType::BFloat16 &&
+        grouped_conv2d_tiles_packed_fwd(s, data<uint16_t>(x), pack, b ? data<uint16_t>(*b) : nullptr, added ? data<uint16_t>(*added) : nullptr, relu,
+                                        static_cast<uint16_t*>(out.mutable_data_ptr()), threads))
+      return out;
     const FloatInput xf(x, x.numel(), threads), bf(b, threads), af(added, threads);
     const FloatOutput y(out, threads);
     if (grouped_conv2d_packed_fwd(s, xf.data(), pack, bf.data(), af.data(), relu, y.data(), threads)) {

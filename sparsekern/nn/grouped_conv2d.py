@@ -130,9 +130,9 @@ class GroupedConv2d(nn.Conv2d):
         """Put the weights, as they are now, into the kernels' own order for channels_last images, and freeze the layer; returns it.
 
         A packed layer runs :func:`~sparsekern.ops.grouped_conv2d_packed`, says so in its ``repr``, refuses training, and does not see
-        later writes to ``weight``. It computes in float32 whatever the dtype, and costs the memory that :meth:`explain` prints,
-        beside the weight. Images that are not channels_last are served too, but slower than by an unpacked layer. :meth:`unpack`
-        goes back.
+        later writes to ``weight``. It computes in float32 whatever the dtype (in bfloat16 on matrix tiles, where they serve), and
+        costs the memory that :meth:`explain` prints, beside the weight. Images that are not channels_last are served too, but slower
+        than by an unpacked layer. :meth:`unpack` goes back.
 
         Args:
             x_shape: ``(N, C, H, W)`` of the images that the order is chosen for (default: one image of 28 x 28).

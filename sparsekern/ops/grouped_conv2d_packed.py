@@ -19,7 +19,9 @@ from sparsekern.ops.grouped_conv2d import _WINDOW, ACTIVATIONS, _check_pairs, _c
 NAME = "grouped_conv2d_packed"
 
 # words of the header (core/grouped_conv2d_pack.cpp)
-_MAGIC, _SIZES, _LENGTH, _BLOCKED, _ORDER, _VECTORS, _SPANNING, _LANES, _HEADER = 0, slice(2, 7), 7, 8, 9, 10, 11, 12, 32
+_MAGIC, _SIZES, _LENGTH, _BLOCKED, _ORDER, _VECTORS, _SPANNING, _LANES = 0, slice(2, 7), 7, 8, 9, 10, 11, 12
+_BUNDLE, _STEPS, _HEADER = 13, 14, 32
+_TILES = 2  # in the word _BLOCKED: bf16 in matrix tiles
 _MAGIC_VALUE = 0x534B4331
 _TAP_MAJOR, _ROW_MAJOR = 0, 1
 
@@ -70,6 +72,8 @@ def unpack_grouped_conv2d(packed: Tensor) -> Tensor:
     filters, channels, rows, columns, groups = packed[_SIZES].tolist()
     blocked, order, vectors, spanning, lanes = packed[_BLOCKED : _LANES + 1].tolist()
     values = packed[_HEADER:].view(torch.float32)
+    if blocked == _TILES:
+        return _unpack_tiles(packed, filters, channels, rows, columns, groups)
     if not blocked:
         return values[: filters * channels * rows * columns].reshape(filters, channels, rows, columns).clone()
     width, one_line = vectors * lanes, spanning or channels == 1 == filters // groups  # depthwise: vectors as they come
@@ -82,9 +86,28 @@ def unpack_grouped_conv2d(packed: Tensor) -> Tensor:
     return weight[:, :run].reshape(filters, channels, rows, columns)
 
 
+def _unpack_tiles(packed: Tensor, filters: int, channels: int, rows: int, columns: int, groups: int) -> Tensor:
+    """From tiles ``[bundles, tiles, pairs, 16, 2]`` behind a table ``[pairs, 4]``: the weight column that each of two values meets (-1:
+    none), and their groups in the bundle."""
+    bundle, steps = packed[_BUNDLE : _STEPS + 1].tolist()
+    pairs, bundles = 16 * steps, -(-groups // bundle)
+    tiles = -(-bundle * (filters // groups) // 16)
+    table = packed[_HEADER : _HEADER + 4 * pairs].view(pairs, 2, 2)  # [pairs, column or group, low or high]
+    values = packed[_HEADER + 4 * pairs :][: bundles * tiles * pairs * 16].view(torch.bfloat16).view(bundles, tiles, pairs, 16, 2)
+    weight = torch.zeros(filters, channels * rows * columns)
+    for k in range(filters):
+        channel = k % (bundle * (filters // groups))
+        mine = (table[:, 0] >= 0) & (table[:, 1] == channel // (filters // groups))
+        row = values[k // (bundle * (filters // groups)), channel // 16, :, channel % 16]
+        weight[k, table[:, 0][mine].long()] = row[mine].float()
+    return weight.view(filters, channels, rows, columns)
+
+
 def explain_packed(packed: Tensor) -> str:
     """What a pack holds, in words."""
     blocked, _, vectors, _, lanes = packed[_BLOCKED : _LANES + 1].tolist()
+    if blocked == _TILES:
+        return "matrix tiles"
     return f"blocks of {vectors * lanes} channels" if blocked else "the natural weight"
 
 
@@ -134,12 +157,13 @@ def pack_grouped_conv2d(
     """Put a weight into the order in which the kernels of channels_last images read it, once.
 
     Args:
-        weight: ``[K, C/G, KH, KW]`` float32, float16 or bfloat16 (kept as float32), contiguous or channels_last.
+        weight: ``[K, C/G, KH, KW]`` float32, float16 or bfloat16, contiguous or channels_last. Kept as float32; bfloat16 as such
+            where matrix tiles serve it, which then are for bfloat16 images and this stride and dilation.
         stride, padding, dilation, groups: of the convolution.
         images: ``(N, H, W)`` of the images that the order is chosen for; others are served too, perhaps less well.
 
     Returns:
-        ``[*]`` int32 on the CPU: 4 bytes per weight, more where the channels of a group do not fill vectors.
+        ``[*]`` int32 on the CPU: 4 bytes per weight (2 in tiles), more where the channels of a group do not fill vectors.
 
     Raises:
         ValueError: ``grouped_conv2d_packed: weight must be float32, float16 or bfloat16 on a CPU with compiled kernels; got ...``
@@ -151,7 +175,8 @@ def pack_grouped_conv2d(
     d.must(weight.dim() == 4 and min(weight.shape) > 0, NAME, "weight", "[K, C/G, KH, KW], each at least 1", list(weight.shape))
     d.must(groups > 0 and weight.shape[0] % groups == 0, NAME, "groups", f"a divisor of the {weight.shape[0]} filters", groups)
     window = (*_pair(stride), *_pair(padding), *_pair(dilation), groups)
-    return torch.ops.sparsekern.pack_grouped_conv2d(weight.detach().float(), *images, *window)
+    kept = weight.detach() if weight.dtype == torch.bfloat16 else weight.detach().float()
+    return torch.ops.sparsekern.pack_grouped_conv2d(kept, *images, *window)
 
 
 def grouped_conv2d_packed(

@@ -181,7 +181,12 @@ def test_who_serves_is_decided_from_sizes():
     assert served("forward", (8, 256, 56, 56), (64, 256, 1, 1), True)[0] == "sparsekern"
     assert served("forward", (32, 64, 56, 56), (256, 64, 1, 1), True) == ("torch", "dense 1x1 bound by memory: torch is faster")
     assert served("forward", (1, 8, 4, 4), (8, 2, 3, 3))[0] == "sparsekern"
-    assert served("forward", (8, 256, 14, 14), (256, 32, 3, 3), True, dtype=torch.bfloat16)[0] == "torch"
+    assert served("forward", (32, 128, 28, 28), (128, 32, 3, 3), True, dtype=torch.bfloat16)[0] == "torch"
+    if backends.serves("grouped_conv2d") == "cpu/amx":
+        on_tiles = ("sparsekern", "own kernel on matrix tiles")
+        for layer in (((1, 128, 28, 28), (128, 16, 3, 3)), ((8, 256, 14, 14), (256, 32, 3, 3)), ((1, 96, 16, 16), (192, 12, 5, 5))):
+            assert served("forward", *layer, True, dtype=torch.bfloat16) == on_tiles
+            assert served("grad_x", *layer, True, dtype=torch.bfloat16)[0] == "torch"
     assert served("forward", (8, 256, 14, 14), (256, 32, 3, 3), True, dtype=torch.float16)[0] == "sparsekern"
 
 

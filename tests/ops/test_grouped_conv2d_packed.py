@@ -158,3 +158,25 @@ def test_autocast_gives_what_the_unpacked_op_gives():
         out, unpacked = grouped_conv2d_packed(**call), OP.function(**SAMPLES["last_both"])
     assert out.dtype == unpacked.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), unpacked.float(), rtol=2**-5, atol=2**-4)
+
+
+@pytest.mark.skipif(backends.serves("grouped_conv2d") != "cpu/amx", reason="no matrix tiles")
+@pytest.mark.parametrize("groups,stride", [(1, 1), (8, 1), (16, 2), (3, 1)])
+def test_bfloat16_packs_are_tiles(groups, stride):
+    channels = 96 if groups != 3 else 15
+    x = torch.randn(1, channels, 20, 21).bfloat16().to(memory_format=torch.channels_last)
+    weight, bias = torch.randn(2 * channels, channels // groups, 3, 3).bfloat16(), torch.randn(2 * channels).bfloat16()
+    packed = pack_grouped_conv2d(weight, stride, 1, 1, groups, images=(1, 20, 21))
+    if groups == 1:  # torch serves it
+        assert explain_packed(packed) != "matrix tiles"
+        return
+    assert explain_packed(packed) == "matrix tiles"
+    assert torch.equal(unpack_grouped_conv2d(packed), weight.float())
+    want = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), stride, 1, 1, groups)
+    size = torch.nn.functional.conv2d(x.double().abs(), weight.double().abs(), bias.double().abs(), stride, 1, 1, groups)
+    for image in (x, x.contiguous(), x.float()):  # the last two put the weight back
+        got = grouped_conv2d_packed(image, packed, bias.to(image.dtype), 2 * channels, 3, stride, 1, 1, groups)
+        assert ((got.double() - want).abs() <= 2**-8 * want.abs() + 2**-16 * size).all()
+    with backends.use("reference"):
+        got = grouped_conv2d_packed(x, packed, bias, 2 * channels, 3, stride, 1, 1, groups)
+    assert ((got.double() - want).abs() <= 2**-8 * want.abs() + 2**-16 * size).all()

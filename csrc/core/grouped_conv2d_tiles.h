@@ -1,0 +1,82 @@
+// grouped_conv2d in bf16 on matrix tiles (AMX), channels_last: kernels in amx_conv.cpp, driver in grouped_conv2d_tiles.cpp.
+//
+// A tile product takes 16 positions x 32 values by 32 values x 16 output channels. The image is copied, a few groups (a bundle)
+// at a time, with its padding and with the pixels of a strided filter's phases side by side. A position of the copy is a slot of
+// whole cache lines (rows of a tile that cross lines cost three times as much) and holds as many pixels, from its own on, as
+// make the fewest steps: taps side by side then are one step, whatever the width of the groups. What lies between the channels of
+// two groups, or behind the pixels, is multiplied by zero weights.
+#pragma once
+#include "core/sparse_linear_bf16.h"
+
+namespace sk {
+
+// Two neighbouring values of a slot: the columns of a weight row [C/G*KH*KW] that meet them (-1: none does), and their
+// groups in the bundle.
+struct ConvTilePair {
+  int32_t low, high, low_group, high_group;
+};
+
+// One row of the copy: pixels are `left` that are zero, `count` that lie `step` values apart, and `right` that are zero; each has
+// `width` values, of which the first `channels` exist. A slot of `slot` values holds `pixels` of them; with several,
+// none has more than 32 values.
+struct ConvTileRow {
+  const uint16_t* from;
+  int64_t step, left, count, right, channels, width, pixels, slot;
+  uint16_t* to;  // [left + count + right][slot]
+};
+
+// The weights of up to 16 output channels: rows [count][columns] in natural order -> [pairs/16][16 pairs][16][2].
+struct ConvTileWeights {
+  const uint16_t* weight;
+  int64_t count, columns;
+  const ConvTilePair* pairs;
+  int64_t pair_count;
+  uint32_t lanes[2 * kTile];  // of each group of the bundle
+  uint32_t* room;         // [columns/2 rounded up to 16][16]
+  uint16_t* to;
+};
+
+// One bundle of one image: out[place[p]][channel] = bias + sum over steps of x[p*pixel + offset[step] ...] * weight + shortcut, relu.
+struct ConvTileWork {
+  // inputs
+  const char* x;            // position 0
+  int64_t pixel;            // bytes from one position to the next
+  int64_t positions, last;  // how many; where the last 16 of them begin (they overlap those before)
+  const int64_t* offset;    // [steps], bytes
+  int64_t steps;
+  const uint16_t* weight;           // [channels/16][steps][16 pairs][16][2]
+  const uint16_t *bias, *shortcut;  // may be null; of the bundle's first channel (and first pixel)
+  const int32_t* place;             // [positions]: output pixel, or -1; position p is pixel p if null
+  int64_t channels;                 // of the output, in this bundle
+  bool relu;
+  // outputs
+  uint16_t* out;      // first pixel, first channel
+  int64_t out_pixel;  // channels in a pixel
+};
+
+struct ConvTileKernels {
+  void (*copy)(const ConvTileRow& row);
+  void (*pack)(const ConvTileWeights& weights);
+  void (*compute)(const ConvTileWork* work, int64_t count);
+};
+
+// ---- packs of tiles (grouped_conv2d_pack.cpp); of the shape, images and their padding do not matter
+struct Conv2dShape;
+struct ConvTilePackSizes {
+  int64_t groups, steps, pixels;  // in a bundle, of a bundle, of a position
+};
+ConvTilePackSizes conv_tile_pack_sizes(const Conv2dShape& shape);
+int64_t conv_tile_pack_words(const Conv2dShape& shape, const ConvTilePackSizes& sizes);
+void conv_tile_pack(const Conv2dShape& shape, const uint16_t* weight, int32_t* words);
+void conv_tile_unpack(const Conv2dShape& shape, const ConvTilePackSizes& sizes, const int32_t* words, float* weight);  // contiguous
+// False if the sizes are not those of the shape, whose stride and dilation may be others.
+bool conv_tile_packed_fwd(const Conv2dShape& shape, const ConvTilePackSizes& sizes, const uint16_t* x, const int32_t* words, const uint16_t* bias,
+                          const uint16_t* shortcut, bool relu, uint16_t* out, const Pool& pool);
+
+#ifdef SK_HAVE_amx
+namespace amx {
+extern const ConvTileKernels conv_tile_kernels;
+}
+#endif
+
+}  // namespace sk
