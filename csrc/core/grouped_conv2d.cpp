@@ -148,8 +148,12 @@ constexpr double kSmallMacs = 1 << 19;  // a call of torch's convolution costs 1
 
 double megabytes_of(const Conv2dShape& s) { return 4e-6 * double(s.N) * double(std::max(s.C * s.H * s.W, s.K * s.OH * s.OW)); }
 
-// Strided filters read a padded copy: that pays for whole filter rows of few channels, or where the weights outweigh the map.
+// Square filters of stride 2 have row kernels for groups; other strided ones read a padded copy: that pays for whole filter rows of
+// few channels, or where the weights outweigh the map.
 const char* torch_reason_strided_nhwc(const Conv2dShape& s) {
+  const int64_t in = s.C / s.groups;
+  const bool square = s.KH == s.KW && s.stride_h == 2 && s.stride_w == 2 && s.dilation_h == 1 && s.dilation_w == 1 && s.groups > 1;
+  if (has_avx512() && square && (s.N == 1 || in > 1) && (s.KH == 3 || (s.KH == 5 && (s.N == 1 || in <= 4)))) return nullptr;
   const bool few = s.groups == 1 && s.C * s.KW <= 48 && s.dilation_w == 1 && megabytes_of(s) <= 4;
   const bool heavy = s.C / s.groups >= 32 && (s.N * s.OH * s.OW <= 200 || (s.groups == 1 && s.OH * s.OW <= 64));
   return has_avx512() && (few || heavy) ? nullptr : "stride above 1: torch is faster";
@@ -169,6 +173,7 @@ const char* torch_reason_nhwc(const Conv2dShape& s, int64_t in, int64_t out, boo
   }
   if (square && (s.KH == 3 || s.KH == 5))
     return s.groups == 1 && in < 8 && megabytes > 4 ? "few input channels, large maps: torch is faster" : nullptr;
+  if (!backward && s.groups > 1 && s.KH == 3 && s.KW == 3 && s.dilation_h == 2 && s.dilation_w == 2) return nullptr;
   // one group: a filter row is one long sum, if the map's rows are whole tiles
   if (!backward && s.groups == 1 && megabytes < 0.5 && (s.OW % 7 == 0 || s.OW <= 8)) return nullptr;
   return in % 4 == 0 ? "kernel size or dilation without a channels_last tile: torch is faster" : nullptr;

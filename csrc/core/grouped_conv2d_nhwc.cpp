@@ -7,7 +7,7 @@
 #include <cstring>
 #include <vector>
 
-#include "core/grouped_conv2d_impl.h"
+#include "core/grouped_conv2d_spread.h"
 
 namespace sk {
 namespace {
@@ -49,23 +49,24 @@ struct PixelTile {
   int edges;
 };
 
-std::vector<PixelTile> pixel_tiles(int64_t columns, const LaneConfig& config, bool edges) {
+// edges: 1 the left border, 2 the right one
+std::vector<PixelTile> pixel_tiles(int64_t columns, const LaneConfig& config, int edges) {
   std::vector<PixelTile> tiles;
   for (int64_t x = 0; x < columns; x += config.P) {
     const LaneConfig& tile = columns - x < config.P ? conv_last_tile(config, columns) : config;
     const int64_t first = std::min(x, columns - tile.P);  // the last tile may overlap the one before: same values again
-    tiles.push_back({&tile, first, edges ? (first == 0 ? 1 : 0) | (first + tile.P == columns ? 2 : 0) : 0});
+    tiles.push_back({&tile, first, edges & ((first == 0 ? 1 : 0) | (first + tile.P == columns ? 2 : 0))});
   }
   return tiles;
 }
 
-// The job is free of padding, except for same-size padding (`edges`) and rows outside with the row kernels.
+// The job is free of padding, except for columns outside (`edges`) and rows outside with the row kernels.
 void run(const ConvJob& job, const LaneConfig& config, bool edges, ConvWeights& weights, const float* bias, const float* x, const float* shortcut,
          bool relu, float* out, const Pool& pool) {
   if (conv_is_flat(job)) return conv_nhwc_flat(job, config, weights, bias, x, shortcut, relu, out, pool);
   const int R = config.R, P = config.P;
   const int64_t C = job.C, images = job.N, rows = job.OH / R, columns = job.OW;
-  const std::vector<PixelTile> tiles = pixel_tiles(columns, config, edges);
+  const std::vector<PixelTile> tiles = pixel_tiles(columns, config, !edges ? 0 : columns_beyond(job) > 0 ? 3 : 1);
   // the pixels under a filter row lie side by side: with one group they are one tap of KW*C channels
   const bool whole_rows =
       weights.blocks()[0].kind == kOneGroup && job.groups == 1 && job.dilation_w == 1 && config.weight_order == LaneConfig::kTapMajor;
@@ -79,7 +80,7 @@ void run(const ConvJob& job, const LaneConfig& config, bool edges, ConvWeights& 
 
   LaneTile base{};
   base.zero = zero_row.as<float>();
-  base.x_pixel = C * job.stride_w;
+  base.x_pixel = config.weight_order == LaneConfig::kTapMajor ? C * job.stride_w : C;  // the row kernels see every pixel
   base.x_row = job.W * C;
   base.rows = job.H;
   base.tap_offset = tap_offset.data();

@@ -1,7 +1,7 @@
 // Which tile of the NHWC kernels computes a convolution: chosen by counting the instructions of each.
 #include <algorithm>
 
-#include "core/grouped_conv2d_impl.h"
+#include "core/grouped_conv2d_spread.h"
 
 namespace sk {
 namespace {
@@ -20,7 +20,7 @@ double tile_cycles(const ConvJob& job, const LaneConfig& c, LaneKind kind) {
   if (c.weight_order == LaneConfig::kTapMajor)
     sources = c.P, steps = taps;  // one tap
   else if (c.weight_order == LaneConfig::kRowMajor)
-    sources = c.P + job.KW - 1, steps = job.KH;  // one filter row
+    sources = (c.P - 1) * job.stride_w + (job.KW - 1) * job.dilation_w + 1, steps = job.KH;  // one filter row
   else
     sources = (c.R + 2) * (c.P + 2), steps = 1, overhead = 3.2;  // the whole filter
   const double operations = outputs * taps / steps + sources * shuffles_per_source;
@@ -40,7 +40,7 @@ class Chooser {
     for (const LaneMap& b : spanned_) ++spanning_.of[b.kind];
   }
 
-  // `edges`: same-size padding stays in the kernel, which needs a last tile that starts at least K/2 after the others
+  // `edges`: the padding stays in the kernel, which needs a last tile that starts inside the image
   void consider(const LaneConfig* configs, int count, bool edges) {
     const bool flat = conv_is_flat(job_);
     const int64_t rows = flat ? 1 : job_.OH, columns = flat ? job_.N * job_.OH * job_.OW : job_.OW;
@@ -49,7 +49,7 @@ class Chooser {
       for (const LaneConfig* c = configs; c < configs + count; ++c) {
         if (packed_ && (c->weight_order != packed_->order || c->V != packed_->V || spanning != packed_->spanning)) continue;
         if (c->R > rows || c->P > columns || (spanning && c->V > 1)) continue;
-        if (edges && columns % c->P != 0 && columns % c->P < job_.KW / 2) continue;
+        if (edges && columns % c->P != 0 && columns % c->P * job_.stride_w < job_.pad_w) continue;
         const double cycles = cycles_of(*c, rows, columns, spanning);
         if (cycles > 0 && (!best.config || cycles < best.cycles)) best = {c, spanning, edges, cycles, {}};
       }
@@ -99,13 +99,23 @@ const LaneConfig& conv_last_tile(const LaneConfig& config, int64_t columns) {
   return *best;
 }
 
+namespace {
+const ConvRowKernels* row_kernels(const ConvJob& job) {
+  if (job.KH != job.KW || (job.KH != 3 && job.KH != 5) || job.stride_h != job.stride_w || job.dilation_h != job.dilation_w) return nullptr;
+  if (job.stride_w == 1 && job.dilation_w == 1) return job.KH == 3 ? &SK_PICK_KERNELS(conv_row3_kernels) : &SK_PICK_KERNELS(conv_row5_kernels);
+  if (job.stride_w == 2 && job.dilation_w == 1)
+    return job.KH == 3 ? &SK_PICK_KERNELS(conv_row3_strided_kernels) : &SK_PICK_KERNELS(conv_row5_strided_kernels);
+  return job.stride_w == 1 && job.dilation_w == 2 && job.KH == 3 ? &SK_PICK_KERNELS(conv_row3_dilated_kernels) : nullptr;
+}
+}  // namespace
+
 ConvLanePlan conv_nhwc_plan(const ConvJob& job, const ConvBlockOrder* packed) {
   Chooser chooser(job, packed);
-  // row kernels for square filters with stride 1, else a loop over taps
-  if (job.KH == job.KW && (job.KH == 3 || job.KH == 5) && job.stride_h == 1 && job.stride_w == 1 && job.dilation_h == 1 && job.dilation_w == 1) {
-    const ConvRowKernels& row = job.KH == 3 ? SK_PICK_KERNELS(conv_row3_kernels) : SK_PICK_KERNELS(conv_row5_kernels);
-    if (job.expand_h == 1 && job.expand_w == 1 && job.pad_w == job.KW / 2 && job.OW == job.W) chooser.consider(row.configs, row.count, true);
-    if (!chooser.best.config) chooser.consider(row.configs, row.count, false);
+  // row kernels for square filters, else a loop over taps
+  if (const ConvRowKernels* row = row_kernels(job)) {
+    const bool edges = job.pad_w == job.KW / 2 * job.dilation_w && (job.stride_w == 1 ? job.OW == job.W : columns_beyond(job) <= 1);
+    if (edges && job.expand_h == 1 && job.expand_w == 1) chooser.consider(row->configs, row->count, true);
+    if (!chooser.best.config) chooser.consider(row->configs, row->count, false);
   }
   const ConvLaneKernels& kernels = SK_PICK_KERNELS(conv_lane_kernels);
   if (!chooser.best.config) chooser.consider(kernels.taps, kernels.taps_count, false);

@@ -175,6 +175,8 @@ def test_who_serves_is_decided_from_sizes():
     assert served("forward", (8, 64, 56, 56), (64, 8, 3, 3), stride=2) == ("torch", "stride above 1: torch is faster")
     assert served("forward", (1, 3, 224, 224), (64, 3, 7, 7), True, stride=2) == ("sparsekern", "own kernel")
     assert served("forward", (1, 512, 14, 14), (512, 512, 3, 3), True, stride=2)[0] == "sparsekern"
+    assert served("forward", (32, 128, 56, 56), (128, 16, 3, 3), True, stride=2)[0] == "sparsekern"
+    assert served("forward", (32, 96, 32, 32), (192, 12, 5, 5), True, stride=2)[0] == "torch"
     assert served("forward", (8, 3, 224, 224), (64, 3, 7, 7), True, stride=2)[0] == "torch"
     assert served("forward", (1, 3, 224, 224), (64, 3, 7, 7), False, stride=2)[0] == "torch"
     assert served("forward", (1, 256, 56, 56), (512, 256, 1, 1), True, stride=2)[0] == "sparsekern"
