@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise SystemExit("gpu: no GPU here; --dry-run goes through the steps on the CPU")
     from sparsekern.ops import backends
 
-    if not options.dry_run and backends.missing_cuda:
+    if not options.dry_run and backends.missing_cuda:  # twins are not what is measured here
         raise SystemExit(f"gpu: {backends.missing_cuda}")
     for step in options.steps:
         if step in ("facts", "ceilings") and not rows.of(step):

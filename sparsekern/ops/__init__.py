@@ -12,12 +12,12 @@ from sparsekern.ops.sparse_conv2d import plan_sparse_conv2d, sparse_conv2d
 from sparsekern.ops.sparse_linear import plan_sparse_linear, sparse_linear
 from sparsekern.ops.sparse_linear_packed import pack_sparse_linear, sparse_linear_packed
 
-if backends.missing_cuda is None:
+if backends.gpu:
     import torch
 
-    from sparsekern.ops import cuda
+    from sparsekern.ops import cuda, triton
 
-    _on_cuda = cuda.register(torch.ops.sparsekern_cuda, "CUDA")
+    _on_cuda = cuda.register(torch.ops.sparsekern_cuda if backends.gpu == "cuda" else triton.kernels(), "CUDA")
 
 __all__ = [
     "OPS",

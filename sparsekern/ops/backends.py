@@ -2,7 +2,7 @@
 
 A *provider* is a named implementation: ``"reference"`` (plain torch, on every device) and, on the CPU, one per instruction set
 of the compiled kernels: ``"cpu/base"``, ``"cpu/avx2"``, ``"cpu/avx512"``, ``"cpu/amx"`` (AVX-512 and, for bf16, matrix tiles).
-The best one the processor has serves by default. On a GPU it is ``"cuda"``, where its library was built.
+The best one the processor has serves by default. On a GPU it is ``"cuda"``, where its library was built, else ``"triton"``.
 Asking for one that is absent is an error, never a fallback.
 """
 
@@ -31,7 +31,7 @@ else:
 def why_no_cuda(library: Path, cuda: str | None) -> str | None:
     """Why the library of CUDA kernels cannot be loaded into a torch built for ``cuda`` (None: for the CPU); None if it can."""
     if not library.is_file():
-        return "built without nvcc, or for a CPU torch: on a GPU every op is served by its reference"
+        return "built without nvcc, or for a CPU torch: on a GPU Triton's twins serve, or the references"
     return None if cuda else "this torch is a CPU build: the CUDA kernels are not loaded"
 
 
@@ -39,6 +39,17 @@ def why_no_cuda(library: Path, cuda: str | None) -> str | None:
 missing_cuda: str | None = why_no_cuda(_CUDA_LIBRARY, torch.version.cuda)
 if missing_cuda is None:
     torch.ops.load_library(str(_CUDA_LIBRARY))
+
+
+def gpu_provider(missing: str | None, cuda: str | None, triton: bool) -> str | None:
+    """Whose kernels a GPU runs: the library's; without it, under a torch built for ``cuda``, Triton's twins; None: nobody's."""
+    if missing is None:
+        return "cuda"
+    return "triton" if cuda and triton else None
+
+
+#: ``"cuda"``, ``"triton"`` or None.
+gpu: str | None = gpu_provider(missing_cuda, torch.version.cuda, importlib.util.find_spec("triton") is not None)
 
 try:
     native = importlib.import_module("sparsekern._native")
@@ -73,7 +84,7 @@ forced_reference = False
 
 def has_kernels(device: str | torch.device) -> bool:
     """Whether compiled kernels exist for this device type."""
-    return {"cpu": missing, "cuda": missing_cuda}.get(torch.device(device).type, "") is None
+    return {"cpu": missing is None, "cuda": gpu is not None}.get(torch.device(device).type, False)
 
 
 def dense_policy() -> str:
@@ -90,7 +101,7 @@ def providers(device: str | torch.device = "cpu") -> list[str]:
     if not has_kernels(device):
         return ["reference"]
     if torch.device(device).type == "cuda":
-        return ["reference", "cuda"]
+        return ["reference", gpu]
     names = native.supported_isas() if native else []
     return ["reference", *(f"cpu/{name}" for name in names)] if names else ["reference", "cpu/default"]
 
@@ -113,7 +124,7 @@ def serves(op: str, device: str | torch.device = "cpu") -> str:
     if not has_kernels(device) or not torch._C._dispatch_has_kernel_for_dispatch_key(f"sparsekern::{kernel}", key):
         return "reference"
     if key == "CUDA":
-        return "cuda"
+        return gpu
     return f"cpu/{native.isa() if native else 'default'}"
 
 

@@ -34,6 +34,8 @@ def use(dense: str = "never", tf32: bool = False) -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     try:
         with backends.use(backends.providers()[-1], dense=dense):
+            if backends.quick_call:
+                backends.quick_call.use_reference(True)  # the short way to the CPU's kernels does not ask the dispatcher
             yield
     finally:
         registered._destroy()

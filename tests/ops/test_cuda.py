@@ -76,7 +76,7 @@ def test_library_is_built_for_a_cuda_torch_or_on_demand(monkeypatch):
         setup.wants_cuda(None)
 
 
-@pytest.mark.skipif(backends.missing_cuda is None, reason="the CUDA kernels are here")
+@pytest.mark.skipif(backends.gpu is not None, reason="a GPU's kernels are here")
 def test_without_the_library_the_reference_serves():
     assert not backends.has_kernels("cuda") and backends.providers("cuda") == ["reference"]
     assert backends.serves("sparse_linear", "cuda") == "reference"
@@ -84,12 +84,20 @@ def test_without_the_library_the_reference_serves():
         pass
 
 
-def test_with_the_library_the_kernels_serve(monkeypatch):
-    monkeypatch.setattr(backends, "missing_cuda", None)
-    assert backends.providers("cuda") == ["reference", "cuda"]
+def test_twins_serve_a_cuda_torch_without_the_library():
+    assert backends.gpu_provider(None, "13.0", True) == "cuda"
+    assert backends.gpu_provider("no library", "13.0", True) == "triton"
+    assert backends.gpu_provider("no library", "13.0", False) is None
+    assert backends.gpu_provider("no library", None, True) is None
+
+
+@pytest.mark.parametrize("provider", ["cuda", "triton"])
+def test_who_serves_a_gpu(monkeypatch, provider):
+    monkeypatch.setattr(backends, "gpu", provider)
+    assert backends.providers("cuda") == ["reference", provider]
     library = cuda.register(ALL, "CUDA")
     try:
-        assert backends.serves("sparse_linear", "cuda") == "cuda"
+        assert backends.serves("sparse_linear", "cuda") == provider
         assert backends.serves("sparse_conv2d", "cuda") == "reference"  # has no kernel yet
         with backends.use("reference", "cuda"):
             assert backends.serves("sparse_linear", "cuda") == "reference"

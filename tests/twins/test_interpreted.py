@@ -9,8 +9,8 @@ pytest.importorskip("triton", reason="triton is not installed: its twins are not
 
 import test_contract as contract
 
-from sparsekern.ops import OPS, backends
-from sparsekern.ops.triton import DOORS, twin
+from sparsekern.ops import OPS, backends, cuda
+from sparsekern.ops.triton import DOORS, kernels, twin
 from sparsekern.ops.triton import OPS as TWINS
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -63,6 +63,34 @@ def test_values_and_gradients(name, sample, dtype, by_twins):
         cut = 2.0**-8 * (truth[key].abs() + limit[key]) if dtype == torch.bfloat16 else 0.0
         error = (value.double() - truth[key]).abs()
         assert (error <= limit[key] + cut).all(), f"{key}: off by {error.max()}"
+
+
+@pytest.mark.filterwarnings("ignore:Warning only once for all operators:UserWarning")  # kernels replaced, as meant
+@pytest.mark.skipif(backends.native is None, reason="the policy is set through _native")
+@pytest.mark.parametrize("name, sample", [("sparse_linear", "odd_batch"), ("sparse_linear", "odd_block"), ("grouped_conv2d", "two_no_bias"),
+                                          ("grouped_conv2d", "last_shortcut_stride")])  # fmt: skip
+def test_twins_stand_in_for_the_cuda_library(name, sample, monkeypatch):
+    """Behind the same choice: CPU tensors are sent where a GPU's would go."""
+    op = OPS[name]
+    truth, cotangent, limit = contract.truth_and_bounds(name, sample, torch.float32)
+    inputs = contract.sample(op, sample, torch.float32)
+    if name == "sparse_linear":
+        blocks = inputs["weight"].shape[2:] or (1, 1)
+        inputs["plan"] = cuda.make_plan(inputs["index"], inputs["x"].shape[-1] // blocks[1], tuple(blocks))
+    monkeypatch.setattr(op, "gradients", None)
+    served, asked = kernels(), []
+    for attribute, kernel in vars(served).items():
+        setattr(served, attribute, lambda *args, kernel=kernel, attribute=attribute: asked.append(attribute) or kernel(*args))
+    registered = cuda.register(served, "CPU")
+    try:
+        with backends.use(backends.providers()[-1], dense="never"):
+            if backends.quick_call:
+                backends.quick_call.use_reference(True)  # the short way to the CPU's kernels does not ask the dispatcher
+            ours, _ = contract.value_and_gradients(op, inputs, cotangent)
+    finally:
+        registered._destroy()
+    assert set(asked) == {name, f"{name}_grad_x", f"{name}_grad_weight"}
+    assert all(((ours[key].double() - truth[key]).abs() <= limit[key]).all() for key in ours)
 
 
 def test_float64_is_the_references(by_twins, monkeypatch):

@@ -182,14 +182,22 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, plan:
     return out
 
 
-def grad_x(grad_out: Tensor, weight: Tensor, index: Tensor, plan: Tensor | None, in_features: int) -> Tensor:
+def grad_x(
+    grad_out: Tensor,
+    weight: Tensor,
+    index: Tensor,
+    plan: Tensor | None,
+    in_features: int,
+    lists: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """``lists``: what :func:`~sparsekern.ops.triton.launch.by_input` finds, if it is known."""
     if not serves(grad_out.dtype):
         return reference_grad_x(grad_out, weight, index, plan, in_features)
     (_, F), (BO, BI) = index.shape, block_size(weight)
     out = rows_like(grad_out, in_features)
     g, flat = _two_dims(grad_out), _two_dims(out)
     N, IB, weight = g.shape[0], in_features // BI, weight.contiguous()
-    order, begin = by_input(index, IB)
+    order, begin = lists or by_input(index, IB)
     TN, strides = power(N, 16, 128), (*g.stride(), *flat.stride())
     if BO * BI > 1:
         TI = power(BI, 16, 128)
