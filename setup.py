@@ -18,6 +18,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "sparsekern"
+QUICK_CALL = "_quick_call-*.so"  # bears the name of the one torch it is for
 
 
 def find_torch():
@@ -89,7 +90,7 @@ class CMakeBuild(build_ext):
         options = os.environ.get("CMAKE_ARGS", "").split()
         # CMake keeps its options, so every set of them gets a build directory of its own
         key = hashlib.sha1(
-            " ".join([str(torch_dir), str(self.debug), *(["cuda"] if wants_cuda(cuda) else []), *options]).encode()
+            " ".join([str(torch_dir), version, str(self.debug), *(["cuda"] if wants_cuda(cuda) else []), *options]).encode()
         ).hexdigest()[:8]
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{key}"
         build.mkdir(parents=True, exist_ok=True)
@@ -97,9 +98,15 @@ class CMakeBuild(build_ext):
         print(f"sparsekern: building against torch {version}, {kernels} CUDA kernels", flush=True)
         subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), *arguments, *options])
         subprocess.check_call(["cmake", "--build", str(build), "-j", os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))])
+        if with_python and subprocess.call(["cmake", "--build", str(build), "--target", "_quick_call"]):
+            print("sparsekern: _quick_call does not build against this torch: calls take a few microseconds more", flush=True)
+        for old in out.glob(QUICK_CALL):  # of another torch, and of an older core
+            old.unlink()
         subprocess.check_call(["cmake", "--install", str(build), "--prefix", str(out), "--component", "python"])
 
     def copy_extensions_to_source(self):  # editable installs load the libraries from the source tree
+        for old in PACKAGE.glob(QUICK_CALL):
+            old.unlink()
         for library in (Path(self.build_lib) / "sparsekern").glob("*.so"):
             shutil.copy2(library, PACKAGE)
 

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "profile": {"measure", "ops"},
     "transform": {"nn", "ops", "topology", "measure"},
     "train": {"models", "nn", "ops", "topology", "data", "drawing"},
-    "reproduce": {"models", "nn", "ops", "topology", "data", "measure", "profile", "train", "drawing"},
+    "reproduce": {"models", "nn", "ops", "topology", "data", "measure", "profile", "train", "transform", "drawing"},
     "cli": {"models", "nn", "ops", "topology", "data", "measure", "profile", "reproduce", "train", "transform", "version"},
     "__main__": {"cli"},
     "lazy": {"transform"},

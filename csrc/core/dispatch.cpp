@@ -6,6 +6,9 @@
 
 #include "core/core.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 #if defined(SK_HAVE_amx) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -130,7 +133,20 @@ Scratch::Scratch(size_t bytes) : data_(nullptr), bytes_((bytes + 4095) / 4096 * 
   } else {
     data_ = std::aligned_alloc(4096, bytes_);
     if (!data_) throw std::bad_alloc();
+    advise_huge_pages(data_, bytes_);
   }
+}
+
+void advise_huge_pages(void* data, size_t bytes) {
+#ifdef __linux__
+  constexpr size_t kPage = 4096, kWorthwhile = size_t(8) << 20;
+  if (bytes < kWorthwhile) return;
+  const size_t begin = (reinterpret_cast<size_t>(data) + kPage - 1) / kPage * kPage;
+  const size_t end = (reinterpret_cast<size_t>(data) + bytes) / kPage * kPage;
+  (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: where it is not granted, nothing is lost
+#else
+  (void)data, (void)bytes;
+#endif
 }
 
 Scratch::~Scratch() {

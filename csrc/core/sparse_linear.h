@@ -62,6 +62,8 @@ struct PlanError {
 };
 SK_API PlanError sparse_linear_plan(const SparseLinearShape& s, const int32_t* index, std::vector<int32_t>& plan);
 // O(1): is this array a plan made for these sizes?
+// A plan of another kind of processor may lack what this one would use; its table then has to be planned anew.
+SK_API bool sparse_linear_plan_complete(const SparseLinearShape& s, const int32_t* plan);
 SK_API bool sparse_linear_plan_fits(const SparseLinearShape& s, const int32_t* plan, int64_t length);
 // Is the table window-balanced (and is there a processor to use it)?
 SK_API bool sparse_linear_plan_balanced(const int32_t* plan);

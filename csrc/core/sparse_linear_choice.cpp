@@ -127,7 +127,7 @@ double expanded_us(const SparseLinearShape& s) {
 
 double expanded_strips_us(const SparseLinearShape& s) {
   const int64_t columns = groups(s.N) * 16, chunks = (s.N + 63) / 64;
-  const int64_t wave = std::clamp<int64_t>(kStripWaveBytes / (s.in() * 64 * 4), 1, std::max<int64_t>(1, chunks));
+  const int64_t wave = std::clamp<int64_t>(kStripWaveBytes / std::max<int64_t>(1, s.in() * 64 * 4), 1, std::max<int64_t>(1, chunks));
   const double vectors = 2.0 * s.OB * mask_words(s), crowded = s.in() > 1536 ? 1.13 : 1.0;  // strip and columns share the second-level cache
   return vectors * double((chunks + wave - 1) / wave) / kExpandedToCache +
          crowded * 2.0 * 16 * vectors * double(columns) / kStripFlops[std::min<int64_t>(4, groups(s.N))] +

@@ -3,7 +3,9 @@
 // segments, so that weights and indices are two streams. Blocks: outputs contiguous for few rows (one broadcast of x serves a
 // vector of outputs), natural order for many.
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <stdexcept>
 
 #include "core/sparse_linear_balanced.h"
 #include "core/sparse_linear_drive.h"
@@ -64,6 +66,7 @@ class Writer {
   // `words` zeroed int32 for a section, 64-byte aligned, with room for a vector load that looks past its end
   int32_t* section(int which, int64_t words) {
     while (pack_.size() % 16) pack_.push_back(0);
+    if (pack_.size() + words + 16 > size_t(INT32_MAX)) throw std::length_error("sparse_linear_packed: weight of too many connections to address");
     pack_[which] = int32_t(pack_.size());
     pack_.resize(pack_.size() + words + 16);
     return pack_.data() + pack_[which];

@@ -1,6 +1,8 @@
 // Building and checking the plan: counting sorts over the index table, O(kept + rows * blocks).
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <stdexcept>
 
 #include "core/sparse_linear_balanced.h"
 #include "core/sparse_linear_columns.h"
@@ -25,6 +27,7 @@ PlanError check(const SparseLinearShape& s, const int32_t* index) {
 
 int begin_section(std::vector<int32_t>& plan, int section) {
   while (plan.size() % 16) plan.push_back(0);  // 64-byte aligned
+  if (plan.size() > size_t(INT32_MAX)) throw std::length_error("sparse_linear: plan of more than 2^31 words");
   return plan[section] = int32_t(plan.size());
 }
 
@@ -154,6 +157,7 @@ PlanError sparse_linear_plan(const SparseLinearShape& s, const int32_t* index, s
     begin_section(plan, Plan::kEntriesT);
     for (int64_t k = 0; k < kept; ++k) plan.insert(plan.end(), {source[k], order[k]});
   }
+  if (plan.size() > size_t(INT32_MAX)) throw std::length_error("sparse_linear: plan of more than 2^31 words");
   plan[Plan::kLength] = int32_t(plan.size());
   return {nullptr, 0, 0, 0};
 }
@@ -162,6 +166,10 @@ bool sparse_linear_plan_fits(const SparseLinearShape& s, const int32_t* plan, in
   return length >= Plan::kHeader && plan[Plan::kMagic] == Plan::kMagicValue && plan[Plan::kVersion] == Plan::kVersionValue &&
          plan[Plan::kOB] == s.OB && plan[Plan::kF] == s.F && plan[Plan::kBO] == s.BO && plan[Plan::kBI] == s.BI && plan[Plan::kIB] == s.IB &&
          plan[Plan::kLength] == length;
+}
+
+bool sparse_linear_plan_complete(const SparseLinearShape& s, const int32_t* plan) {
+  return (!has_mask(s) || plan[Plan::kMask]) && (!few_connections(s) || plan[Plan::kRowsOf16]);
 }
 
 bool sparse_linear_plan_balanced(const int32_t* plan) { return Plan(plan).balanced(); }

@@ -52,7 +52,7 @@ optional<Tensor> direct_linear(const Tensor& x, const Tensor& weight, const opti
   if (in == 0 || s.F == 0 || s.BO == 0 || s.BI == 0 || in % s.BI || !is(bias, at::kFloat, s.out()) || observed()) return {};
   s.IB = in / s.BI, s.N = x.numel() / in;
   const int32_t* planned = plan->const_data_ptr<int32_t>();
-  if (!sparse_linear_plan_fits(s, planned, plan->size(0))) return {};
+  if (!sparse_linear_plan_fits(s, planned, plan->size(0)) || !sparse_linear_plan_complete(s, planned)) return {};
   s.balanced = sparse_linear_plan_balanced(planned);
   const Pool threads = pool();
   if (sparse_linear_choice(s, Product::forward, LinearType::fp32, threads.threads).kernel == LinearKernel::dense) return {};

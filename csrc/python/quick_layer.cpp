@@ -18,14 +18,15 @@ PyObject* in(PyObject* dict, PyObject* name) { return dict && PyDict_Check(dict)
 
 bool requires_grad(PyObject* tensor) { return THPVariable_CheckExact(tensor) && THPVariable_Unpack(tensor).requires_grad(); }
 
-// Is the plan that of this table as it is? planned: ((table, its version),)
+// Is the plan that of this table as it is? planned: ((table, its version, where its values are),)
 bool fits(PyObject* planned, PyObject* index) {
   if (!PyTuple_Check(planned) || PyTuple_GET_SIZE(planned) != 1) return false;
   PyObject* made_from = PyTuple_GET_ITEM(planned, 0);
-  if (!PyTuple_Check(made_from) || PyTuple_GET_SIZE(made_from) != 2 || PyTuple_GET_ITEM(made_from, 0) != index) return false;
+  if (!PyTuple_Check(made_from) || PyTuple_GET_SIZE(made_from) != 3 || PyTuple_GET_ITEM(made_from, 0) != index) return false;
   PyObject* version = PyTuple_GET_ITEM(made_from, 1);  // None: nothing tells when the table is written
   return PyLong_CheckExact(version) && plain_tensor(index) && !THPVariable_Unpack(index).is_inference() &&
-         PyLong_AsLongLong(version) == (long long)THPVariable_Unpack(index)._version();
+         PyLong_AsLongLong(version) == (long long)THPVariable_Unpack(index)._version() &&
+         PyLong_AsVoidPtr(PyTuple_GET_ITEM(made_from, 2)) == THPVariable_Unpack(index).const_data_ptr();
 }
 
 // The kernel runs without the lock, and meanwhile another thread may change the layer.

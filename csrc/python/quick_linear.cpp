@@ -72,46 +72,6 @@ variable_list general_gradients(const std::array<bool, 3>& need, const Tensor& g
 
 }  // namespace
 
-struct SparseLinear : torch::autograd::Function<SparseLinear> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& index,
-                        const optional<Tensor>& plan) {
-    // a factor is kept only if the other one's gradient needs it; of one that is not, the shape
-    const bool need_x = x.requires_grad(), need_weight = weight.requires_grad();
-    ctx->save_for_backward({need_weight ? x : Tensor(), need_x ? weight : Tensor(), bias.value_or(Tensor()), index, plan.value_or(Tensor())});
-    if (!need_weight) ctx->saved_data["x"] = x.sizes();
-    if (!need_x) ctx->saved_data["weight"] = weight.sizes();
-    return forward_below_autograd(x, weight, bias, index, plan);
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grad_out) {
-    const variable_list saved = ctx->get_saved_variables();
-    const Tensor &grad = grad_out[0], &x = saved[0], &weight = saved[1], &bias = saved[2], &index = saved[3];
-    const optional<Tensor> plan = given(saved[4]);
-    const auto shape = [&](const Tensor& t, const char* name) { return t.defined() ? t.sizes().vec() : ctx->saved_data[name].toIntVector(); };
-    const std::vector<int64_t> x_shape = shape(x, "x"), weight_shape = shape(weight, "weight");
-    // by edges, which only tensors have
-    const std::array<bool, 3> need{ctx->needs_input_grad(0), ctx->needs_input_grad(1), bias.defined() && ctx->needs_input_grad(2)};
-    const bool plain = !at::GradMode::is_enabled() && !reference && grad.is_cpu();
-    if (!plain || (need[2] && !need[1])) return general_gradients(need, grad, saved, x_shape, weight_shape);
-
-    const bool condensed = weight_shape.size() == 2;
-    const int64_t block_out = condensed ? 1 : weight_shape[2], block_in = condensed ? 1 : weight_shape[3];
-    variable_list grads(5);
-    if (need[2] && grad.scalar_type() != at::kDouble) {
-      const optional<Tensor> factor = need[0] ? given(weight) : std::nullopt;
-      torch::jit::Stack all = call(ops->gradients, grad, x, factor, index, plan, block_out, block_in, condensed);
-      if (need[0]) grads[0] = std::move(all[0]).toTensor();
-      grads[1] = std::move(all[1]).toTensor();
-      grads[2] = std::move(all[2]).toTensor();
-      return grads;
-    }
-    if (need[0]) grads[0] = call(ops->grad_x, grad, weight, index, plan, x_shape.back())[0].toTensor();
-    if (need[1]) grads[1] = call(ops->grad_weight, grad, x, index, plan, block_out, block_in, condensed)[0].toTensor();
-    if (need[2]) grads[2] = grad.sum_to_size(bias.sizes());
-    return grads;
-  }
-};
-
 namespace {
 
 using c10::DispatchKey;
@@ -130,10 +90,56 @@ bool plain_state() {
 }
 
 // No subclass, no wrapper that escaped from a transform, no view that negates.
-bool plain_tensor(PyObject* object) {
+bool plain_tensor(const Tensor& t) {
   const DispatchKeySet usual{DispatchKey::CPU, DispatchKey::AutogradCPU, DispatchKey::ADInplaceOrView, DispatchKey::AutocastCPU};
-  return THPVariable_CheckExact(object) && nothing_but(THPVariable_Unpack(object).key_set(), usual);
+  return nothing_but(t.key_set(), usual);
 }
+bool plain_tensor(PyObject* object) { return THPVariable_CheckExact(object) && plain_tensor(THPVariable_Unpack(object)); }
+
+struct SparseLinear : torch::autograd::Function<SparseLinear> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& index,
+                        const optional<Tensor>& plan) {
+    // a factor is kept only if the other one's gradient needs it; of one that is not, the shape
+    const bool need_x = x.requires_grad(), need_weight = weight.requires_grad();
+    ctx->save_for_backward({need_weight ? x : Tensor(), need_x ? weight : Tensor(), index, plan.value_or(Tensor())});
+    ctx->saved_data["bias"] = bias.has_value();
+    if (!need_weight) ctx->saved_data["x"] = x.sizes();
+    if (!need_x) ctx->saved_data["weight"] = weight.sizes();
+    return forward_below_autograd(x, weight, bias, index, plan);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_out) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &grad = grad_out[0], &x = saved[0], &weight = saved[1], &index = saved[2];
+    const optional<Tensor> plan = given(saved[3]);
+    const bool has_bias = ctx->saved_data["bias"].toBool();
+    const auto shape = [&](const Tensor& t, const char* name) { return t.defined() ? t.sizes().vec() : ctx->saved_data[name].toIntVector(); };
+    const std::vector<int64_t> x_shape = shape(x, "x"), weight_shape = shape(weight, "weight");
+    // by edges, which only tensors have
+    const std::array<bool, 3> need{ctx->needs_input_grad(0), ctx->needs_input_grad(1), has_bias && ctx->needs_input_grad(2)};
+    const bool plain = !at::GradMode::is_enabled() && plain_state() && plain_tensor(grad);
+    if (!plain || (need[2] && !need[1])) {
+      const Tensor bias = has_bias ? grad.new_empty({grad.size(-1)}) : Tensor();  // its size is all that counts
+      return general_gradients(need, grad, {x, weight, bias, index, saved[3]}, x_shape, weight_shape);
+    }
+
+    const bool condensed = weight_shape.size() == 2;
+    const int64_t block_out = condensed ? 1 : weight_shape[2], block_in = condensed ? 1 : weight_shape[3];
+    variable_list grads(5);
+    if (need[2] && grad.scalar_type() != at::kDouble) {
+      const optional<Tensor> factor = need[0] ? given(weight) : std::nullopt;
+      torch::jit::Stack all = call(ops->gradients, grad, x, factor, index, plan, block_out, block_in, condensed);
+      if (need[0]) grads[0] = std::move(all[0]).toTensor();
+      grads[1] = std::move(all[1]).toTensor();
+      grads[2] = std::move(all[2]).toTensor();
+      return grads;
+    }
+    if (need[0]) grads[0] = call(ops->grad_x, grad, weight, index, plan, x_shape.back())[0].toTensor();
+    if (need[1]) grads[1] = call(ops->grad_weight, grad, x, index, plan, block_out, block_in, condensed)[0].toTensor();
+    if (need[2]) grads[2] = grad.sum_to_size({grad.size(-1)});
+    return grads;
+  }
+};
 
 // linear(x, weight, bias, index, plan) -> out, or NotImplemented
 PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {

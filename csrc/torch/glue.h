@@ -37,6 +37,9 @@ inline int32_t device_index(const Tensor&) { return 0; }
 inline bool beside(const Tensor& t, const Tensor& x) { return here(t) && device_index(t) == device_index(x); }
 
 // ---- tensors
+inline bool floating(ScalarType t) { return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 || t == ScalarType::Half; }
+inline bool is_half(ScalarType t) { return t == ScalarType::BFloat16 || t == ScalarType::Half; }
+
 inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& t) { return t ? std::optional<Tensor>(as_contiguous(*t)) : std::nullopt; }
 
@@ -51,7 +54,13 @@ inline Tensor empty_strided(const Tensor& like, ScalarType type, const int64_t* 
   else
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type(), device_index(like), &handle));
-  return Tensor(handle);
+  const Tensor fresh(handle);
+#ifndef SK_CUDA
+  int64_t values = 1;
+  for (int64_t d = 0; d < dim; ++d) values = sizes[d] > 0 ? values + (sizes[d] - 1) * strides[d] : INT64_MIN / 2;
+  if (values > int64_t(1) << 21) advise_huge_pages(fresh.mutable_data_ptr(), size_t(values) * (is_half(fresh.scalar_type()) ? 2 : 4));
+#endif
+  return fresh;
 }
 
 // Contiguous, with the dtype of `like`.
@@ -63,8 +72,6 @@ Tensor new_tensor(const Tensor& like, const std::array<int64_t, Dim>& sizes) {
   return empty_strided(like, like.scalar_type(), sizes.data(), strides.data(), Dim);
 }
 
-inline bool floating(ScalarType t) { return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 || t == ScalarType::Half; }
-inline bool is_half(ScalarType t) { return t == ScalarType::BFloat16 || t == ScalarType::Half; }
 inline Half half_of(ScalarType t) { return t == ScalarType::BFloat16 ? Half::bf16 : Half::fp16; }
 
 // ---- storage types: fp16 and bf16 are computed in fp32, so a kernel sees floats whatever the tensor holds

@@ -10,7 +10,8 @@ PlanHolder::PlanHolder(const SparseLinearShape& s, const Tensor& index_, const s
     STD_TORCH_CHECK(plan->is_cpu() && plan->scalar_type() == ScalarType::Int && plan->dim() == 1 && plan->is_contiguous(), "sparse_linear: plan");
     data = static_cast<const int32_t*>(plan->const_data_ptr());
     STD_TORCH_CHECK(sparse_linear_plan_fits(s, data, plan->size(0)), "sparse_linear: plan");
-  } else {
+  }
+  if (!plan || !sparse_linear_plan_complete(s, data)) {
     const PlanError error = sparse_linear_plan(s, static_cast<const int32_t*>(index.const_data_ptr()), made);
     STD_TORCH_CHECK(!error.rule, "sparse_linear: index must be ", error.rule, "; got ", error.value, " at [", error.row, ", ", error.position, "]");
     data = made.data();

@@ -17,8 +17,9 @@ from sparsekern.ops.define import readable
 _compiling = torch.compiler.is_compiling
 
 
-def _version(table: Tensor) -> int | None:
-    return None if table.is_inference() else table._version
+def _mark(table: Tensor) -> tuple[Tensor, int | None, int]:
+    """What tells that a table is still the one it was: itself, its version, where its values are (``.data =`` moves them)."""
+    return table, None if table.is_inference() else table._version, table.data_ptr()
 
 
 class PlannedModule(nn.Module):
@@ -32,7 +33,7 @@ class PlannedModule(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._plan: Tensor | None = None
-        self._planned: tuple = ()  # (tensor, version) of each table the plan was made from
+        self._planned: tuple = ()  # a mark of each table the plan was made from
         self._seen: tuple | None = None  # their values, kept once a table was written in place, or always where writes leave no trace
         self._topology_set = True
 
@@ -54,8 +55,8 @@ class PlannedModule(nn.Module):
             return self._plan if self._planned and self._planned[0][0] is self._buffers["index"] else None
         planned = self._planned
         if planned:
-            index, version = planned[0]
-            unwritten = self._buffers["index"] is index and version is not None and index._version == version
+            index, version, place = planned[0]
+            unwritten = self._buffers["index"] is index and version is not None and index._version == version and index.data_ptr() == place
             if unwritten and (len(planned) == 1 or self._as_planned(planned)):
                 return self._plan
         tables = [self._buffers[name] for name in self._tables]
@@ -66,18 +67,22 @@ class PlannedModule(nn.Module):
                 f"{type(self).__name__}: index must be set after to_empty() (load a state_dict, call reset_parameters or set_topology); "
                 "got memory without values"
             )
-        written = len(planned) == len(tables) and all(t is p for t, (p, _) in zip(tables, planned))
+        written = len(planned) == len(tables) and all(t is p for t, (p, _, _) in zip(tables, planned))
         if written and self._seen is not None and all(map(torch.equal, tables, self._seen)):
-            self._planned = tuple((t, _version(t)) for t in tables)  # as DDP writes at every step: the same values
+            self._planned = tuple(map(_mark, tables))  # as DDP writes at every step: the same values
             return self._plan
-        plan = self._make_plan()
-        unversioned = any(t.is_inference() for t in tables)  # made in inference mode: no counter says when they are written
-        self._seen = tuple(t.clone() for t in tables) if written or unversioned else None
-        self._plan, self._planned = plan, tuple((t, _version(t)) for t in tables)
+        with torch.inference_mode(False):  # what is kept must serve training too
+            plan = self._make_plan()
+            unversioned = any(t.is_inference() for t in tables)  # made in inference mode: no counter says when they are written
+            self._seen = tuple(t.clone() for t in tables) if written or unversioned else None
+        self._plan, self._planned = plan, tuple(map(_mark, tables))
         return plan
 
     def _as_planned(self, planned: tuple) -> bool:
-        return all(self._buffers[name] is t and v is not None and t._version == v for name, (t, v) in zip(self._tables, planned))
+        return all(
+            self._buffers[name] is t and version is not None and t._version == version and t.data_ptr() == place
+            for name, (t, version, place) in zip(self._tables, planned)
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         was_meta = self.index.is_meta

@@ -64,7 +64,10 @@ def _load_quick_call() -> ModuleType | None:
         if path.is_file():
             spec = importlib.util.spec_from_file_location("sparsekern._quick_call", path)
             module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+            try:
+                spec.loader.exec_module(module)
+            except ImportError:  # another build of the same version
+                return None
             return module
     return None
 

@@ -37,6 +37,7 @@ _interpreter = _functorch.peek_interpreter_stack
 _Interpreter = _functorch.CInterpreter
 _compiling = torch.compiler.is_compiling
 _unwrap = _functorch.unwrap_if_dead
+is_wrapped = _functorch.is_functorch_wrapped_tensor
 autocast_enabled = _is_any_autocast_enabled
 
 
