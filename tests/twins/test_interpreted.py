@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
@@ -91,6 +93,36 @@ def test_twins_stand_in_for_the_cuda_library(name, sample, monkeypatch):
         registered._destroy()
     assert set(asked) == {name, f"{name}_grad_x", f"{name}_grad_weight"}
     assert all(((ours[key].double() - truth[key]).abs() <= limit[key]).all() for key in ours)
+
+
+def test_only_the_first_axis_of_a_grid_is_long(monkeypatch):
+    """A card takes 65535 programs along the others; here 70000 blocks of two numbers."""
+    grids, many = [], 70000
+    linear, conv, mm = twin("sparse_linear"), twin("grouped_conv2d"), twin("grouped_mm")
+    for module in (linear, conv, mm):
+        monkeypatch.setattr(module, "run", lambda kernel, grid, *_: grids.append((kernel.fn.__name__, grid)))
+    index = torch.zeros(many, 1, dtype=torch.int32)
+    for block, x in [((2, 1), torch.zeros(3, many)), ((1, 1), torch.zeros(20, many)), ((1, 1), torch.zeros(1, many))]:
+        weight = torch.zeros(many, 1, *(block if block != (1, 1) else ()))
+        linear.forward(x, weight, None, index, None)
+        linear.grad_x(x.new_zeros(len(x), many * block[0]), weight, index, None, many)
+    linear.forward(torch.zeros(9, 2), torch.zeros(1 << 20, 1), None, torch.zeros(1 << 20, 1, dtype=torch.int32), None)
+    image, window = torch.zeros(1, many, 1, 1), (1, 1, 0, 0, 1, 1, many)
+    conv.forward(image, torch.zeros(many, 1, 1, 1), None, None, *window, False)
+    conv.grad_x(image, torch.zeros(many, 1, 1, 1), 1, 1, *window)
+    mm.forward(torch.zeros(many, 1, 1), torch.zeros(many, 1, 1), None)
+    assert len({name for name, _ in grids}) >= 7
+    for name, grid in grids:
+        assert all(size <= 65535 for size in grid[1:]), (name, grid)
+
+
+def test_the_index_is_not_read_where_a_plan_was_given(monkeypatch):
+    """Reading it would wait for the device."""
+    module = importlib.import_module("sparsekern.ops.sparse_linear")
+    inputs = contract.sample(OPS["sparse_linear"], "odd_batch", torch.float32)
+    x, weight, bias, index = (inputs[name] for name in ("x", "weight", "bias", "index"))
+    monkeypatch.setattr(module, "check_index", lambda *_: pytest.fail("the index was read"))
+    torch.testing.assert_close(kernels().sparse_linear(x, weight, bias, index, False), module.reference(x, weight, bias, index, None))
 
 
 def test_float64_is_the_references(by_twins, monkeypatch):

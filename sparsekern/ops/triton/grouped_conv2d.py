@@ -10,7 +10,7 @@ from torch import Tensor
 from sparsekern.ops.grouped_conv2d import _new_like as new_like
 from sparsekern.ops.grouped_conv2d import _out_size as out_size
 from sparsekern.ops.grouped_conv2d import check, reference, reference_grad_weight, reference_grad_x
-from sparsekern.ops.triton.launch import WIDEN, power, product, run, serves, tiles
+from sparsekern.ops.triton.launch import WIDEN, power, product, programs, run, serves, tiles
 
 
 @triton.jit
@@ -28,9 +28,9 @@ def _forward(
     TM: tl.constexpr, TK: tl.constexpr, TJ: tl.constexpr,
 ):  # fmt: skip
     """out: a tile of pixels [TM] by filters [TK] of one group (C inputs, K filters), over j = (channel, tap)."""
-    n, y, z, in_m = _pixels(tl.program_id(0).to(tl.int64) * TM, TM, M, OH, OW)
-    group = tl.program_id(1).to(tl.int64)
-    k = tl.program_id(2) * TK + tl.arange(0, TK)
+    tile, part, group = programs(tl.cdiv(M, TM), tl.cdiv(K, TK))
+    n, y, z, in_m = _pixels(tile * TM, TM, M, OH, OW)
+    k = part * TK + tl.arange(0, TK)
     in_k = k < K
     filters = group * K + k
     sums = tl.zeros((TM, TK), tl.float32)
@@ -63,9 +63,9 @@ def _grad_x(
     WIDE: tl.constexpr, TM: tl.constexpr, TC: tl.constexpr, TJ: tl.constexpr,
 ):  # fmt: skip
     """grad_x: a tile of pixels of x [TM] by channels [TC] of one group, over j = (filter, tap): which output pixel read it, if any."""
-    n, y, z, in_m = _pixels(tl.program_id(0).to(tl.int64) * TM, TM, M, H, W)
-    group = tl.program_id(1).to(tl.int64)
-    c = tl.program_id(2) * TC + tl.arange(0, TC)
+    tile, part, group = programs(tl.cdiv(M, TM), tl.cdiv(C, TC))
+    n, y, z, in_m = _pixels(tile * TM, TM, M, H, W)
+    c = part * TC + tl.arange(0, TC)
     in_c = c < C
     sums = tl.zeros((TM, TC), tl.float32)
     for first in range(0, K * KH * KW, TJ):
@@ -119,7 +119,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | N
     out = new_like(x, (x.shape[0], K, height, width))
     M, K, weight = x.shape[0] * height * width, K // groups, weight.contiguous()
     TM, TK = power(M, 16, 32), power(K, 16, 64)
-    grid = (tiles(M, TM), groups, tiles(K, TK))
+    grid = (tiles(M, TM) * tiles(K, TK) * groups,)
     added = x if shortcut is None else shortcut
     strides = (*x.stride(), *added.stride(), *out.stride())
     flags = (bias is not None, shortcut is not None, bool(relu), WIDEN)
@@ -137,7 +137,7 @@ def grad_x(grad_out: Tensor, weight: Tensor, height: int, width: int, *window) -
     M, K, weight = grad_out.shape[0] * height * width, K // groups, weight.contiguous()
     TM, TC = power(M, 16, 32), power(C, 16, 64)
     args = (grad_out, weight, out, C, K, height, width, *grad_out.shape[2:], M, *grad_out.stride(), *out.stride(), *sizes)
-    run(_grad_x, (tiles(M, TM), groups, tiles(C, TC)), out.device, *args, KH, KW, WIDEN, TM, TC, 16)
+    run(_grad_x, (tiles(M, TM) * tiles(C, TC) * groups,), out.device, *args, KH, KW, WIDEN, TM, TC, 16)
     return out
 
 

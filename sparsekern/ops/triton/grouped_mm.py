@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsekern.ops.grouped_mm import check, reference, reference_grad_a, reference_grad_b
-from sparsekern.ops.triton.launch import WIDEN, power, product, run, serves, tiles
+from sparsekern.ops.triton.launch import WIDEN, power, product, programs, run, serves, tiles
 
 
 @triton.jit
@@ -17,16 +17,16 @@ def _rows(
     RAGGED: tl.constexpr, WIDE: tl.constexpr, TM: tl.constexpr, TN: tl.constexpr, TK: tl.constexpr,
 ):  # fmt: skip
     """out[g] = a[g] @ b[g], a tile [TM, TN]; ragged: rows of group g from the end of the group before."""
-    group = tl.program_id(1).to(tl.int64)
+    tile, part, group = programs(tl.cdiv(M, TM), tl.cdiv(N, TN))
     end = M
-    m = tl.program_id(0).to(tl.int64) * TM + tl.arange(0, TM)
+    m = tile * TM + tl.arange(0, TM)
     if RAGGED:
         m += tl.load(offsets + group - 1, group > 0, 0)
         end = tl.load(offsets + group)
     else:
         a += group * a_g
         out += group * o_g
-    n = tl.program_id(2) * TN + tl.arange(0, TN)
+    n = part * TN + tl.arange(0, TN)
     in_m, in_n = m < end, n < N
     if tl.max(in_m.to(tl.int32), 0) > 0:
         sums = tl.zeros((TM, TN), tl.float32)
@@ -77,7 +77,7 @@ def _products(a: Tensor, b: Tensor, offsets: Tensor | None) -> Tensor:
     out = torch.empty(*a.shape[:-1], N, dtype=a.dtype, device=a.device)
     TM, TN = power(M, 16, 64), power(N, 16, 64)
     args = (a, b, b if offsets is None else offsets.contiguous(), out, M, N, K, *_strides(a), *b.stride(), *_strides(out))
-    grid = (tiles(M, TM), groups, tiles(N, TN))
+    grid = (tiles(M, TM) * tiles(N, TN) * groups,)
     run(_rows, grid, a.device, *args, offsets is not None, WIDEN, TM, TN, power(K, 16, 32))
     return out
 

@@ -47,6 +47,13 @@ def by_input(index: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
+def programs(tiles, parts):
+    """Which tile, which part, and which of what is left, this program of ``tiles * parts * ...`` is: only one axis of a grid is long."""
+    program = tl.program_id(0).to(tl.int64)
+    return program % tiles, program // tiles % parts, program // tiles // parts
+
+
+@triton.jit
 def product(a, b, sums, WIDE: tl.constexpr):
     """``sums [M, N] + a [M, K] @ b [K, N]`` in strict float32 sums."""
     if WIDE:

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparsekern.ops.sparse_conv2d import _images_like as images_like
 from sparsekern.ops.sparse_conv2d import _out_size as out_size
 from sparsekern.ops.sparse_conv2d import check, reference, reference_grad_weight, reference_grad_x
-from sparsekern.ops.triton.launch import by_input, power, run, serves, tiles
+from sparsekern.ops.triton.launch import by_input, power, programs, run, serves, tiles
 
 
 @triton.jit
@@ -27,9 +27,9 @@ def _forward(
     BT: tl.constexpr, BIAS: tl.constexpr, TM: tl.constexpr, TO: tl.constexpr,
 ):  # fmt: skip
     """out: pixels [TM] by filters [TO] of an output block, over its kept blocks and their j = (input, tap)."""
-    n, y, z, in_m = _pixels(tl.program_id(0).to(tl.int64) * TM, TM, M, OH, OW)
-    ob = tl.program_id(1).to(tl.int64)
-    o = tl.program_id(2) * TO + tl.arange(0, TO)
+    tile, part, ob = programs(tl.cdiv(M, TM), tl.cdiv(BO, TO))
+    n, y, z, in_m = _pixels(tile * TM, TM, M, OH, OW)
+    o = part * TO + tl.arange(0, TO)
     in_o = o < BO
     sums = tl.zeros((TO, TM), tl.float32)
     for e in range(tl.load(indptr + ob), tl.load(indptr + ob + 1)):
@@ -54,9 +54,9 @@ def _grad_x(
     KH, KW, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, BT: tl.constexpr, TM: tl.constexpr, TI: tl.constexpr,
 ):  # fmt: skip
     """grad_x: pixels of x [TM] by channels [TI] of an input block, over the kept blocks that read it."""
-    n, y, z, in_m = _pixels(tl.program_id(0).to(tl.int64) * TM, TM, M, H, W)
-    ib = tl.program_id(1).to(tl.int64)
-    i = tl.program_id(2) * TI + tl.arange(0, TI)
+    tile, part, ib = programs(tl.cdiv(M, TM), tl.cdiv(BI, TI))
+    n, y, z, in_m = _pixels(tile * TM, TM, M, H, W)
+    i = part * TI + tl.arange(0, TI)
     in_i = i < BI
     sums = tl.zeros((TI, TM), tl.float32)
     for k in range(tl.load(begin + ib), tl.load(begin + ib + 1)):
@@ -117,7 +117,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, indptr: Tensor, inde
     TM, TO = power(M, 16, 128), power(BO, 1, 32)
     args = (x, weight.contiguous(), weight if bias is None else bias.contiguous(), indptr.contiguous(), index.contiguous(), out)
     sizes = (BO, BI, taps, *x.shape[2:], height, width, M, *x.stride(), *out.stride(), *window)
-    run(_forward, (tiles(M, TM), OB, tiles(BO, TO)), x.device, *args, *sizes, BT, bias is not None, TM, TO)
+    run(_forward, (tiles(M, TM) * tiles(BO, TO) * OB,), x.device, *args, *sizes, BT, bias is not None, TM, TO)
     return out
 
 
@@ -133,7 +133,7 @@ def grad_x(
     TM, TI = power(M, 16, 128), power(BI, 1, 32)
     args = (grad_out, weight.contiguous(), index.contiguous(), order, begin, _rows(indptr, index.shape[0]), out)
     sizes = (BO, BI, taps, height, width, *grad_out.shape[2:], M, *grad_out.stride(), *out.stride(), *window)
-    run(_grad_x, (tiles(M, TM), IB, tiles(BI, TI)), out.device, *args, *sizes, BT, TM, TI)
+    run(_grad_x, (tiles(M, TM) * tiles(BI, TI) * IB,), out.device, *args, *sizes, BT, TM, TI)
     return out
 
 

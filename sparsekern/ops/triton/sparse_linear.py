@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsekern.ops.sparse_linear import _blocks as block_size
 from sparsekern.ops.sparse_linear import _rows_like as rows_like
 from sparsekern.ops.sparse_linear import check, reference, reference_grad_weight, reference_grad_x
-from sparsekern.ops.triton.launch import WIDEN, by_input, power, product, run, serves, tiles
+from sparsekern.ops.triton.launch import WIDEN, by_input, power, product, programs, run, serves, tiles
 
 _FEW_ROWS = 8
 
@@ -20,8 +20,9 @@ _FEW_ROWS = 8
 @triton.jit
 def _gather_rows(x, weight, index, bias, out, N, OB, F, x_n, x_c, out_n, out_c, BIAS: tl.constexpr, TN: tl.constexpr, TO: tl.constexpr):
     """out [N, OB]: a tile of rows and outputs; each step reads one connection of every output, down a run of rows."""
-    n = tl.program_id(0).to(tl.int64) * TN + tl.arange(0, TN)
-    o = tl.program_id(1).to(tl.int64) * TO + tl.arange(0, TO)
+    tile, outputs, _ = programs(tl.cdiv(N, TN), tl.cdiv(OB, TO))
+    n = tile * TN + tl.arange(0, TN)
+    o = outputs * TO + tl.arange(0, TO)
     in_o = o < OB
     inside = in_o[:, None] & (n < N)[None, :]
     sums = tl.zeros((TO, TN), tl.float32)
@@ -57,8 +58,8 @@ def _gather_row(x, weight, index, bias, out, OB, F, x_n, x_c, out_n, out_c, BIAS
 @triton.jit
 def _scatter_rows(g, weight, order, begin, out, N, F, g_n, g_c, out_n, out_c, TN: tl.constexpr):
     """grad_x [N, inputs]: the connections of one input, in the order of their outputs."""
-    n = tl.program_id(0).to(tl.int64) * TN + tl.arange(0, TN)
-    i = tl.program_id(1).to(tl.int64)
+    tile, _, i = programs(tl.cdiv(N, TN), 1)
+    n = tile * TN + tl.arange(0, TN)
     inside = n < N
     sums = tl.zeros((TN,), tl.float32)
     for k in range(tl.load(begin + i), tl.load(begin + i + 1)):
@@ -90,9 +91,9 @@ def _blocks(
     BIAS: tl.constexpr, WIDE: tl.constexpr, TN: tl.constexpr, TO: tl.constexpr, TK: tl.constexpr,
 ):  # fmt: skip
     """out [N, OB*BO], a tile of rows and of one block's outputs: x's gathered columns [TN, TK] times weights [TK, TO]."""
-    n = tl.program_id(0).to(tl.int64) * TN + tl.arange(0, TN)
-    ob = tl.program_id(1).to(tl.int64)
-    o = tl.program_id(2) * TO + tl.arange(0, TO)
+    tile, part, ob = programs(tl.cdiv(N, TN), tl.cdiv(BO, TO))
+    n = tile * TN + tl.arange(0, TN)
+    o = part * TO + tl.arange(0, TO)
     in_n, in_o = n < N, o < BO
     sums = tl.zeros((TN, TO), tl.float32)
     for first in range(0, F * BI, TK):
@@ -115,9 +116,9 @@ def _blocks_grad_x(
     WIDE: tl.constexpr, TN: tl.constexpr, TI: tl.constexpr, TK: tl.constexpr,
 ):  # fmt: skip
     """grad_x [N, IB*BI], a tile of rows and of one input block: over the blocks that read it, g [TN, TK] times weights [TK, TI]."""
-    n = tl.program_id(0).to(tl.int64) * TN + tl.arange(0, TN)
-    ib = tl.program_id(1).to(tl.int64)
-    i = tl.program_id(2) * TI + tl.arange(0, TI)
+    tile, part, ib = programs(tl.cdiv(N, TN), tl.cdiv(BI, TI))
+    n = tile * TN + tl.arange(0, TN)
+    i = part * TI + tl.arange(0, TI)
     in_n, in_i = n < N, i < BI
     sums = tl.zeros((TN, TI), tl.float32)
     for e in range(tl.load(begin + ib), tl.load(begin + ib + 1)):
@@ -158,10 +159,12 @@ def _two_dims(t: Tensor) -> Tensor:
     return t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, plan: Tensor | None) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, plan: Tensor | None, *, checked: bool = False) -> Tensor:
+    """``checked``: the arguments were; reading the values of ``index`` again would wait for the device."""
     if not serves(x.dtype):
         return reference(x, weight, bias, index, plan)
-    check(x, weight, bias, index, plan)
+    if not checked:
+        check(x, weight, bias, index, plan)
     (OB, F), (BO, BI) = index.shape, block_size(weight)
     out = rows_like(x, OB * BO)
     rows, flat = _two_dims(x), _two_dims(out)
@@ -171,13 +174,13 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, plan:
     if BO * BI > 1:
         TO = power(BO, 16, 128)
         sizes = (N, F, BO, BI, *strides)
-        run(_blocks, (tiles(N, 32), OB, tiles(BO, TO)), x.device, rows, weight, index, bias, flat, *sizes, has_bias, WIDEN, 32, TO, 32)
+        run(_blocks, (tiles(N, 32) * tiles(BO, TO) * OB,), x.device, rows, weight, index, bias, flat, *sizes, has_bias, WIDEN, 32, TO, 32)
     elif N <= _FEW_ROWS:
         TF = power(F, 1, 128)
         run(_gather_row, (tiles(OB, 16), N), x.device, rows, weight, index, bias, flat, OB, F, *strides, has_bias, 16, TF)
     else:
         TN = power(N, 16, 128)
-        grid = (tiles(N, TN), tiles(OB, 16))
+        grid = (tiles(N, TN) * tiles(OB, 16),)
         run(_gather_rows, grid, x.device, rows, weight, index, bias, flat, N, OB, F, *strides, has_bias, TN, 16)
     return out
 
@@ -202,9 +205,9 @@ def grad_x(
     if BO * BI > 1:
         TI = power(BI, 16, 128)
         sizes = (N, F, BO, BI, *strides)
-        run(_blocks_grad_x, (tiles(N, 32), IB, tiles(BI, TI)), g.device, g, weight, order, begin, flat, *sizes, WIDEN, 32, TI, 16)
+        run(_blocks_grad_x, (tiles(N, 32) * tiles(BI, TI) * IB,), g.device, g, weight, order, begin, flat, *sizes, WIDEN, 32, TI, 16)
     else:
-        run(_scatter_rows, (tiles(N, TN), IB), g.device, g, weight, order, begin, flat, N, F, *strides, TN)
+        run(_scatter_rows, (tiles(N, TN) * IB,), g.device, g, weight, order, begin, flat, N, F, *strides, TN)
     return out
 
 
