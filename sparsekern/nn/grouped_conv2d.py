@@ -296,7 +296,8 @@ class GroupedConv2d(nn.Conv2d):
                 shape, pad = (*shape[:2], shape[2] + 2 * pad[0], shape[3] + 2 * pad[1]), (0, 0)
             window = (*stride, *pad, *dilation, self.groups)
             sizes = shape, self.weight.shape, window, channels_last, self.weight.dtype
-            choices = explain_convolution(*sizes, self.weight.device) if who == "cuda" else explain_grouped_conv2d(*sizes)
+            on_gpu = who in backends.GPU_PROVIDERS
+            choices = explain_convolution(*sizes, self.weight.device) if on_gpu else explain_grouped_conv2d(*sizes)
             for door, (server, why) in choices.items():
                 lines.append(f"  {door:12s} {server:11s} {why}")
         if self._packed is not None:

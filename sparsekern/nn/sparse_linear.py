@@ -381,7 +381,7 @@ class SparseLinear(PlannedModule):
         lines[0] = lines[0].replace("%", " %")
         sizes = rows, self.in_features, self.index.shape, self.block_size, self.weight.dtype
         if who != "reference":
-            on_gpu = who == "cuda"
+            on_gpu = who in backends.GPU_PROVIDERS
             choices = explain_linear(*sizes, device) if on_gpu else explain_sparse_linear(*sizes, planned_balanced(self._current_plan()))
             for door, c in choices.items():
                 estimates = f"estimated {c['ours_us']:.0f} us sparse, {c['dense_us']:.0f} us dense" if "ours_us" in c else ""

@@ -48,7 +48,10 @@ def gpu_provider(missing: str | None, cuda: str | None, triton: bool) -> str | N
     return "triton" if cuda and triton else None
 
 
-#: ``"cuda"``, ``"triton"`` or None.
+#: What may serve a GPU's tensors beside the references.
+GPU_PROVIDERS = ("cuda", "triton")
+
+#: One of them, or None.
 gpu: str | None = gpu_provider(missing_cuda, torch.version.cuda, importlib.util.find_spec("triton") is not None)
 
 try:

@@ -41,6 +41,7 @@ def register(kernels: Any, key: str) -> torch.library.Library:
 
 
 def _takes_torch(estimate: cuda_cost.Estimate) -> bool:
+    """With policy "never" a kernel that does not take the sizes (:mod:`~sparsekern.ops.cuda_fits`) is asked all the same, and says so."""
     policy = backends.dense_policy()
     return policy == "always" or (policy == "auto" and not estimate.ours)
 
@@ -190,7 +191,7 @@ def explain_convolution(x_shape, weight_shape, window, channels_last: bool, dtyp
     for door in OPS["grouped_conv2d"].products:
         arguments = tuple(x_shape), tuple(weight_shape), tuple(window), channels_last, dtype, tf32
         e = cuda_cost.convolution(door, *arguments, 1 if door == "forward" else 0, card)
-        why = f"modelled: {e.ours_us:.1f} us ours, by {e.bound}, {e.torch_us:.1f} us torch"
+        why = f"modelled: {e.ours_us:.1f} us ours, by {e.bound}, {e.torch_us:.1f} us torch" if e.fits else "no tile of these sizes fits"
         out[door] = ("torch" if _takes_torch(e) else "sparsekern", why)
     return out
 

@@ -8,10 +8,12 @@ close torch's product is taken: a kernel that was never timed must not replace o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 import torch
+
+from sparsekern.ops import cuda_fits
 
 #: Ours is taken only where torch's estimate is so many times longer.
 MARGIN = 1.1
@@ -30,29 +32,35 @@ class Card:
     vendor_tf32: float
     vendor_fp32: float
     node_us: float  # one more kernel
+    shared_bytes: int = 227 << 10  # of a block, at the most
 
 
 H100 = Card(3.0e12, 5.0e12, 440e12, 220e12, 7.4e12, 700e12, 350e12, 48e12, 1.5)  # words: 132 processors x 32 x 1.755 GHz
-A100 = Card(1.4e12, 3.5e12, 200e12, 100e12, 4.9e12, 250e12, 125e12, 18e12, 2.0)
+A100 = Card(1.4e12, 3.5e12, 200e12, 100e12, 4.9e12, 250e12, 125e12, 18e12, 2.0, 163 << 10)
 
 
 @cache
 def card_of(device: torch.device) -> Card:
     """The nearest known card; of a device that is no GPU (the emulator's) the newest."""
-    return A100 if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0) else H100
+    if device.type != "cuda":
+        return H100
+    card = A100 if torch.cuda.get_device_capability(device) < (9, 0) else H100
+    shared_bytes = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 99 << 10)  # the least there is
+    return replace(card, shared_bytes=shared_bytes)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Microseconds of one call, and what ours is bound by."""
+    """Microseconds of one call, what ours is bound by, and whether there is a kernel for these sizes at all."""
 
     ours_us: float
     torch_us: float
     bound: str
+    fits: bool = True
 
     @property
     def ours(self) -> bool:
-        return self.ours_us * MARGIN < self.torch_us
+        return self.fits and self.ours_us * MARGIN < self.torch_us
 
 
 def _slowest(card: Card, launches: int, seconds: dict[str, float]) -> tuple[float, str]:
@@ -122,7 +130,8 @@ def convolution(
     else:  # its direct kernels for groups, on plain cores
         work = flops / (0.25 * card.vendor_fp32)
     torch_us, _ = _slowest(card, 1 + ends, {"memory": moved * (1 + ends) / (0.8 * card.copy), "products": work})
-    return Estimate(ours_us, torch_us, bound)
+    fits = cuda_fits.convolution(product, x, weight, window, (out_h, out_w), size, card.shared_bytes)
+    return Estimate(ours_us, torch_us, bound, fits)
 
 
 @lru_cache(maxsize=4096)
@@ -157,4 +166,5 @@ def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple
     product_s = max(
         size * (dense + rows * (in_features + out_features)) / (0.8 * card.copy), 2 * rows * dense / _vendor_rate(card, dtype, tf32)
     )
-    return Estimate(ours_us, (making + product_s) * 1e6 + 3 * card.node_us, bound)
+    fits = cuda_fits.linear(product, rows, in_features, index, block)
+    return Estimate(ours_us, (making + product_s) * 1e6 + 3 * card.node_us, bound, fits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -233,10 +234,32 @@ def test_close_estimates_go_to_torch():
     assert not cuda_cost.Estimate(10.0, 10.5, "memory").ours and cuda_cost.Estimate(10.0, 12.0, "memory").ours
 
 
-def test_explain_on_a_gpu_prints_both_estimates(monkeypatch):
-    monkeypatch.setattr(backends, "serves", lambda *_: "cuda")
+def test_sizes_that_no_kernel_takes_go_to_torch(served):
+    blocks = dict(index=(16, 8192), block=(16, 8))  # 70000 input blocks: a grid holds 65535 along y
+    few, many = (
+        cuda_cost.linear("grad_x", 64, 8 * n, **blocks, dtype=torch.bfloat16, tf32=False, card=cuda_cost.H100) for n in (65000, 70000)
+    )
+    assert few.fits and few.ours and not many.fits and not many.ours
+    assert cuda_cost.linear("forward", 64, 8 * 70000, **blocks, dtype=torch.bfloat16, tf32=False, card=cuda_cost.H100).fits
+
+    x, weight, windows = torch.zeros(1, 4, 1, 16001), torch.zeros(4, 1, 1, 3), [(1, 1, 0, 0, 1, d, 4) for d in (1, 8000)]
+    near, far = (cuda.estimate_convolution("forward", x, weight.shape, window) for window in windows)
+    assert near.fits and not far.fits and not far.ours  # 16001 pixels under the narrowest tile
+    with backends.use(backends.providers()[-1]):  # the kernel would raise
+        assert not torch.ops.sparsekern.grouped_conv2d(x, weight, None, None, *windows[1], False).any()
+    assert "no tile of these sizes fits" in cuda.explain_convolution(x.shape, weight.shape, windows[1], False, x.dtype, "cpu")["forward"][1]
+
+
+def test_layers_of_networks_fit():
+    for groups, dtype, product in itertools.product((1, 4, 32, 64), (torch.float32, torch.bfloat16), OPS["grouped_conv2d"].products):
+        assert conv(groups, dtype=dtype, product=product).fits and conv(groups, channels=512, size=7, dtype=dtype, product=product).fits
+
+
+@pytest.mark.parametrize("provider", ["cuda", "triton"])
+def test_explain_on_a_gpu_prints_both_estimates(monkeypatch, provider):
+    monkeypatch.setattr(backends, "serves", lambda *_: provider)
     text = sk.GroupedConv2d(96, 192, 5, padding=2, groups=16).explain((128, 96, 16, 16), channels_last=True)
-    assert text.startswith("GroupedConv2d 96 -> 192") and text.count("modelled: ") == 3 and "served by cuda" in text
+    assert text.startswith("GroupedConv2d 96 -> 192") and text.count("modelled: ") == 3 and f"served by {provider}" in text
     text = sk.SparseLinear(4096, 4096, density=0.1, block_size=64).to(torch.bfloat16).explain(rows=4096)
     assert text.count("estimated") == 3 and "matrix blocks" in text
     assert "dense" in sk.SparseLinear(512, 512, density=0.5).to(torch.bfloat16).explain(rows=4096)

@@ -1,0 +1,108 @@
+"""Which sizes the CUDA kernels take at all: those whose tile lies in shared memory and whose grid a card can launch.
+
+What does not fit goes to torch. The launchers (csrc/cuda/conv_plan.h, grouped_conv2d*.cu, sparse_linear*.cu) decide for themselves
+and refuse; this says the same beforehand, from the least memory that each of them could do with, so never "fits" of what they refuse.
+"""
+
+from __future__ import annotations
+
+import math
+
+GRID = 65535  # blocks along y or z
+_LIMITS = 65535, 16383, 4095, 1023, 255  # halo pixels of a tile, as the launchers try them
+_LOG2_PIXELS = 7  # of a tile
+
+
+def _up(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _taps(kernel: int, stride: int, pad: int, dilation: int, backwards: bool) -> tuple[int, int]:
+    """The most taps of a target pixel along one axis, and the longest way from its first to its last source pixel."""
+    if not backwards:
+        return kernel, (kernel - 1) * dilation
+    common, most, longest = math.gcd(stride, dilation), 0, 0
+    step = stride // common
+    for phase in range(stride):
+        first = next((k for k in range(min(step, kernel)) if (phase + pad - k * dilation) % stride == 0), None)
+        if first is not None:
+            count = (kernel - 1 - first) // step + 1
+            most, longest = max(most, count), max(longest, (count - 1) * (dilation // common))
+    return most, longest
+
+
+def _tile(images: int, rows: int, columns: int, spans: tuple, steps: tuple, limit: int) -> int | None:
+    """Halo pixels of the tile that the launchers choose, at most ``limit``; None: there is none. As choose_tile."""
+    best, chosen = -1.0, None
+    for w in range(_LOG2_PIXELS + 1):
+        for h in range(_LOG2_PIXELS + 1 - w):
+            n = _LOG2_PIXELS - w - h
+            if (h and 1 << (h - 1) >= rows) or (w and 1 << (w - 1) >= columns):
+                continue
+            high, wide = ((1 << h) - 1) * steps[0] + spans[0] + 1, ((1 << w) - 1) * steps[1] + spans[1] + 1
+            pixels = high * wide << n
+            tiles = _up(images, 1 << n) * _up(rows, 1 << h) * _up(columns, 1 << w)
+            if pixels > limit or tiles >= 2**31:
+                continue
+            cost = tiles * (pixels + (1 << _LOG2_PIXELS)) * (1.5 if w < 2 else 1.0)
+            if best < 0 or cost < best:
+                best, chosen = cost, pixels
+    return chosen
+
+
+def convolution(product: str, x: tuple, weight: tuple, window: tuple, out: tuple, itemsize: int, shared_bytes: int) -> bool:
+    """``product`` of ``x [N, C, H, W]``, ``weight [K, C/G, KH, KW]`` and an ``out [OH, OW]``, in blocks of ``shared_bytes``."""
+    (n, c, h, w), (k, in_group, kernel_h, kernel_w) = x, weight
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups = window
+    backwards = product == "grad_x"
+    if max(*x, *weight, *window) > 2**29 or (backwards and stride_h * stride_w > GRID):
+        return False
+    taps_y, span_y = _taps(kernel_h, stride_h, pad_h, dilation_h, backwards)
+    taps_x, span_x = _taps(kernel_w, stride_w, pad_w, dilation_w, backwards)
+    rows, columns = (_up(h, stride_h), _up(w, stride_w)) if backwards else out
+    steps, taps = (1, 1) if backwards else (stride_h, stride_w), taps_y * taps_x
+    halos = {_tile(n, rows, columns, (span_y, span_x), steps, limit) for limit in _LIMITS} - {None}
+    if product == "grad_weight":
+        least = _grad_weight_pixel(k, k // groups, in_group, taps, itemsize, shared_bytes, halos)
+        return least or 0 in (k, c)
+    if _up(c if backwards else k, 16) > GRID:
+        return False
+    pairs = 2 * _up(taps, 2)  # steps of two sets of 8 targets, a piece of channels at a time, weights loaded as they are needed
+    return any(halo * 16 + _up(pairs * 8, 16) * 16 + pairs * 256 <= shared_bytes for halo in halos)
+
+
+def _grad_weight_pixel(k: int, out_group: int, in_group: int, taps: int, itemsize: int, shared_bytes: int, halos: set[int]) -> bool:
+    """Whether some plan of the weight's gradient fits: as weight_plan, with the most pieces that a portion can need."""
+
+    def spread(pieces: int) -> int:  # bytes of a pixel
+        half = (pieces + 1) // 2
+        return ((pieces | 1) if itemsize == 2 else half * 2 if half % 2 else half * 2 + 2) * 16
+
+    def pieces(first: int, end: int) -> int:
+        return (((min(end, k) - 1) // out_group + 1) * in_group - 1) // 8 + 1 - first // out_group * in_group // 8
+
+    if k == 0 or in_group == 0:
+        return True
+    widest = max(pieces(first, first + 8) for first in range(0, k, 8))
+    for sets in (4, 1):
+        width = widest if sets == 1 else max(pieces(first, first + 32) for first in range(0, k, 32))
+        for sums in (12, 6, 3, 1):
+            staged = width if sets == 4 else min(width, (8 * sums - 1) // taps + 2)
+            portions = _up(sets * _up(taps * widest, 2), 4 * sums)
+            least = 128 * spread(sets * itemsize // 2)
+            if _up(k, 8 * sets) * portions <= GRID and any(halo * spread(staged * itemsize // 2) + least <= shared_bytes for halo in halos):
+                return True
+    return False
+
+
+def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple) -> bool:
+    """``product`` of ``rows`` rows and a weight of ``index [OB, F]`` blocks."""
+    (out_blocks, fan_in), (block_out, block_in) = index, block
+    if max(in_features, out_blocks * block_out) > (2**31 - 1) // 64 or out_blocks * fan_in >= 2**31:
+        return False
+    if tuple(block) == (1, 1):
+        return True
+    if product == "grad_weight":  # tiles of a block are 32 outputs by 64 inputs
+        return out_blocks * fan_in * _up(block_out, 32) * _up(block_in, 64) < 2**31
+    targets, blocks = (block_in, in_features // block_in) if product == "grad_x" else (block_out, out_blocks)
+    return blocks * _up(targets, 16 if targets <= 16 else 64) <= GRID
