@@ -1,10 +1,11 @@
 """One command for a machine with a GPU: builds, proves and times the CUDA kernels, in ten minutes, a row after each step.
 
-    python bench/gpu.py                    # build, facts, ceilings, correctness, sanitizer, timing -> bench/results/gpu/rows.jsonl
+    python bench/gpu.py                    # build, facts, ceilings, correctness, timing, sanitizer -> bench/results/gpu/rows.jsonl
     python bench/gpu.py --resume           # what an interrupted run left out
     python bench/gpu.py --dry-run          # every step on the CPU, small: proves this script, times nothing
 
-Nothing is timed that is not right: a provider whose result is not close to float64 gets a row that says so, and no time.
+Nothing is timed that is not right: a provider whose result is not close to float64 gets a row that says so, and no time; if it
+is ours, the exit status says so too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,7 +23,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS = ("build", "facts", "ceilings", "correctness", "sanitizer", "timing")
+STEPS = ("build", "facts", "ceilings", "correctness", "timing", "sanitizer")
 
 
 class Rows:
@@ -46,6 +49,10 @@ class Rows:
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
+    def drop(self, *steps: str) -> None:
+        self.done = {at: row for at, row in self.done.items() if at[0] not in steps}
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in self.done.values()))
+
     def of(self, step: str) -> list[dict]:
         return [row for (s, _), row in self.done.items() if s == step]
 
@@ -54,7 +61,7 @@ def build(rows: Rows, dry: bool) -> None:
     """The package with its CUDA library, into this tree."""
     command = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-q", "-e", str(ROOT)]
     if dry:
-        return rows.write("build", "package", seconds=0.0, note="dry run: not built")
+        return rows.write("build", "package", seconds=0.0, ok=True, note="dry run: not built")
     asked = subprocess.run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True, check=True)
     number = asked.stdout.split()[0].replace(".", "")
     architecture = f"{number}a-real" if int(number) >= 90 else f"{number}-real"  # this card's only: quicker
@@ -114,7 +121,7 @@ def correctness(rows: Rows, dry: bool, small: bool = False) -> None:
                 failure = ""
                 try:
                     poison(device)
-                    with strict():
+                    with float32(tf32=False):
                         hold_to_contract(OPS[name], sample.name, dtype, serving, tensor_cores=True, device=device)
                 except (AssertionError, RuntimeError, ValueError) as error:
                     failure = f"{type(error).__name__}: {error}"[:400]
@@ -123,8 +130,8 @@ def correctness(rows: Rows, dry: bool, small: bool = False) -> None:
                     print(f"WRONG {key}: {failure}", flush=True)
 
 
-def strict():
-    """float32 means float32 while values are compared."""
+def float32(tf32: bool):
+    """Whether float32 may be multiplied with ten bits of fraction, in convolutions and products of matrices alike."""
     import contextlib
 
     import torch
@@ -132,7 +139,7 @@ def strict():
     @contextlib.contextmanager
     def scope():
         before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         try:
             yield
         finally:
@@ -150,7 +157,27 @@ def poison(device: str) -> None:
         del held
 
 
-def sanitizer(rows: Rows, dry: bool) -> None:
+def clean(check: str, log: str) -> bool:
+    """Whether compute-sanitizer's log ends without a complaint; racecheck has a summary of its own."""
+    summary = r"RACECHECK SUMMARY: 0 hazards displayed" if check == "racecheck" else r"ERROR SUMMARY: 0 errors"
+    return re.search(summary, log) is not None
+
+
+def run_limited(command: list[str], seconds: float, environment: dict[str, str] | None = None) -> int | None:
+    """The exit status; None if it took longer, and then nothing that it started is left."""
+    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **nowhere)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def sanitizer(rows: Rows, dry: bool, left) -> None:
     """The small samples again, under compute-sanitizer: accesses, races, memory that nobody wrote, barriers."""
     tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     if ("sanitizer", "all") in rows.done:
@@ -160,20 +187,29 @@ def sanitizer(rows: Rows, dry: bool) -> None:
     for check in ("memcheck", "racecheck", "initcheck", "synccheck"):
         if ("sanitizer", check) in rows.done:
             continue
+        limit = min(120.0, left())
+        if limit < 20:
+            print("gpu: no time for the sanitizer; go on with --resume", flush=True)
+            return
         log = rows.path.with_suffix(f".{check}.txt")
+        log.unlink(missing_ok=True)
         inner = [sys.executable, __file__, "--steps", "correctness", "--small", "--out", str(rows.path.with_suffix(f".{check}.jsonl"))]
         environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        try:
-            command = [tool, "--tool", check, "--log-file", str(log), *inner]
-            done = subprocess.run(command, env=environment, capture_output=True, timeout=120)
-            tail = log.read_text()[-400:] if log.is_file() else ""
-            rows.write("sanitizer", check, ok=done.returncode == 0 and "ERROR SUMMARY: 0 errors" in tail, tail=tail)
-        except subprocess.TimeoutExpired:
+        status = run_limited([tool, "--tool", check, "--log-file", str(log), *inner], limit, environment)
+        said = log.read_text() if log.is_file() else ""
+        if status is not None:
+            rows.write("sanitizer", check, ok=status == 0 and clean(check, said), tail=said[-400:])
+        elif limit == 120:  # else it is begun again with --resume
             rows.write("sanitizer", check, ok=None, note="took longer than two minutes")
 
 
 def timing(rows: Rows, dry: bool, left) -> None:
-    """Ours and every rival, in one run; a row after each case."""
+    """Ours and every rival, in one run; a row after each case. All may multiply float32 as tf32; the row says so."""
+    with float32(tf32=True):
+        _timing(rows, dry, left)
+
+
+def _timing(rows: Rows, dry: bool, left) -> None:
     import gpu_cases
     import gpu_timing
     import torch
@@ -190,6 +226,7 @@ def timing(rows: Rows, dry: bool, left) -> None:
         setup = make()
         served = backends.serves(setup.key.split("/")[0], gpu_timing.DEVICE)
         row = {"case": setup.key, "served_by": served, "flops": setup.flops, "bytes": setup.bytes, "modelled": setup.estimates}
+        row |= {"tf32": "float32" in setup.key, "hot": gpu_timing.is_hot(setup.sets, setup.bytes)}
         ready, refused, errors = {}, dict(setup.refused), {}
         truth = setup.truth()
         for name, provider in setup.providers.items():
@@ -207,7 +244,15 @@ def timing(rows: Rows, dry: bool, left) -> None:
         times = {name: {**gpu_timing.spread(t["us"]), "by": t["by"]} for name, t in taken.items()}
         for name in times if left() > 60 else ():
             times[name]["cold_us"] = gpu_timing.cold_us(ready[name][0])
-        row |= {"sets": setup.sets, "times": times, "errors": errors, "refused": refused, "floor_us": _floor(rows, setup), "dry": dry}
+        row |= {
+            "sets": setup.sets,
+            "times": times,
+            "errors": errors,
+            "refused": refused,
+            "floor_us": _floor(rows, setup, row["hot"]),
+            "dry": dry,
+        }
+        row["failed"] = [name for name in refused if name.startswith("ours")]
         mine = {name: t["p50_us"] for name, t in times.items() if name.startswith("ours")}
         rivals = {name: t["p50_us"] for name, t in times.items() if name not in mine and name != "two_of_four"}
         if mine and rivals and not dry:
@@ -224,13 +269,13 @@ def error_of(results, truth) -> float:
     return max(((r - t).abs().max() / t.abs().max()).item() if not r.isnan().any() else float("inf") for r, t in pairs)
 
 
-def _floor(rows: Rows, setup) -> float | None:
-    """Microseconds that no kernel of this card can beat: its bytes, its FLOPs, a launch."""
+def _floor(rows: Rows, setup, hot: bool) -> float | None:
+    """Microseconds that no kernel of this card can beat: its bytes (if they come from memory), its FLOPs, a launch."""
     card = next(iter(rows.of("ceilings")), None)
     if not card:
         return None
     rate = card["bf16_flops_per_s" if "float16" in setup.key else "tf32_flops_per_s"]
-    return max(setup.bytes / card["copy_bytes_per_s"] * 1e6, setup.flops / rate * 1e6, card["launch_us"])
+    return max(0 if hot else setup.bytes / card["copy_bytes_per_s"] * 1e6, setup.flops / rate * 1e6, card["launch_us"])
 
 
 def summary(rows: Rows) -> int:
@@ -239,7 +284,10 @@ def summary(rows: Rows) -> int:
     ratios = [r["ratio"] for r in rows.of("timing") if "ratio" in r]
     print(f"correctness: {len(checked) - len(wrong)} passed, {len(wrong)} failed; sanitizer: {len(bad)} failed {bad or ''}")
     print(f"timing: {len(rows.of('timing'))} cases" + (f", median {statistics.median(ratios):.2f} times the best rival" if ratios else ""))
-    return bool(wrong or bad)
+    failed = [(row["case"], name, row["refused"][name]) for row in rows.of("timing") for name in row.get("failed", ())]
+    for case, name, why in failed:
+        print(f"FAILED {case}: {name}: {why}")
+    return bool(wrong or bad or failed)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -254,7 +302,10 @@ def main(arguments: list[str] | None = None) -> int:
     begin = time.monotonic()
     left = lambda: options.budget - (time.monotonic() - begin)  # noqa: E731
     rows = Rows(options.out, options.resume)
-    if "build" in options.steps and not rows.of("build"):
+    built = rows.of("build")
+    if "build" in options.steps and not all(row.get("ok") for row in built or [{}]):
+        if built:
+            rows.drop("build", "correctness", "timing", "sanitizer")  # what an older library did
         build(rows, options.dry_run)
     import torch
 
@@ -270,7 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif step == "correctness":
             correctness(rows, options.dry_run, options.small)
         elif step == "sanitizer":
-            sanitizer(rows, options.dry_run)
+            sanitizer(rows, options.dry_run, left)
         elif step == "timing":
             timing(rows, options.dry_run, left)
     return summary(rows)

@@ -1,7 +1,11 @@
-"""What `bench/gpu.py` times: shapes, and for each of them ours and every rival, as calls over several sets of inputs."""
+"""What `bench/gpu.py` times: shapes, and for each of them ours and every rival, as calls over several sets of inputs.
+
+A set is all that a call reads but its bias: images or rows, weight, index, the other factor, so that nothing of it stays in a cache.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -79,17 +83,14 @@ def convolution(case, dtype: torch.dtype, training: bool) -> Setup:
     sets = sets_for(moved)
     generator = torch.Generator(DEVICE).manual_seed(1)
     draw = lambda *shape: torch.randn(shape, device=DEVICE, generator=generator).to(dtype)  # noqa: E731
-    weight, bias = draw(k, c // groups, kernel, kernel) / math.sqrt(c // groups * kernel * kernel), draw(k)
+    weights = [draw(k, c // groups, kernel, kernel) / math.sqrt(c // groups * kernel * kernel) for _ in range(sets)]
+    bias = draw(k)
     images = [draw(n, c, size, size) for _ in range(sets)]
     last = [x.to(memory_format=torch.channels_last) for x in images]
-    weight_last = weight.to(memory_format=torch.channels_last)
-    expanded = torch.zeros(k, c, kernel, kernel, device=DEVICE, dtype=dtype)
-    for g in range(groups):
-        expanded[g * k // groups : (g + 1) * k // groups, g * c // groups : (g + 1) * c // groups] = weight[
-            g * k // groups : (g + 1) * k // groups
-        ]
-    expanded = expanded.to(memory_format=torch.channels_last)
-    cotangent = draw(n, k, out, out)
+    weights_last = [w.to(memory_format=torch.channels_last) for w in weights]
+    expanded = [_expanded(w, groups) for w in weights]
+    cotangents = [draw(n, k, out, out) for _ in range(sets if training else 1)]
+    cotangents_last = [g.to(memory_format=torch.channels_last) for g in cotangents]
     window = dict(stride=stride, padding=pad)
 
     def ours(x, w, b):
@@ -110,37 +111,50 @@ def convolution(case, dtype: torch.dtype, training: bool) -> Setup:
         product = torch.matmul(w.view(groups, k // groups, -1), columns)
         return product.flatten(1, 2).view(n, k, out, out) + b.view(-1, 1, 1)
 
-    def calls(function, xs, w, g) -> Make:
+    def calls(function, xs, ws, gs) -> Make:
         if not training:
-            return lambda i: lambda: function(xs[i], w, bias)
-        leaves = [[x.detach().requires_grad_(), w.detach().requires_grad_(), bias.detach().requires_grad_()] for x in xs]
-        return lambda i: _with_gradients(function, leaves[i], g)
+            return lambda i: lambda: function(xs[i], ws[i], bias)
+        leaves = [[t.detach().requires_grad_() for t in (x, w, bias)] for x, w in zip(xs, ws)]
+        return lambda i: _with_gradients(function, leaves[i], gs[i])
 
-    cotangent_last = cotangent.to(memory_format=torch.channels_last)
-    mine = {"ours_nhwc": calls(ours, last, weight_last, cotangent_last), "ours_nchw": calls(ours, images, weight, cotangent)}
+    mine = {"ours_nhwc": calls(ours, last, weights_last, cotangents_last), "ours_nchw": calls(ours, images, weights, cotangents)}
     providers = {name: (lambda i, make=make: _never(make(i))) for name, make in mine.items()}
     providers |= {
-        "cudnn_nhwc": calls(torchs, last, weight_last, cotangent_last),
-        "cudnn_nchw": calls(torchs, images, weight, cotangent),
-        "dense_expanded": calls(dense, last, expanded, cotangent_last),
-        "unfold_bmm": calls(unfolded, images, weight, cotangent),
+        "cudnn_nhwc": calls(torchs, last, weights_last, cotangents_last),
+        "cudnn_nchw": calls(torchs, images, weights, cotangents),
+        "dense_expanded": calls(dense, last, expanded, cotangents_last),
+        "unfold_bmm": calls(unfolded, images, weights, cotangents),
     }
     if groups <= 32:
-        providers["loop"] = calls(loop, images, weight, cotangent)
+        providers["loop"] = calls(loop, images, weights, cotangents)
     if DEVICE == "cuda" and not training and dtype == torch.bfloat16 and groups in (8, 16):  # compiling takes long
-        providers["max_autotune"] = calls(torch.compile(torchs, mode="max-autotune-no-cudagraphs"), last, weight_last, cotangent_last)
+        providers["max_autotune"] = calls(torch.compile(torchs, mode="max-autotune-no-cudagraphs"), last, weights_last, cotangents_last)
     sizes = (stride, stride, pad, pad, 1, 1, groups)
-    estimate = cuda.estimate_convolution("forward", last[0], weight.shape, sizes, 1)
+    shape = weights[0].shape
+    estimates = [cuda.estimate_convolution("forward", last[0], shape, sizes, 1)]
+    if training:
+        estimates.append(cuda.estimate_convolution("grad_x", cotangents_last[0], shape, sizes, sizes=tuple(last[0].shape)))
+        estimates.append(cuda.estimate_convolution("grad_weight", last[0], shape, sizes))
     name = (
         f"grouped_conv2d/{what} n{n} {c}-{k}@{size} {kernel}x{kernel} s{stride} g{groups}/{str(dtype)[6:]}/{'step' if training else 'fwd'}"
     )
     flops = 2 * n * k * out * out * c // groups * kernel * kernel
-    truth = _truth(torchs, (images[0], weight, bias), cotangent, training)
-    return Setup(name, flops * (3 if training else 1), moved, _modelled(estimate), providers, truth, sets)
+    truth = _truth(torchs, (images[0], weights[0], bias), cotangents[0], training)
+    return Setup(name, flops * (3 if training else 1), moved, _modelled(estimates), providers, truth, sets)
 
 
-def _modelled(estimate) -> dict[str, float]:
-    return {"ours_us": estimate.ours_us, "torch_us": estimate.torch_us}
+def _expanded(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """``[K, C/G, KH, KW]`` -> the dense ``[K, C, KH, KW]`` that does the same, channels_last."""
+    k, in_group, *kernel = weight.shape
+    dense = weight.new_zeros(groups, k // groups, groups, in_group, *kernel)
+    for g in range(groups):
+        dense[g, :, g] = weight[g * k // groups : (g + 1) * k // groups]
+    return dense.view(k, groups * in_group, *kernel).to(memory_format=torch.channels_last)
+
+
+def _modelled(estimates) -> dict[str, float]:
+    """Of all the products of a call."""
+    return {"ours_us": sum(e.ours_us for e in estimates), "torch_us": sum(e.torch_us for e in estimates)}
 
 
 # ---- fixed fan-in
@@ -152,6 +166,7 @@ LINEARS = [
     *((n, 4096, 4096, d, (b, b)) for n in (16, 4096) for d in (0.25, 0.1) for b in (16, 32, 64, 128)),
     *((4096, 4096, 4096, 0.1, (v, 1)) for v in (16, 64, 128)),
 ]
+DOORS = ("forward", "grad_x", "grad_weight")
 DRY_LINEARS = [(3, 40, 24, 0.25, (1, 1)), (5, 64, 32, 0.5, (16, 16)), (4, 20, 32, 0.3, (16, 1))]
 
 
@@ -165,43 +180,44 @@ def linear(case, dtype: torch.dtype, training: bool) -> Setup:
     generator = torch.Generator(DEVICE).manual_seed(1)
     draw = lambda *shape: torch.randn(shape, device=DEVICE, generator=generator).to(dtype)  # noqa: E731
     shape = tuple(index.shape) if block == (1, 1) else (*index.shape, *block)
-    weight, bias, cotangent = draw(*shape) / math.sqrt(fan_in * block[1]), draw(outputs), draw(rows, outputs)
-    xs, plan = [draw(rows, inputs) for _ in range(sets)], ops.plan_sparse_linear(index, inputs, block)
-    full = dense_weight(weight, index, inputs)
+    weights, bias = [draw(*shape) / math.sqrt(fan_in * block[1]) for _ in range(sets)], draw(outputs)
+    xs, cotangents = [draw(rows, inputs) for _ in range(sets)], [draw(rows, outputs) for _ in range(sets if training else 1)]
+    indices, plan = [index.clone() for _ in range(sets)], ops.plan_sparse_linear(index, inputs, block)
+    plans, full = [plan.clone() for _ in range(sets)], [dense_weight(w, index, inputs) for w in weights]
 
-    def ours(x, w, b):
-        return ops.sparse_linear(x, w, index, b, plan)
+    def ours(i: int):
+        return lambda x, w, b: ops.sparse_linear(x, w, indices[i], b, plans[i])
 
-    def calls(function, w) -> Make:
+    def calls(function, ws) -> Make:
         if not training:
-            return lambda i: lambda: function(xs[i], w, bias)
-        leaves = [[x.detach().requires_grad_(), w.detach().requires_grad_(), bias.detach().requires_grad_()] for x in xs]
-        return lambda i: _with_gradients(function, leaves[i], cotangent)
+            return lambda i: functools.partial(function(i), xs[i], ws[i], bias)
+        leaves = [[t.detach().requires_grad_() for t in (x, w, bias)] for x, w in zip(xs, ws)]
+        return lambda i: _with_gradients(function(i), leaves[i], cotangents[i])
 
-    mine = calls(ours, weight)
-    providers: dict[str, Make] = {"ours": lambda i: _never(mine(i)), "dense": calls(F.linear, full)}
+    mine = calls(ours, weights)
+    providers: dict[str, Make] = {"ours": lambda i: _never(mine(i)), "dense": calls(lambda i: F.linear, full)}
     refused = {}
     if not training:
         compressed = {
-            "csr": lambda: full.to_sparse_csr(),
-            "bsr": lambda: full.to_sparse_bsr(block),
-            "two_of_four": lambda: torch.sparse.to_sparse_semi_structured(_two_of_four(full)),
+            "csr": lambda w: w.to_sparse_csr(),
+            "bsr": lambda w: w.to_sparse_bsr(block),
+            "two_of_four": lambda w: torch.sparse.to_sparse_semi_structured(_two_of_four(w)),
         }
         for name, make in compressed.items():
             if (name == "bsr" and block[1] == 1) or (name == "two_of_four" and (DEVICE == "cpu" or dtype == torch.float32)):
                 continue
             try:
-                w = make()
-                providers[name] = lambda i, w=w, name=name: lambda: _sparse_product(w, xs[i], bias, name)
+                ws = [make(w) for w in full]
+                providers[name] = lambda i, ws=ws, name=name: lambda: _sparse_product(ws[i], xs[i], bias, name)
             except Exception as error:
                 refused[name] = f"{type(error).__name__}: {error}"[:200]
         if block == (1, 1) and rows * kept <= 2**28:
-            places = index.long()
-            providers["gather"] = lambda i: lambda: (xs[i][:, places] * weight).sum(-1) + bias
-    estimate = cuda.estimate_linear("forward", xs[0], inputs, index.shape, block)
+            places = [i.long() for i in indices]
+            providers["gather"] = lambda i: lambda: (xs[i][:, places[i]] * weights[i]).sum(-1) + bias
+    estimates = [cuda.estimate_linear(door, xs[0], inputs, index.shape, block) for door in (DOORS if training else DOORS[:1])]
     name = f"sparse_linear/{inputs}-{outputs} n{rows} {density:g} {block[0]}x{block[1]}/{str(dtype)[6:]}/{'step' if training else 'fwd'}"
-    truth = _truth(lambda x, w, b: F.linear(x, dense_weight(w, index, inputs), b), (xs[0], weight, bias), cotangent, training)
-    return Setup(name, 2 * rows * kept * (3 if training else 1), moved, _modelled(estimate), providers, truth, sets, refused)
+    truth = _truth(lambda x, w, b: F.linear(x, dense_weight(w, index, inputs), b), (xs[0], weights[0], bias), cotangents[0], training)
+    return Setup(name, 2 * rows * kept * (3 if training else 1), moved, _modelled(estimates), providers, truth, sets, refused)
 
 
 def _two_of_four(weight: torch.Tensor) -> torch.Tensor:
@@ -227,18 +243,18 @@ def multiplication(case, dtype: torch.dtype, training: bool) -> Setup:
     sets = sets_for(moved)
     generator = torch.Generator(DEVICE).manual_seed(1)
     draw = lambda *shape: torch.randn(shape, device=DEVICE, generator=generator).to(dtype)  # noqa: E731
-    a, b = [draw(groups, rows, inner) for _ in range(sets)], draw(groups, inner, columns)
+    a, b = [draw(groups, rows, inner) for _ in range(sets)], [draw(groups, inner, columns) for _ in range(sets)]
     providers: dict[str, Make] = {
-        "ours": lambda i: lambda: ops.grouped_mm(a[i], b),
-        "bmm": lambda i: lambda: torch.bmm(a[i], b),
-        "loop": lambda i: lambda: torch.stack([x @ y for x, y in zip(a[i], b)]),
+        "ours": lambda i: lambda: ops.grouped_mm(a[i], b[i]),
+        "bmm": lambda i: lambda: torch.bmm(a[i], b[i]),
+        "loop": lambda i: lambda: torch.stack([x @ y for x, y in zip(a[i], b[i])]),
     }
     if groups > 256:
         del providers["loop"]
     if dtype == torch.bfloat16 and hasattr(torch, "_grouped_mm"):
-        providers["torch_grouped_mm"] = lambda i: lambda: torch._grouped_mm(a[i], b)
+        providers["torch_grouped_mm"] = lambda i: lambda: torch._grouped_mm(a[i], b[i])
     name = f"grouped_mm/{groups} of {rows}x{inner}x{columns}/{str(dtype)[6:]}/fwd"
-    truth = _truth(torch.bmm, (a[0], b), a[0], False)
+    truth = _truth(torch.bmm, (a[0], b[0]), a[0], False)
     return Setup(name, 2 * groups * rows * inner * columns, moved, {}, providers, truth, sets)
 
 

@@ -16,12 +16,21 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Call = Callable[[], object]
 
 
+def cache_bytes() -> int:
+    """Of the second level."""
+    return getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 50 << 20)
+
+
+def is_hot(sets: int, call_bytes: int) -> bool:
+    """Whether the sets do not outgrow twice the cache, so that launches may read from it what no floor must count."""
+    return DEVICE == "cuda" and sets * call_bytes < 2 * cache_bytes()
+
+
 def sets_for(call_bytes: int) -> int:
     """How many sets of inputs outgrow twice the second-level cache, so that each launch reads from memory; at least 2, at most 32."""
     if DEVICE == "cpu":
         return 2
-    cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 50 << 20)
-    return max(2, min(32, -(-2 * cache // max(1, call_bytes))))
+    return max(2, min(32, -(-2 * cache_bytes() // max(1, call_bytes))))
 
 
 def capture(calls: list[Call], launches: int) -> torch.cuda.CUDAGraph:
@@ -78,13 +87,21 @@ def samples_us(providers: dict[str, list[Call]], rounds: int = 15) -> dict[str, 
 
 
 def cold_us(call: Call, rounds: int = 7) -> float | None:
-    """Microseconds of one call after the second-level cache was overwritten."""
+    """Microseconds of one call after the second-level cache was overwritten; None where the call cannot be a graph.
+
+    The graph is put in the queue while the card still overwrites: what the host takes does not count.
+    """
     if DEVICE == "cpu":
+        return None
+    try:
+        launch = capture([call], 1).replay
+    except Exception:
+        torch.cuda.synchronize()
         return None
     flush, taken = torch.empty(256 << 20, dtype=torch.uint8, device=DEVICE), []
     for _ in range(rounds):
         flush.zero_()
-        taken.append(between_events(call))
+        taken.append(between_events(launch))
     return statistics.median(taken)
 
 

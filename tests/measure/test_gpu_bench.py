@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,11 @@ def test_dry_run_then_resume(gpu, tmp_path, capsys):
     lines = out.read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     steps = [row["step"] for row in rows]
-    assert list(dict.fromkeys(steps)) == ["build", "facts", "ceilings", "correctness", "sanitizer", "timing"]
+    assert list(dict.fromkeys(steps)) == ["build", "facts", "ceilings", "correctness", "timing", "sanitizer"]
     assert all(row["ok"] for row in rows if row["step"] == "correctness") and steps.count("correctness") >= 12
     for row in (r for r in rows if r["step"] == "timing"):
         assert row["dry"] and "ratio" not in row  # a dry run claims nothing
+        assert row["tf32"] == ("float32" in row["case"]) and row["hot"] is False
         assert row["served_by"] and set(row["errors"]) == set(row["times"]) and any(name.startswith("ours") for name in row["times"])
         assert len(row["times"]) >= 2, row["refused"]
         assert not any(name.startswith(("ours", "cudnn", "dense")) for name in row["refused"]), row["refused"]
@@ -46,7 +48,7 @@ def test_dry_run_then_resume(gpu, tmp_path, capsys):
     assert [json.loads(line)["key"] for line in again] == [row["key"] for row in rows]
 
 
-def test_a_wrong_result_is_not_timed(gpu, tmp_path, monkeypatch):
+def test_a_wrong_result_is_not_timed_and_fails_the_run(gpu, tmp_path, monkeypatch, capsys):
     import gpu_cases
 
     def wrong(shape, dtype, training):
@@ -57,9 +59,66 @@ def test_a_wrong_result_is_not_timed(gpu, tmp_path, monkeypatch):
 
     monkeypatch.setattr(gpu_cases, "cases", lambda dry: [("wrong", lambda: wrong((2, 3, 4, 5), torch.float32, False))])
     out = tmp_path / "gpu.jsonl"
-    gpu.main(["--dry-run", "--steps", "timing", "--out", str(out)])
+    assert gpu.main(["--dry-run", "--steps", "timing", "--out", str(out)]) == 1
+    assert "FAILED grouped_mm" in capsys.readouterr().out
     (row,) = map(json.loads, out.read_text().splitlines())
     assert "off by" in row["refused"]["ours"] and "ours" not in row["times"] and "bmm" in row["times"]
+
+
+def test_after_a_failed_build_nothing_of_the_older_library_counts(gpu, tmp_path):
+    out = tmp_path / "gpu.jsonl"
+    rows = [
+        ("facts", "machine", True),
+        ("build", "package", False),
+        *((step, "old", True) for step in ("correctness", "timing", "sanitizer")),
+    ]
+    out.write_text("".join(json.dumps({"step": step, "key": key, "ok": ok}) + "\n" for step, key, ok in rows))
+    assert gpu.main(["--dry-run", "--resume", "--steps", "build", "--out", str(out)]) == 0
+    assert [(r["step"], r["ok"]) for r in map(json.loads, out.read_text().splitlines())] == [("facts", True), ("build", True)]
+
+
+def test_logs_of_the_sanitizer(gpu):
+    hazards = "========= RACECHECK SUMMARY: {} hazards displayed (0 errors, 0 warnings)"
+    assert gpu.clean("racecheck", hazards.format(0)) and not gpu.clean("racecheck", hazards.format(10))
+    assert gpu.clean("memcheck", "========= ERROR SUMMARY: 0 errors") and not gpu.clean("memcheck", "========= ERROR SUMMARY: 10 errors")
+    assert not gpu.clean("racecheck", "") and not gpu.clean("initcheck", "")
+
+
+def test_nothing_outlives_its_limit(gpu, tmp_path):
+    started = tmp_path / "pid"
+    assert gpu.run_limited(["sh", "-c", f"sleep 60 & echo $! > {started}; wait"], 0.5) is None
+    stat = Path(f"/proc/{started.read_text().strip()}/stat")
+    for _ in range(50):
+        if not stat.is_file() or stat.read_text().split()[2] == "Z":
+            break
+        time.sleep(0.02)
+    else:
+        pytest.fail("what the command started still runs")
+    assert gpu.run_limited(["sh", "-c", "exit 3"], 10) == 3
+
+
+def test_sets_share_no_operand(gpu, monkeypatch):
+    import gpu_cases
+
+    read = []
+    for name in ("sparse_linear", "grouped_conv2d", "grouped_mm"):
+        take = lambda *args, name=name, **_: read.append([a.data_ptr() for a in args[: 3 if name == "sparse_linear" else 2]])  # noqa: E731
+        monkeypatch.setattr(gpu_cases.ops, name, take)
+    for make, case in ((gpu_cases.linear, (3, 40, 24, 0.25, (1, 1))), (gpu_cases.convolution, gpu_cases.DRY_CONVOLUTIONS[0]),
+                       (gpu_cases.multiplication, (2, 3, 4, 5))):  # fmt: skip
+        providers = make(case, torch.float32, False).providers
+        read.clear()
+        for i in (0, 1):
+            providers.get("ours", providers.get("ours_nhwc"))(i)()
+        assert len(set(read[0] + read[1])) == 2 * len(read[0]), make.__name__
+
+
+def test_a_step_is_modelled_by_its_three_products(gpu):
+    import gpu_cases
+
+    for make, case in ((gpu_cases.linear, gpu_cases.DRY_LINEARS[1]), (gpu_cases.convolution, gpu_cases.DRY_CONVOLUTIONS[0])):
+        forward, step = (make(case, torch.float32, training).estimates for training in (False, True))
+        assert all(step[who] > 1.5 * forward[who] for who in forward)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
