@@ -1,55 +1,5 @@
-"""Triton twins of the ops' products, for GPUs where the CUDA library is absent: one module per op, one function per product.
+"""Triton twins of the ops' products, for GPUs where the CUDA library is absent: one module per op, one function per product."""
 
-Where the CUDA library would choose between its kernels and torch, these stand in for its kernels (:func:`kernels`). The twins of
-sparse_conv2d and grouped_mm are there to be called; until they are measured against torch on a GPU, torch serves those ops there.
+from sparsekern.ops.triton.twins import DOORS, OPS, available, kernels, twin
 
-A twin takes and returns what the card's reference does (its schema), in float32, float16 and bfloat16 with sums in float32; float64
-goes to the reference. Nothing is summed by atomics, so results do not change between runs.
-"""
-
-from __future__ import annotations
-
-import importlib
-import importlib.util
-from types import SimpleNamespace
-
-from sparsekern.ops.cuda import HEADER
-
-OPS = ("sparse_linear", "grouped_conv2d", "sparse_conv2d", "grouped_mm")
-DOORS = ("forward", "grad_x", "grad_weight")
-
-
-def available() -> bool:
-    """Whether Triton is installed; it comes with CUDA builds of torch."""
-    return importlib.util.find_spec("triton") is not None
-
-
-def twin(op: str):
-    """The module of an op: its ``forward``, ``grad_x`` and ``grad_weight``."""
-    return importlib.import_module(f"sparsekern.ops.triton.{op}")
-
-
-def kernels() -> SimpleNamespace:
-    """What the compiled CUDA library offers, by twins: for :func:`sparsekern.ops.cuda.register`, which chooses between these and torch.
-
-    The last argument of each, whether ten bits of fraction would do, goes unheeded: twins multiply float32 as it is.
-    """
-    conv, linear = twin("grouped_conv2d"), twin("sparse_linear")
-
-    def grouped_conv2d(x, weight, bias, *rest):
-        *window, relu, _ = rest
-        return conv.forward(x, weight, bias, None, *window, relu)
-
-    def sparse_linear_grad_x(grad_out, weight, index, plan, in_features, _):
-        inputs = in_features // (weight.shape[3] if weight.dim() == 4 else 1)
-        lists = plan[HEADER:].split([inputs + 1, index.numel(), index.numel()])  # where each input's begin, outputs, places
-        return linear.grad_x(grad_out, weight, index, None, in_features, (lists[2], lists[0]))
-
-    return SimpleNamespace(
-        grouped_conv2d=grouped_conv2d,
-        grouped_conv2d_grad_x=lambda *args: conv.grad_x(*args[:-1]),
-        grouped_conv2d_grad_weight=lambda *args: conv.grad_weight(*args[:-1]),
-        sparse_linear=lambda x, weight, bias, index, _: linear.forward(x, weight, bias, index, None, checked=True),  # by who asks
-        sparse_linear_grad_x=sparse_linear_grad_x,
-        sparse_linear_grad_weight=lambda grad_out, x, index, *rest: linear.grad_weight(grad_out, x, index, None, *rest[:-1]),
-    )
+__all__ = ["DOORS", "OPS", "available", "kernels", "twin"]
