@@ -44,6 +44,7 @@ def run_train(options: argparse.Namespace) -> int:
     import torch
 
     from sparsekern.train import get_recipe, train
+    from sparsekern.train.checkpoint import need_safetensors
     from sparsekern.train.dynamic import parse_dynamic
     from sparsekern.train.show import Live
 
@@ -51,6 +52,10 @@ def run_train(options: argparse.Namespace) -> int:
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise UsageError(f"train: --{name.replace('_', '-')} must be above 0; got {value}")
+    try:
+        need_safetensors()
+    except ModuleNotFoundError as missing:
+        raise UsageError(str(missing)) from missing
     recipe = get_recipe(options.recipe).preset(options.preset)
     changes = {name: getattr(options, name) for name in ("epochs", "batch", "lr") if getattr(options, name) is not None}
     if options.fan_out:

@@ -20,6 +20,19 @@ from torch import Tensor
 FORMAT = "sparsekern training 1"
 
 
+def need_safetensors() -> None:
+    """Say at once that checkpoints cannot be written, not after an epoch.
+
+    Raises:
+        ModuleNotFoundError: ``train: safetensors must be installed, for checkpoints: pip install "sparsekern[train]"``
+    """
+    try:
+        import safetensors.torch  # noqa: F401
+    except ModuleNotFoundError as missing:
+        sentence = 'train: safetensors must be installed, for checkpoints: pip install "sparsekern[train]"'
+        raise ModuleNotFoundError(sentence, name=missing.name) from missing
+
+
 def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write a file that is the old one or the new one, whenever the machine stops.
 

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsekern.train.checkpoint import load_checkpoint, save_checkpoint, under_prefix, with_prefix
+from sparsekern.train.checkpoint import load_checkpoint, need_safetensors, save_checkpoint, under_prefix, with_prefix
 from sparsekern.train.data import TrainingData, load_data
 from sparsekern.train.dynamic import Fixed
 from sparsekern.train.log import plot_curves, write_log
 from sparsekern.train.model import build_model
 from sparsekern.train.optimiser import expected_shapes, make_optimiser, optimiser_tensors, restore_optimiser
-from sparsekern.train.parallel import Processes, processes
+from sparsekern.train.parallel import Processes, own_device, processes
 from sparsekern.train.recipe import Recipe, fold_seed
 from sparsekern.train.show import Quiet
 
@@ -74,7 +74,7 @@ def train(
             nothing.
         resume: go on where ``out`` stands; from the beginning if it holds nothing yet.
         seed: of weights, connections, order, augmentation and dropout. Torch's own generator is left as it was.
-        device: ``"cpu"`` or ``"cuda"``.
+        device: ``"cpu"`` or ``"cuda"``; under ``torchrun`` the latter is a GPU for each process.
         amp: forward and loss in bfloat16 where torch's autocast deems it safe; weights stay float32.
         dynamic: a changing topology, see :mod:`sparsekern.train.dynamic`.
         prepare: called with the fresh network, for example to set connections of one's own.
@@ -89,6 +89,7 @@ def train(
             ``train: checkpoint must be of the same run; got recipe.batch 64 where 32 is asked for``; as
             :func:`~sparsekern.train.checkpoint.load_checkpoint` for a damaged one. Nothing is overwritten then.
         ArithmeticError: ``train: loss must be finite; got nan in step 17``
+        ModuleNotFoundError: ``train: safetensors must be installed, for checkpoints: pip install "sparsekern[train]"``, if ``out`` is given
 
     Example:
         >>> from sparsekern.train import get_recipe
@@ -97,7 +98,7 @@ def train(
         >>> len(trained.rows), trained.last > 0.3
         (2, True)
     """
-    device = torch.device(device)
+    device = own_device(device)
     with processes(device) as group, torch.random.fork_rng():
         data = data or load_data(recipe, path, check=check)
         model = build_model(recipe, seed)
@@ -154,10 +155,13 @@ class Trainer:
 
     def run(self) -> Trained:
         title = f"{self.recipe.name}: {type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} parameters"
+        nothing_left = self.epoch >= self.recipe.epochs
         try:
             while self.epoch < self.recipe.epochs:
                 self.show.begin(title, self.epoch, self.recipe.epochs, self.batch_number, self.batches)
                 self._run_epoch()
+            if nothing_left:  # it may have been stopped between its last checkpoint and its record
+                self.write_record()
         finally:
             self.show.end()
         self.group.wait()
@@ -187,6 +191,7 @@ class Trainer:
         self.show.epoch(row)
         if self.out is not None:
             self.save(best=all(row["val_accuracy"] > other["val_accuracy"] for other in self.rows[:-1]))
+            self.write_record()
 
     @property
     def _step_number(self) -> int:
@@ -230,7 +235,8 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
-        """Loss and accuracy on the validation split."""
+        """Loss and accuracy on the validation split, of the model that :meth:`save` writes."""
+        self.group.share_statistics(self.model)
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64)
         part = self.group.part(len(self.data.val))
@@ -247,6 +253,7 @@ class Trainer:
 
     def open_out(self, resume: bool) -> None:
         """Make the folder, or go on where it stands; every process reads the same file."""
+        need_safetensors()
         last = self.out / LAST
         if last.exists():
             if not resume:
@@ -260,6 +267,7 @@ class Trainer:
         """What decides the weights that this training ends in."""
         if self._facts is None:
             facts = {"recipe": self.recipe.facts(), "seed": self.seed, "amp": self.amp, "dynamic": self.dynamic.facts()}
+            facts |= {"processes": self.group.world, "device": self.device.type}  # rounding, and what dropout draws
             self._facts = json.loads(json.dumps({**facts, "data": self.data.facts()}))
         return self._facts
 
@@ -271,13 +279,21 @@ class Trainer:
         at = {"epoch": self.epoch, "batch_number": self.batch_number, "sums": sums.tolist(), "seconds": self.seconds}
         facts = {"run": self.facts(), "at": at, "rows": self.rows}
         whole = model | with_prefix("optimiser", optimiser_tensors(self.optimiser, self.model))
-        save_checkpoint(self.out / LAST, whole | with_prefix("topology", self.dynamic.tensors()), facts)
-        if best:
+        if best:  # first: stopped in between, the epoch is repeated, and the best with it
             save_checkpoint(self.out / BEST, model, facts)
-        if self.batch_number == 0:
-            write_log(self.out, self.facts(), self.rows)
-            if self.epoch == self.recipe.epochs:
-                plot_curves(self.out / "curves.png", self.rows, title=self.recipe.name)
+        save_checkpoint(self.out / LAST, whole | with_prefix("topology", self.dynamic.tensors()), facts)
+
+    def write_record(self) -> None:
+        """The log, and the curves once all epochs are there; both come from the rows of the last checkpoint alone."""
+        if self.out is None or not self.group.first:
+            return
+        write_log(self.out, self.facts(), self.rows)
+        if self.epoch < self.recipe.epochs:
+            return
+        try:
+            plot_curves(self.out / "curves.png", self.rows, title=self.recipe.name)
+        except ModuleNotFoundError as absent:
+            self.show.note(f"no curves: {absent}")
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], path: Path) -> None:
         """Stand where the checkpoint stands; nothing is touched before all of it is known to fit."""

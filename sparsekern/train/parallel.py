@@ -39,6 +39,13 @@ class Processes:
             distributed.all_reduce(values)
         return values
 
+    def share_statistics(self, model: nn.Module) -> None:
+        """The running means and variances of process 0, which are what a checkpoint holds, for all processes."""
+        if self.world > 1:
+            for module in _with_statistics(model):
+                for statistic in module.buffers(recurse=False):
+                    distributed.broadcast(statistic, 0)
+
     def wait(self) -> None:
         if self.world > 1:
             distributed.barrier()
@@ -52,8 +59,7 @@ class Processes:
         if self.world == 1:
             return model
         self.check_same_tables(model)
-        running = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=running)
+        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=bool(_with_statistics(model)))
 
     def check_same_tables(self, model: nn.Module) -> None:
         """Every process must have drawn the same connections: gradients of others would be added to the wrong weights."""
@@ -67,20 +73,48 @@ class Processes:
                 raise RuntimeError(f"train: topology must be the same in all processes; got {got}")
 
 
+def _with_statistics(model: nn.Module) -> list[nn.Module]:
+    """Batch-norms and their like: buffers that follow the samples that a process sees."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+
+
 def _digest(table: Tensor) -> str:
     return hashlib.blake2b(table.detach().cpu().contiguous().numpy().tobytes(), digest_size=16).hexdigest()
 
 
+def own_device(device: str | torch.device) -> torch.device:
+    """The device of this process: under ``torchrun`` every process of a machine has a GPU of its own.
+
+    Example:
+        >>> own_device("cpu")
+        device(type='cpu')
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and _world() > 1:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextlib.contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """Join the processes that ``torchrun`` started (its environment tells), and leave them at the end."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    """Join the processes that ``torchrun`` started (its environment tells), and leave them at the end.
+
+    Args:
+        device: of :func:`own_device`. With a GPU its tensors go over NCCL; sums and facts stay on the CPU and go over gloo.
+    """
+    world = _world()
     if world == 1:
         yield Processes()
         return
     joined = not distributed.is_initialized()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if joined:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(distributed.get_rank(), world)
     finally:

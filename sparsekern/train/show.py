@@ -15,6 +15,8 @@ class Quiet:
 
     def epoch(self, row: dict[str, Any]) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def end(self) -> None: ...
 
 
@@ -54,6 +56,9 @@ class Live(Quiet):
             f"{row['samples_per_s']:.0f} samples/s  {row['seconds']:.1f} s",
             soft_wrap=True,
         )
+
+    def note(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
 
     def end(self) -> None:
         self.bar.stop()

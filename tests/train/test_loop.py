@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import pytest
 import torch
@@ -113,6 +114,26 @@ def test_log_and_curves(tmp_path):
     document = json.loads((tmp_path / "log.json").read_text(encoding="utf-8"))
     assert document["epochs"] == trained.rows and document["recipe"]["batch"] == 16
     assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_what_is_not_installed(tmp_path, monkeypatch):
+    """Checkpoints cannot be without safetensors: said before the first step. Curves are left out."""
+    said = []
+
+    class Listen(Quiet):
+        def note(self, text):
+            said.append(text)
+
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    train(tiny_recipe(epochs=1), tiny_data(), out=tmp_path / "run", show=Listen())
+    assert said == ["no curves: plot_curves: matplotlib must be installed: pip install sparsekern[plots]"]
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {"last.safetensors", "best.safetensors", "log.csv", "log.json"}
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    sentence = 'train: safetensors must be installed, for checkpoints: pip install "sparsekern[train]"'
+    refuses(sentence, train, tiny_recipe(epochs=1), tiny_data(), out=tmp_path / "no", kind=ModuleNotFoundError)
+    assert not (tmp_path / "no").exists()
+    assert len(train(tiny_recipe(epochs=1), tiny_data()).rows) == 1  # nothing to write, nothing needed
 
 
 # ---- recipes

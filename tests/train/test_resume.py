@@ -1,5 +1,6 @@
 """Stopped at any moment, training goes on as if it had not been; a bad checkpoint changes nothing."""
 
+import json
 import os
 import signal
 import subprocess
@@ -73,6 +74,46 @@ def test_killed_in_mid_epoch(tmp_path):
     assert same_weights(resumed.model, train(recipe).model) and len(resumed.rows) == 12
 
 
+@pytest.mark.parametrize("file", ["best.safetensors", "last.safetensors", "log.csv", "log.json", "curves.png"])
+def test_killed_between_two_files(tmp_path, monkeypatch, file):
+    """At the end of the last epoch, which is the best one, right before a file takes its place."""
+    pytest.importorskip("matplotlib")
+    recipe, data = tiny_recipe(epochs=2, augment="none", bn_momentum=0.5), tiny_data()
+    whole = train(recipe, data, out=tmp_path / "whole")
+    assert whole.rows[1]["val_accuracy"] > whole.rows[0]["val_accuracy"]
+    out = tmp_path / "run"
+    killed_writing(monkeypatch, file, before=0 if file == "curves.png" else 1)
+    with pytest.raises(Stop):
+        train(recipe, data, out=out)
+    monkeypatch.undo()
+    resumed = train(recipe, data, out=out, resume=True)
+    assert same_weights(whole.model, resumed.model)
+    for name in ("best.safetensors", "last.safetensors"):
+        good, found = load_checkpoint(tmp_path / "whole" / name)[0], load_checkpoint(out / name)[0]
+        assert good.keys() == found.keys() and all(torch.equal(good[key], found[key]) for key in good), name
+    assert json.loads((out / "log.json").read_text(encoding="utf-8"))["epochs"] == resumed.rows and len(resumed.rows) == 2
+    assert (out / "log.csv").read_text(encoding="utf-8").count("\n") == 3 and (out / "curves.png").stat().st_size > 5000
+
+
+def killed_writing(monkeypatch, file, before):
+    """Raise :class:`Stop` in place of the write of ``file`` that ``before`` others of it precede."""
+    from sparsekern.train import checkpoint, log, loop
+
+    seen = []
+
+    def struck(write):
+        def strike(*args, **options):
+            seen.append(args[0].name)
+            if seen[-1] == file and seen.count(file) == before + 1:
+                raise Stop
+            write(*args, **options)
+
+        return strike
+
+    for module, name in ((checkpoint, "write_whole"), (log, "write_whole"), (loop, "plot_curves")):
+        monkeypatch.setattr(module, name, struck(getattr(module, name)))
+
+
 # ---- bad checkpoints
 
 
@@ -114,6 +155,13 @@ def test_of_another_run(run):
     refuses(run, "got recipe.batch 16 where 8 is asked for", recipe=tiny_recipe(epochs=1, batch=8))
     refuses(run, "got seed 0 where 3 is asked for", seed=3)
     refuses(run, "got dynamic.kind None where drawn is asked for", dynamic=DrawnAnew())
+    tensors, facts = load_checkpoint(run / "last.safetensors")
+    for other, sentence in (
+        ({"processes": 2}, "train: checkpoint must be of the same run; got processes 2 where 1 is asked for"),
+        ({"device": "cuda"}, "train: checkpoint must be of the same run; got device cuda where cpu is asked for"),
+    ):
+        save_checkpoint(run / "last.safetensors", tensors, facts | {"run": facts["run"] | other})
+        refuses(run, sentence)
 
 
 def test_that_does_not_fit_the_model(run):
