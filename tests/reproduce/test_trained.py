@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 pytest.importorskip("rich")
 
 from sparsekern.data.cifar import CIFAR10
-from sparsekern.reproduce import TABLES, Arguments
+from sparsekern.reproduce import TABLES, Arguments, paper_rows
 from sparsekern.reproduce.tables import EXPERIMENTS as NAMES
 from sparsekern.reproduce.trained import morse
 from sparsekern.reproduce.trained.experiment import Claim, Result
@@ -26,6 +27,31 @@ def test_every_experiment_has_points_of_its_own():
         assert all(0 < (point.paper or 1) <= 1 and point.x > 0 for point in points)
 
 
+def test_simplenet_is_held_against_the_papers_cells():
+    told = {point.label: (point.paper, point.x) for point in EXPERIMENTS["simplenet/accuracy"].points("full")}
+    assert len(told) == 10 and told["5m_cifar10"][0] == 0.9532
+    for net, row in (("5m", "table2/Ours"), ("310k", "table6/310K"), ("460k", "table6/460K")):
+        (cells,) = (cells["printed"] for cells in paper_rows("simplenet_archs") if cells["id"] == f"simplenet/{row}")
+        for data in {"cifar10", "cifar100", "mnist", "svhn"} & cells.keys():
+            assert 100 * told[f"{net}_{data}"][0] == pytest.approx(float(cells[data])), (net, data)
+    assert told["5m_cifar100"][0] == 0.7342  # of the net of 5.48 million parameters
+
+
+def test_kept_results_say_what_they_are_of():
+    """Every file of bench/results that an experiment wrote names the points that are not in it, and judges all or nothing."""
+    results = Path(__file__).parents[2] / "bench" / "results"
+    for experiment in EXPERIMENTS.values():
+        file = results / f"{experiment.name.replace('-', '_').replace('/', '_')}.json"
+        if not file.exists():
+            continue
+        document = json.loads(file.read_text(encoding="utf-8"))
+        labels = [point.label for point in experiment.points(document["preset"])]
+        rows = [row["row"] for row in document["rows"]]
+        assert document["left_out"] == [label for label in labels if label not in rows], file.name
+        assert document["judged"] is (not document["left_out"] and document["epochs"] is None), file.name
+        assert document["judged"] or not document["claims"], file.name
+
+
 def test_digits_from_the_command_to_the_figure(tmp_path, capsys):
     arguments = Arguments(out=tmp_path, seeds=(0, 1), epochs=2, only=("fan-out 16, 10", "fan-out 8, 5"))
     assert TABLES["digits/density"](arguments) == 0
@@ -34,6 +60,8 @@ def test_digits_from_the_command_to_the_figure(tmp_path, capsys):
     document = json.loads((tmp_path / "digits_density.json").read_text(encoding="utf-8"))
     assert [len(row["ours"]["by_seed"]) for row in document["rows"]] == [2, 2] and document["claims"] == []
     assert document["rows"][0]["recipe"]["epochs"] == 2
+    assert (document["only"], document["epochs"], document["judged"]) == (["fan-out 16, 10", "fan-out 8, 5"], 2, False)
+    assert document["left_out"] == ["fan-out 128, 10", "fan-out 64, 5", "fan-out 4, 5"]
     assert (tmp_path / "digits_density.png").stat().st_size > 5000
     TABLES["digits/density"](arguments)
     assert "seed 1:" not in capsys.readouterr().out  # what is done is not done again

@@ -1,7 +1,8 @@
 """Scikit-learn's digits, 64-128-10: accuracy against density, in seconds, on real images.
 
 No paper's table: the accuracies beside ours are those of an earlier, independent measurement (five seeds, Adam, 40 epochs). Its batch is
-not known, and thin nets, which are not done after 40 epochs, feel it: of 12 % density 0.97 with 32, 0.94 with 64, 0.92 with 128.
+not known, and thin nets, which are not done after 40 epochs, feel it. 64 was chosen after trying 32, 64 and 128: that the accuracies
+agree shows that such a batch exists, no more.
 """
 
 from __future__ import annotations

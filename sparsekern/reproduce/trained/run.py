@@ -55,7 +55,9 @@ def run_experiment(experiment: Experiment, args: Any) -> int:
     _print(console, experiment, results, claims, missing)
     numbers = Path(args.json or out / f"{stem}.json")
     numbers.parent.mkdir(parents=True, exist_ok=True)
-    document = _document(experiment, results, claims, args, seeds)
+    about = {"only": list(args.only) if args.only else None, "epochs": args.epochs, "judged": judged}
+    about["left_out"] = [point.label for point in experiment.points(args.preset) if point.label not in results]
+    document = _document(experiment, results, claims, args, seeds, about)
     write_whole(numbers, lambda file: Path(file).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"))
     from sparsekern.reproduce.trained.plot import plot_results
 
@@ -197,7 +199,9 @@ def _caption(experiment: Experiment, results: Results, args: Any, seeds: Sequenc
     return f"up to {len(seeds)} seeds, {recipe.epochs} epochs" + (f", {size}" if size else "") + f"; {experiment.measured}"
 
 
-def _document(experiment: Experiment, results: Results, claims: Sequence[Claim], args: Any, seeds: Sequence[int]) -> dict[str, Any]:
+def _document(
+    experiment: Experiment, results: Results, claims: Sequence[Claim], args: Any, seeds: Sequence[int], asked: dict[str, Any]
+) -> dict[str, Any]:
     card = machine_card()
     rows = []
     for label, result in results.items():
@@ -210,5 +214,5 @@ def _document(experiment: Experiment, results: Results, claims: Sequence[Claim],
         row = {"row": label, "model": point.recipe.model, "recipe": point.recipe.facts(), "x": point.x, "panel": point.panel}
         rows.append({**row, **point.facts, "paper": point.paper, "ours": ours})
     about = {"experiment": experiment.name, "source": experiment.source, "measure": experiment.measured, "preset": args.preset}
-    about |= {"seeds": list(seeds), "machine": {key: card.get(key) for key in MACHINE}}
+    about |= asked | {"seeds": list(seeds), "machine": {key: card.get(key) for key in MACHINE}}
     return {**about, "rows": rows, "claims": [{"claim": c.text, "holds": c.holds, "figures": c.figures} for c in claims]}
