@@ -66,8 +66,8 @@ def _load_quick_call() -> ModuleType | None:
         path = _LIBRARY.with_name(f"_quick_call-torch{torch.__version__}{suffix}")
         if path.is_file():
             spec = importlib.util.spec_from_file_location("sparsekern._quick_call", path)
-            module = importlib.util.module_from_spec(spec)
             try:
+                module = importlib.util.module_from_spec(spec)
                 spec.loader.exec_module(module)
             except ImportError:  # another build of the same version
                 return None
