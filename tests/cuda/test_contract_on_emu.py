@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import emulated
 import pytest
 import torch
 
-from sparsekern.ops import OPS, cuda
+from sparsekern.ops import OPS, cuda, cuda_fits
 
 from ops.test_contract import hold_to_contract
 
@@ -93,3 +95,20 @@ def test_a_fault_of_a_kernel_is_an_error():
     index[-1, -1] = 10_000
     with pytest.raises(RuntimeError, match="are outside"):
         emulated.kernels().sparse_linear(inputs["x"], inputs["weight"], inputs["bias"], index, False)
+
+
+@pytest.mark.parametrize("dilation, stride", [(1, 1), (1500, 1), (4000, 1), (8000, 1), (8000, 3), (900, 7)])
+def test_kernels_refuse_what_the_choice_gives_to_torch(dilation, stride):
+    """A row of pixels and three taps so far apart that only some products' tiles lie in shared memory."""
+    width, kernels = 2 * dilation + 9, emulated.kernels()
+    window, weight = (1, stride, 0, 0, 1, dilation, 2), torch.zeros(4, 3, 1, 3)
+    x, out = torch.zeros(1, 6, 1, width), torch.zeros(1, 4, 1, 8 // stride + 1)
+    calls = {
+        "forward": lambda: kernels.grouped_conv2d(x, weight, None, *window, False, False),
+        "grad_x": lambda: kernels.grouped_conv2d_grad_x(out, weight, 1, width, *window, False),
+        "grad_weight": lambda: kernels.grouped_conv2d_grad_weight(out, x, 1, 3, *window, False),
+    }
+    for product, call in calls.items():
+        fits = cuda_fits.convolution(product, tuple(x.shape), tuple(weight.shape), window, tuple(out.shape[2:]), 4, 227 << 10)
+        with contextlib.nullcontext() if fits else pytest.raises(RuntimeError, match="no tile of this shape fits"):
+            call()
