@@ -63,9 +63,10 @@ def check(xs: Any, packed: Any, biases: Any, windows: Sequence[int], relu: bool)
 def reference(xs, packed, biases, windows, relu):
     check(xs, packed, biases, windows, relu)
     parts = []
-    for x, pack, bias, w in zip(xs, packed, biases, _windows(windows)):
-        xc, bc = _compute(x, bias)
-        parts.append(torch.nn.functional.conv2d(xc, unpack_grouped_conv2d(pack), bc, w[2:4], w[4:6], w[6:8], w[8]))
+    with torch.autocast(xs[0].device.type, enabled=False):  # in float32, as the kernels
+        for x, pack, bias, w in zip(xs, packed, biases, _windows(windows)):
+            xc, bc = _compute(x, bias)
+            parts.append(torch.nn.functional.conv2d(xc, unpack_grouped_conv2d(pack), bc, w[2:4], w[4:6], w[6:8], w[8]))
     out = torch.cat(parts, 1)
     return _laid_out_like(xs[0], (out.relu() if relu else out).to(xs[0].dtype))
 
@@ -97,7 +98,7 @@ def joined_conv2d_packed(
     """Convolutions whose results are joined by channel, on packed weights, for inference.
 
     Args:
-        xs: ``[N, C, H, W]`` each, float32, float16 or bfloat16; the same tensor may come several times.
+        xs: ``[N, C, H, W]`` each, float32, float16 or bfloat16; the same tensor may come several times. Under autocast, its dtype.
         packed: from :func:`~sparsekern.ops.pack_grouped_conv2d`, one per image.
         biases: ``[K]`` each, dtype of the images.
         windows: nine numbers per convolution: kernel, stride, padding and dilation, each rows and columns, and groups.
@@ -117,6 +118,8 @@ def joined_conv2d_packed(
     d.must(activation in ACTIVATIONS, NAME, "activation", f"one of {ACTIVATIONS}", repr(activation))
     arguments = list(xs), list(packed), list(biases), list(windows), activation == "relu"
     try:
+        if d.autocast_enabled():
+            arguments = list(d.autocast(*xs)), list(packed), list(d.autocast(*biases)), *arguments[3:]
         if d.backends.forced_reference and not torch.compiler.is_compiling():
             return reference(*arguments)
         return torch.ops.sparsekern.joined_conv2d_packed(*arguments)

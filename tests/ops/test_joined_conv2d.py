@@ -97,3 +97,15 @@ def test_bad_input(provider):
         assert str(raised.value) == f"joined_conv2d: {sentence}"
     with pytest.raises(ValueError, match=r"^joined_conv2d: activation must be one of"):
         joined_conv2d_packed(xs, packed, biases, windows, "gelu")
+
+
+@pytest.mark.parametrize("provider", ["reference", backends.providers()[-1]])
+def test_autocast(provider):
+    arguments, _ = call("inception")
+    xs, packed, biases, windows = arguments
+    low = lambda tensors: [t.bfloat16() for t in tensors]  # noqa: E731
+    with backends.use(provider):
+        expected = joined_conv2d_packed(low(xs), packed, low(biases), windows)
+        with torch.autocast("cpu", torch.bfloat16):
+            for images in (xs, low(xs)):  # as they came, or from a convolution before
+                assert torch.equal(joined_conv2d_packed(images, packed, biases, windows), expected)
