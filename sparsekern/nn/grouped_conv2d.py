@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,14 @@ from sparsekern.ops.grouped_conv2d_packed import explain_packed, grouped_conv2d_
 def _check(condition: bool, arg: str, rule: str, got: Any) -> None:
     if not condition:
         raise ValueError(f"GroupedConv2d: {arg} must be {rule}; got {got}")
+
+
+def refuse_gradients(layers: Iterable[GroupedConv2d], *inputs: Tensor | None) -> None:
+    """Packed weights hand no gradient on: not to what is read, nor to weights in training."""
+    if torch.is_grad_enabled():
+        wanted = any(x is not None and x.requires_grad for x in inputs)
+        wanted = wanted or any(layer.training and layer.weight.requires_grad for layer in layers)
+        _check(not wanted, "layer", "unpacked to be trained (call unpack())", "a packed one where a gradient is needed")
 
 
 def check_group_sizes(sizes: Sequence[tuple[int, int]], in_channels: int, out_channels: int, groups: int) -> None:
@@ -169,10 +177,7 @@ class GroupedConv2d(nn.Conv2d):
     def _forward_packed(self, x: Tensor, padding: Any, activation: str, shortcut: Tensor | None) -> Tensor:
         bias = self.bias
         if torch.is_grad_enabled():
-            wants_gradient = (
-                x.requires_grad or (self.training and self.weight.requires_grad) or (shortcut is not None and shortcut.requires_grad)
-            )
-            _check(not wants_gradient, "layer", "unpacked to be trained (call unpack())", "a packed one where a gradient is needed")
+            refuse_gradients((self,), x, shortcut)
             bias = None if bias is None else bias.detach()
         if isinstance(padding, str):
             padding = self._numeric_padding()

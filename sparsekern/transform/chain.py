@@ -9,9 +9,10 @@ from torch import Tensor, fx, nn
 
 from sparsekern.measure.protocol import interleave
 from sparsekern.nn import GroupedConv2d
+from sparsekern.nn.grouped_conv2d import refuse_gradients
 from sparsekern.ops import root_conv2d, root_conv2d_packed
 from sparsekern.transform.fuse import written_between
-from sparsekern.transform.graph import drop, module_of, only_call, only_reader
+from sparsekern.transform.graph import add_module, drop, module_of, one_argument, only_call, only_reader
 
 STAGES = 3
 
@@ -36,6 +37,8 @@ class RootChain(nn.Sequential):
         tensors = [t for layer in self for t in (layer._packed if packed else layer.weight, layer.bias)]
         tensors += [None] * (2 * STAGES - len(tensors))
         if packed:
+            refuse_gradients(self, x, shortcut)
+            tensors = [None if t is None else t.detach() for t in tensors]
             return root_conv2d_packed(x, *tensors, last.out_channels, first.kernel_size, **options)
         return root_conv2d(x, *tensors, **options)
 
@@ -56,12 +59,13 @@ def find_chains(graph: fx.GraphModule) -> list[list[fx.Node]]:
         if node in taken or not (_can_begin(module_of(graph, node)) and only_call(graph, node)):
             continue
         chain = [node]
-        while len(chain) < STAGES and len(chain[-1].args) == 1 and only_reader(chain[-1]):
+        while len(chain) < STAGES and one_argument(chain[-1]) and only_reader(chain[-1]):
             reader = next(iter(chain[-1].users))
             conv = module_of(graph, reader)
             # every activation but the last is the same one
             same = len(chain) == 1 or module_of(graph, chain[-1]).activation == module_of(graph, node).activation
-            fits = _can_follow(conv) and reader.args[0] is chain[-1] and only_call(graph, reader) and same
+            fits = _can_follow(conv) and not reader.kwargs and reader.args[0] is chain[-1] and only_call(graph, reader) and same
+            fits = fits and chain[-1] not in reader.args[1:]  # a map that is its own shortcut is needed as such
             fits = fits and not written_between(graph, node.args[0], node, reader)  # the chain runs when its last one would
             if not (fits and (conv._packed is None) == (module_of(graph, node)._packed is None)):
                 break
@@ -124,10 +128,10 @@ def ratio(slow: Callable[[], object], fast: Callable[[], object]) -> float:
 
 def _put(graph: fx.GraphModule, chain: list[fx.Node], made: RootChain) -> None:
     parent, _, name = chain[0].target.rpartition(".")
-    graph.get_submodule(parent).add_module(f"{name}_chain", made)
+    target = add_module(graph, parent, f"{name}_chain", made)
     first, last = chain[0], chain[-1]
     with graph.graph.inserting_before(last):
-        node = graph.graph.call_module(f"{parent}.{name}_chain" if parent else f"{name}_chain", (first.args[0], *last.args[1:]))
+        node = graph.graph.call_module(target, (first.args[0], *last.args[1:]))
     drop(graph, last, node)
     for old in reversed(chain[:-1]):
         graph.graph.erase_node(old)

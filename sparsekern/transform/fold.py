@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsekern.nn import GroupedConv2d, SparseLinear, StochasticConv2d, UnequalGroupedConv2d
-from sparsekern.transform.graph import drop, layers, module_of, only_call, only_reader
+from sparsekern.transform.graph import drop, hooked, layers, module_of, one_argument, only_call, only_reader, seen_dim
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -53,15 +53,23 @@ def _(layer: UnequalGroupedConv2d, per_channel: Tensor) -> None:
     return None  # a weight per run of equal groups
 
 
+def _fits(layer: nn.Module, norm: nn.Module, read: fx.Node) -> bool:
+    """Whether the channels of the norm are the outputs of the layer: behind a linear layer only where each row is one."""
+    if isinstance(layer, (nn.Linear, SparseLinear)):
+        return type(norm) is nn.BatchNorm1d and seen_dim(read) == 2 and norm.num_features == layer.out_features
+    return type(norm) is nn.BatchNorm2d and norm.num_features == layer.out_channels
+
+
 def fold_batch_norm(graph: fx.GraphModule) -> list[str]:
-    """Fold every batch-norm that alone reads a layer which can take it. Returns the names of those that went."""
+    """Fold every batch-norm that alone reads a layer which can take it, in a graph that :func:`record` ran. Returns the names of those
+    that went."""
     folded = []
     for node, norm in layers(graph, *BATCH_NORMS):
-        source = node.args[0]
+        source = node.args[0] if one_argument(node) else None
         layer = module_of(graph, source)
         if type(layer) not in rows.registry or norm.running_var is None or getattr(layer, "activation", "none") != "none":
             continue  # a class derived from torch's may do more than its weight says
-        if not (only_reader(source) and only_call(graph, source)):
+        if not (only_reader(source) and only_call(graph, source) and _fits(layer, norm, source)) or hooked(norm):
             continue
         with torch.no_grad():
             scale = torch.rsqrt(norm.running_var + norm.eps)
@@ -73,6 +81,8 @@ def fold_batch_norm(graph: fx.GraphModule) -> list[str]:
             bias = bias * scale if norm.bias is None else bias * scale + norm.bias
             layer.weight = nn.Parameter(layer.weight * spread.to(layer.weight.dtype), requires_grad=False)
             layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=False)
+            if getattr(layer, "_packed", None) is not None:
+                layer.unpack()  # it holds the weight as it was
         drop(graph, node, source)
         folded.append(node.target)
     return folded

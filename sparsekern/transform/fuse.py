@@ -8,7 +8,18 @@ import torch
 from torch import fx, nn
 
 from sparsekern.nn import GroupedConv2d
-from sparsekern.transform.graph import drop, layers, module_of, only_call, only_reader, replace_module
+from sparsekern.transform.graph import (
+    drop,
+    follows_inputs,
+    hooked,
+    layers,
+    module_of,
+    one_argument,
+    only_call,
+    only_reader,
+    replace_module,
+    seen,
+)
 
 _RELU_FUNCTIONS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_)
 
@@ -18,13 +29,15 @@ def is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
         return node.target in _RELU_FUNCTIONS
     if node.op == "call_method":
         return node.target in ("relu", "relu_")
-    return type(module_of(graph, node)) is nn.ReLU
+    module = module_of(graph, node)
+    return type(module) is nn.ReLU and not hooked(module)
 
 
 def drop_identities(graph: fx.GraphModule) -> None:
     """Modules that hand their input on in inference."""
-    for node, _ in layers(graph, nn.Dropout, nn.Dropout2d, nn.Identity):
-        drop(graph, node, node.args[0])
+    for node, module in layers(graph, nn.Dropout, nn.Dropout2d, nn.Identity):
+        if type(module) in (nn.Dropout, nn.Dropout2d, nn.Identity) and one_argument(node) and not hooked(module):
+            drop(graph, node, node.args[0])
 
 
 def swap_convolutions(graph: fx.GraphModule) -> list[str]:
@@ -32,7 +45,7 @@ def swap_convolutions(graph: fx.GraphModule) -> list[str]:
     swapped = []
     for node, conv in layers(graph, nn.Conv2d):
         if type(conv) is nn.Conv2d and only_call(graph, node):
-            replace_module(graph, node, GroupedConv2d.from_dense(conv).eval())
+            replace_module(graph, node, GroupedConv2d.from_dense(conv).eval().requires_grad_(False))
             swapped.append(node.target)
     return swapped
 
@@ -45,13 +58,14 @@ def writes(graph: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(module_of(graph, node), "inplace", False))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name.endswith("_") or name.startswith("i") or bool(node.kwargs.get("inplace"))
+    inplace = bool(node.kwargs.get("inplace")) or any(a is True for a in node.args[1:])
+    return inplace or name.endswith("_") or name.startswith("i") or name == "setitem"
 
 
 def written_between(graph: fx.GraphModule, value: fx.Node, first: fx.Node, last: fx.Node) -> bool:
     """Whether a node between these two may change ``value``, so that reading it at the last is not reading it at the first."""
     order = list(graph.graph.nodes)
-    return any(writes(graph, other) and value in other.args for other in order[order.index(first) + 1 : order.index(last)])
+    return any(writes(graph, other) and value in other.all_input_nodes for other in order[order.index(first) + 1 : order.index(last)])
 
 
 def _sum_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
@@ -61,9 +75,11 @@ def _sum_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node] | N
         return None
     for source, shortcut in (node.args, node.args[::-1]):
         conv = module_of(graph, source)
-        ours = isinstance(conv, GroupedConv2d) and conv.activation == "none" and len(source.args) == 1 and source is not shortcut
+        ours = isinstance(conv, GroupedConv2d) and conv.activation == "none" and one_argument(source) and source is not shortcut
         if not (ours and only_reader(source) and only_call(graph, source)):
             continue
+        if seen(source) is None or seen(source) != seen(shortcut) or not follows_inputs(shortcut):
+            continue  # spread over the images, the channels or the places, perhaps for another batch only; or of another dtype
         if writes(graph, node) and node.args[0] is shortcut and not only_reader(shortcut):
             continue  # x += conv(y), and x is read again
         if not written_between(graph, source.args[0], source, node):
@@ -72,7 +88,8 @@ def _sum_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node] | N
 
 
 def fuse_add_relu(graph: fx.GraphModule) -> list[str]:
-    """The end of a residual block, ``relu(conv(x) + shortcut)``, becomes one call of the convolution."""
+    """The end of a residual block, ``relu(conv(x) + shortcut)``, becomes one call of the convolution; for graphs that
+    :func:`record` ran."""
     fused = []
     for node in list(graph.graph.nodes):
         added = node.args[0] if node.args else None
@@ -96,7 +113,7 @@ def fuse_relu(graph: fx.GraphModule) -> list[str]:
     for node in list(graph.graph.nodes):
         source = node.args[0] if node.args else None
         conv = module_of(graph, source)
-        if not (isinstance(conv, GroupedConv2d) and len(source.args) == 1 and conv.activation == "none" and is_relu(graph, node)):
+        if not (isinstance(conv, GroupedConv2d) and one_argument(source) and conv.activation == "none" and is_relu(graph, node)):
             continue
         if only_reader(source) and only_call(graph, source):
             conv.activation = "relu"

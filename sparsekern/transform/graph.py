@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
+from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from sparsekern.nn import GroupedConv2d, SparseLinear, StochasticConv2d, UnequalGroupedConv2d
 
@@ -22,7 +25,76 @@ class Tracer(fx.Tracer):
 def traced(model: nn.Module) -> fx.GraphModule:
     """A deep copy of ``model``, in eval mode, as a graph. Raises what the tracer raises where control flow follows from values."""
     model = copy.deepcopy(model).eval()
-    return fx.GraphModule(model, Tracer().trace(model), class_name=type(model).__name__)
+    graph = fx.GraphModule(model, Tracer().trace(model), class_name=type(model).__name__)
+    _pass_by_position(graph)
+    return graph
+
+
+def _pass_by_position(graph: fx.GraphModule) -> None:
+    """The first argument of every call, which all that follows reads, by position where the model names it: ``conv(input=x)``."""
+    for node in graph.graph.nodes:
+        if node.op in ("call_module", "call_function") and not node.args and node.kwargs:
+            first = _first_parameter(node.target if node.op == "call_function" else module_of(graph, node).forward)
+            name = next((name for name in node.kwargs if name in first), None)
+            if name is not None:
+                node.args, node.kwargs = (node.kwargs[name],), {k: v for k, v in node.kwargs.items() if k != name}
+    graph.recompile()
+
+
+def _first_parameter(function: Any) -> tuple[str, ...]:
+    """What the first parameter may be called."""
+    try:
+        first = next(iter(inspect.signature(function).parameters.values()), None)
+    except ValueError:  # torch's own say nothing
+        return ("input", "tensors")
+    return (first.name,) if first is not None and first.kind is first.POSITIONAL_OR_KEYWORD else ()
+
+
+# ---- what went by when the graph ran
+
+
+class _Recorder(fx.Interpreter):
+    def run_node(self, node: fx.Node) -> Any:
+        value = super().run_node(node)
+        node.meta["seen"] = (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else None
+        return value
+
+
+@torch.no_grad()
+def record(graph: fx.GraphModule, example: tuple) -> None:
+    """Run the graph once; afterwards :func:`seen` knows what each node gave."""
+    _Recorder(graph).run(*copied(example))
+
+
+def seen(node: fx.Node | object) -> tuple[tuple[int, ...], torch.dtype] | None:
+    """``(shape, dtype)`` of what the node gave on the example; None for what is no tensor or never ran."""
+    return node.meta.get("seen") if isinstance(node, fx.Node) else None
+
+
+def seen_dim(node: fx.Node | object) -> int | None:
+    """Number of dimensions of what the node gave on the example."""
+    found = seen(node)
+    return None if found is None else len(found[0])
+
+
+def copied(example: tuple) -> tuple:
+    """The inputs, for a model that may write into them."""
+    return torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, example)
+
+
+def follows_inputs(node: fx.Node) -> bool:
+    """Whether the value depends on an input of the graph, as a parameter's does not."""
+    done, waiting = set(), [node]
+    while waiting:
+        other = waiting.pop()
+        if other.op == "placeholder":
+            return True
+        waiting += [read for read in other.all_input_nodes if read not in done]
+        done.update(other.all_input_nodes)
+    return False
+
+
+# ---- who calls, who reads
 
 
 def module_of(graph: fx.GraphModule, node: fx.Node | object) -> nn.Module | None:
@@ -38,8 +110,18 @@ def only_reader(node: fx.Node) -> bool:
 
 
 def only_call(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node's module is called here and nowhere else, so that it may change."""
-    return sum(other.op == "call_module" and other.target == node.target for other in graph.graph.nodes) == 1
+    """Whether the node's module is called here and nowhere else and has no hooks, so that it may change."""
+    once = sum(other.op == "call_module" and other.target == node.target for other in graph.graph.nodes) == 1
+    return once and not hooked(module_of(graph, node))
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody sees, or changes, what the module reads or gives."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def one_argument(node: fx.Node) -> bool:
+    return len(node.args) == 1 and not node.kwargs
 
 
 def layers(graph: fx.GraphModule, *kinds: type[nn.Module]) -> Iterator[tuple[fx.Node, nn.Module]]:
@@ -53,6 +135,15 @@ def layers(graph: fx.GraphModule, *kinds: type[nn.Module]) -> Iterator[tuple[fx.
 def replace_module(graph: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
     parent, _, name = node.target.rpartition(".")
     setattr(graph.get_submodule(parent), name, module)
+
+
+def add_module(graph: fx.GraphModule, parent: str, name: str, module: nn.Module) -> str:
+    """Put the module under ``parent``, by this name or, where it is taken, one like it; returns the whole name."""
+    owner, free, count = graph.get_submodule(parent), name, 1
+    while hasattr(owner, free):
+        free, count = f"{name}_{count}", count + 1
+    owner.add_module(free, module)
+    return f"{parent}.{free}" if parent else free
 
 
 def drop(graph: fx.GraphModule, node: fx.Node, value: fx.Node) -> None:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsekern.nn import GroupedConv2d
+from sparsekern.nn.grouped_conv2d import refuse_gradients
 from sparsekern.ops import joined_conv2d_packed
 from sparsekern.transform.fuse import written_between
-from sparsekern.transform.graph import drop, module_of, only_call, only_reader
+from sparsekern.transform.graph import add_module, drop, module_of, one_argument, only_call, only_reader, seen_dim
 
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 
@@ -24,13 +25,16 @@ class Joined(nn.ModuleList):
             self.register_buffer(f"bias{i}", conv.weight.new_zeros(conv.out_channels) if conv.bias is None else None, persistent=False)
 
     def forward(self, *xs: Tensor) -> Tensor:
-        biases = [getattr(self, f"bias{i}") if conv.bias is None else conv.bias for i, conv in enumerate(self)]
+        refuse_gradients(self, *xs)
+        biases = [getattr(self, f"bias{i}") if conv.bias is None else conv.bias.detach() for i, conv in enumerate(self)]
         return joined_conv2d_packed(xs, [conv._packed for conv in self], biases, self.windows, self[0].activation)
 
 
 def by_channel(node: fx.Node) -> bool:
     """Whether the node is a concatenation ``[N, C, H, W]`` along C."""
-    if node.op != "call_function" or node.target not in CONCATENATIONS or not isinstance(node.args[0], list | tuple):
+    if node.op != "call_function" or node.target not in CONCATENATIONS or not set(node.kwargs) <= {"dim"}:
+        return False
+    if not (node.args and isinstance(node.args[0], list | tuple)):
         return False
     return (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) == 1
 
@@ -39,7 +43,7 @@ def _can_join(graph: fx.GraphModule, node: fx.Node, end: fx.Node) -> bool:
     conv = module_of(graph, node)
     if not (isinstance(conv, GroupedConv2d) and conv._packed is not None and conv.padding_mode == "zeros"):
         return False
-    alone = only_reader(node) and only_call(graph, node) and len(node.args) == 1
+    alone = only_reader(node) and only_call(graph, node) and one_argument(node) and seen_dim(node) in (None, 4)
     return alone and not isinstance(conv.padding, str) and not written_between(graph, node.args[0], node, end)
 
 
@@ -50,13 +54,14 @@ def join_convolutions(graph: fx.GraphModule) -> list[tuple[str, ...]]:
         if not (by_channel(node) and len(node.args[0]) > 1 and all(_can_join(graph, part, node) for part in node.args[0])):
             continue
         parts = list(node.args[0])
+        if len(set(parts)) < len(parts):
+            continue
         convolutions = [module_of(graph, part) for part in parts]
         if len({conv.activation for conv in convolutions}) > 1:
             continue
         names = tuple(part.target for part in parts)
         parent, _, _ = names[0].rpartition(".")
-        name = f"{parent}.joined" if parent else "joined"
-        graph.get_submodule(parent).add_module("joined", Joined(names, convolutions))
+        name = add_module(graph, parent, "joined", Joined(names, convolutions))
         with graph.graph.inserting_before(node):
             call = graph.graph.call_module(name, tuple(part.args[0] for part in parts))
         drop(graph, node, call)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx, nn
 
-from sparsekern.transform.graph import layers, only_call, replace_module
+from sparsekern.transform.graph import layers, only_call, replace_module, seen_dim
 
 
 class LocalResponseNorm(nn.Module):
@@ -33,10 +33,11 @@ class LocalResponseNorm(nn.Module):
 
 
 def swap_local_response_norms(graph: fx.GraphModule) -> list[str]:
-    """Every normalisation of images that :class:`LocalResponseNorm` can do, by name. For graphs whose images are channels_last."""
+    """Every normalisation of images that :class:`LocalResponseNorm` can do, by name. For graphs whose images are channels_last and
+    that :func:`record` ran: torch's normalises rows ``[N, C, L]`` too."""
     swapped = []
     for node, norm in layers(graph, nn.LocalResponseNorm):
-        if type(norm) is nn.LocalResponseNorm and norm.beta == 0.75 and norm.size > 0 and only_call(graph, node):
+        if type(norm) is nn.LocalResponseNorm and norm.beta == 0.75 and norm.size > 0 and only_call(graph, node) and seen_dim(node) == 4:
             replace_module(graph, node, LocalResponseNorm(norm))
             swapped.append(node.target)
     return swapped

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from sparsekern.transform.chain import RootChain, fuse_chains
 from sparsekern.transform.depth_first import depth_first
 from sparsekern.transform.fold import fold_batch_norm
 from sparsekern.transform.fuse import drop_identities, fuse_add_relu, fuse_relu, swap_convolutions
-from sparsekern.transform.graph import layers, tidy, traced
+from sparsekern.transform.graph import copied, layers, record, seen, seen_dim, tidy, traced
 from sparsekern.transform.join import Joined, join_convolutions
 from sparsekern.transform.normalise import swap_local_response_norms
 from sparsekern.transform.pool import swap_pools
@@ -66,37 +68,73 @@ def optimize(model: nn.Module, *example: Any, pack: bool = True, rounds: int = 5
     model = copy.deepcopy(model).eval().requires_grad_(False)
     report = OptimizeReport()
     with torch.no_grad():
-        expected = _flat(model(*example))
+        expected = _flat(model(*copied(example)))
+        again = _flat(model(*copied(example)))
+        if not _agree(expected, again):
+            raise ValueError(f"optimize: model must compute the same twice; got outputs that differ by {_difference(expected, again):.1g}")
         kept: dict[tuple[str, ...], float] = {}
-        ways = {"model": model, **_candidates(model, example, pack, report, kept)}
-        for name, way in list(ways.items()):
-            error = _difference(expected, _flat(way(*example)))
-            if error > _allowed(expected):
-                if name == "model":
-                    raise ValueError(f"optimize: model must compute the same twice; got outputs that differ by {error:.1g}")
-                report.left[name] = f"differs from the model by {error:.1g}"
-                del ways[name]
-        timings = interleave({name: (lambda way=way: way(*example)) for name, way in ways.items()}, rounds=rounds)
+        ways = {"model": model}
+        for name, make in _candidates(model, example, pack, report, kept):
+            way = _attempt(report, name, lambda make=make: _ready(make()))
+            found = None if way is None else _attempt(report, name, lambda way=way: _flat(way(*copied(example))))
+            if found is not None and _agree(expected, found):
+                ways[name] = way
+            elif found is not None:
+                report.left[name] = f"differs from the model by {_difference(expected, found):.1g}"
+        inputs = copied(example)
+        timings = interleave({name: (lambda way=way: way(*inputs)) for name, way in ways.items()}, rounds=rounds)
         clock = "cpu" if torch.get_num_threads() == 1 else "wall"  # of one thread it tells more on a shared core
         report.times_us = {name: timing.by(clock).median_us for name, timing in timings.items()}
         report.chosen = min(report.times_us, key=report.times_us.get)
         best = ways[report.chosen]
         report.packed += _packed_names(best)
         report.chains = {chain.names: kept[chain.names] for chain in best.modules() if isinstance(chain, RootChain)}
-        report.error = _difference(expected, _flat(best(*example)))
+        report.error = _difference(expected, _flat(best(*copied(example))))
     best.report = report
     return best
 
 
-def _candidates(model: nn.Module, example: tuple, pack: bool, report: OptimizeReport, kept: dict) -> dict[str, nn.Module]:
+def _attempt(report: OptimizeReport, name: str, make: Callable[[], Any], what: str = "fails") -> Any:
+    """What ``make`` gives; None, and a line in the report, where it cannot."""
     try:
-        graph = traced(model)
-    except Exception as error:
-        report.left["graph"] = f"cannot be traced ({type(error).__name__}: {str(error).splitlines()[0]})"
-        whole = copy.deepcopy(model)
-        report.packed = _pack(whole) if pack else []
-        return {"packed": whole} if report.packed else {}
+        return make()
+    except Exception as error:  # whatever it is, the model as it came still serves
+        report.left[name] = f"{what} ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+        return None
+
+
+def _ready(way: nn.Module | None) -> nn.Module | None:
+    return None if way is None else way.eval().requires_grad_(False)
+
+
+def _candidates(
+    model: nn.Module, example: tuple, pack: bool, report: OptimizeReport, kept: dict
+) -> Iterator[tuple[str, Callable[[], nn.Module | None]]]:
+    """``(name, what makes it)``: makers may raise, or give None where there is nothing to make."""
+    graph = _attempt(report, "graph", lambda: traced(model), "cannot be traced")
+    if graph is not None:
+        graph = _attempt(report, "optimized", lambda: _rewritten(graph, example, pack, report))
+    if graph is None:
+        yield "packed", lambda: _packed_where_they_stand(model, report) if pack else None
+        return
+    yield "optimized", lambda: graph
+    if not any(layers(graph, *CONVOLUTIONS)):
+        return
+    last = _attempt(report, "channels_last", lambda: _channels_last(graph, example, report))
+    if last is None:
+        return
+    yield "channels_last", lambda: _as_given(last, example)
+    if pack:
+        yield PACKED, lambda: _as_given(_packed(last, example, report, kept), example)
+        for images in _few_images(example):
+            yield f"{PACKED}, {images} images at a time", lambda images=images: _a_few_at_a_time(last, example, images, report, kept)
+
+
+def _rewritten(graph: fx.GraphModule, example: tuple, pack: bool, report: OptimizeReport) -> fx.GraphModule:
+    """The passes that hold for every layout."""
     drop_identities(graph)
+    graph.recompile()
+    record(graph, example)
     report.folded = fold_batch_norm(graph)
     report.swapped = swap_convolutions(graph)
     report.summed = fuse_add_relu(graph)
@@ -104,24 +142,26 @@ def _candidates(model: nn.Module, example: tuple, pack: bool, report: OptimizeRe
     report.pooled = swap_pools(graph)
     report.packed = _pack(graph) if pack else []
     tidy(graph)
-    found = {"optimized": graph}
-    if any(layers(graph, *CONVOLUTIONS)):
-        last = _channels_last(graph, example)
-        report.normalised = swap_local_response_norms(last)
-        found["channels_last"] = _as_given(last, example)
-        if pack:
-            found[PACKED] = _as_given(_packed(last, example, report, kept), example)
-            for images in _few_images(example):
-                few = tuple(v[:images] if isinstance(v, Tensor) and v.dim() == 4 else v for v in example)
-                split = depth_first(_packed(last, few, report, kept), example, images)
-                if split is not None:
-                    found[f"{PACKED}, {images} images at a time"] = _as_given(split, example)
-    return found
+    return graph
+
+
+def _packed_where_they_stand(model: nn.Module, report: OptimizeReport) -> nn.Module | None:
+    whole = copy.deepcopy(model)
+    report.packed = _pack(whole)
+    return whole if report.packed else None
+
+
+def _a_few_at_a_time(last: fx.GraphModule, example: tuple, images: int, report: OptimizeReport, kept: dict) -> nn.Module | None:
+    split = depth_first(_packed(last, example, report, kept, images), example, images)
+    return None if split is None else _as_given(split, example)
 
 
 def _few_images(example: tuple) -> list[int]:
-    batch = min((v.shape[0] for v in example if isinstance(v, Tensor) and v.dim() == 4), default=0)
-    return [images for images in FEW_IMAGES if 2 * images <= batch]
+    return [images for images in FEW_IMAGES if 2 * images <= min(_batches(example), default=0)]
+
+
+def _batches(example: tuple) -> list[int]:
+    return [v.shape[0] for v in example if isinstance(v, Tensor) and v.dim() == 4]
 
 
 def _packed_names(model: nn.Module) -> list[str]:
@@ -138,47 +178,58 @@ def _packed_names(model: nn.Module) -> list[str]:
 
 def _pack(model: nn.Module) -> list[str]:
     packed = []
-    for name, module in model.named_modules():
+    for name, module in model.named_modules() if backends.has_kernels("cpu") else ():
         if isinstance(module, SparseLinear) and module.weight.dtype != torch.float64 and module.weight.device.type == "cpu":
             module.pack()
             packed.append(name)
     return packed
 
 
-def _packed(graph: fx.GraphModule, example: tuple, report: OptimizeReport, kept: dict) -> fx.GraphModule:
-    """The same with the weights of every ``GroupedConv2d`` in float32 in the order that its images on the example ask for, and chains."""
+def _packed(graph: fx.GraphModule, example: tuple, report: OptimizeReport, kept: dict, images: int | None = None) -> fx.GraphModule:
+    """The same with the weights of every ``GroupedConv2d`` in float32 in the order that its images on the example ask for, and chains;
+    with ``images``, for as many at a time."""
     graph, shapes = copy.deepcopy(graph), {}
-    own = {name: m for name, m in graph.named_modules() if isinstance(m, GroupedConv2d) and m.weight.dtype == torch.float32}
-    hooks = [m.register_forward_pre_hook(lambda _, args, name=name: shapes.update({name: tuple(args[0].shape)})) for name, m in own.items()]
-    graph(*example)
-    for hook in hooks:
-        hook.remove()
-    for name, shape in shapes.items():
-        if len(shape) == 4 and own[name].weight.device.type == "cpu" and backends.has_kernels("cpu"):
-            own[name].pack(shape)
+    record(graph, example)
+    batch = max(_batches(example), default=0)
+    for node, conv in layers(graph, GroupedConv2d):
+        if not (node.args and seen_dim(node.args[0]) == 4 and conv.weight.dtype == torch.float32):
+            continue
+        count, *sizes = seen(node.args[0])[0]
+        shape = shapes[node.target] = (images if images is not None and count == batch else count, *sizes)
+        if conv.weight.device.type == "cpu" and backends.has_kernels("cpu"):
+            conv.pack(shape)
     fuse_chains(graph, shapes, kept, report.left)
     report.joined = join_convolutions(graph)
     tidy(graph)
     return graph
 
 
-def _channels_last(graph: fx.GraphModule, example: tuple) -> fx.GraphModule:
+def _channels_last(graph: fx.GraphModule, example: tuple, report: OptimizeReport) -> fx.GraphModule:
     """The same with one conversion in front; what is behind keeps the layout it is given."""
-    graph = copy.deepcopy(graph).to(memory_format=torch.channels_last)
+    graph = copy.deepcopy(graph)
+    for tensor in (*graph.parameters(), *graph.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     for node, value in zip(inputs, example):
         if isinstance(value, Tensor) and value.dim() == 4:
             with graph.graph.inserting_after(inputs[-1]):
                 converted = graph.graph.call_method("contiguous", (node,), {"memory_format": torch.channels_last})
             node.replace_all_uses_with(converted, delete_user_cb=lambda user, keep=converted: user is not keep)
+    for node in graph.graph.nodes:  # no view puts rows that lie apart side by side
+        sizes = node.args[1:]
+        if node.op == "call_method" and node.target == "view" and sizes and not isinstance(sizes[0], torch.dtype):
+            node.target = "reshape"
     graph.recompile()
+    record(graph, example)
+    report.normalised = swap_local_response_norms(graph)
     return graph
 
 
 def _as_given(graph: fx.GraphModule, example: tuple) -> nn.Module:
     """The same, handing out 4-D results in NCHW where all that came was NCHW."""
     plain = all(not isinstance(v, Tensor) or v.dim() != 4 or v.is_contiguous() for v in example)
-    return Contiguous(graph) if plain and any(t.dim() == 4 for t in _flat(graph(*example))) else graph
+    return Contiguous(graph) if plain and any(t.dim() == 4 for t in _flat(graph(*copied(example)))) else graph
 
 
 class Contiguous(nn.Module):
@@ -188,23 +239,38 @@ class Contiguous(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, *inputs: Any) -> Any:
-        return torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, self.model(*inputs))
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        return torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, self.model(*inputs, **keywords))
 
 
 def _flat(output: Any) -> list[Tensor]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
+def _differences(expected: list[Tensor], found: list[Tensor]) -> Iterator[float]:
+    """Of each output the largest difference, relative to its largest magnitude; infinite where shape, dtype, what is not finite or
+    anything of a whole number is another."""
+    for e, f in zip(expected, found):
+        if e.shape != f.shape or e.dtype != f.dtype:
+            yield math.inf
+        elif not (e.is_floating_point() or e.is_complex()):
+            yield 0.0 if torch.equal(e, f) else math.inf
+        else:
+            e, f = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (e, f))
+            finite = e.isfinite()
+            odd_e, odd_f, e, f = e[~finite], f[~finite], e[finite], f[finite]
+            same = bool(f.isfinite().all()) and torch.allclose(odd_e, odd_f, rtol=0, atol=0, equal_nan=True)
+            yield float((e - f).abs().max() / e.abs().max().clamp_min(1e-300)) if same and e.numel() else 0.0 if same else math.inf
+
+
 def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
-    """Largest difference of an output, relative to its largest magnitude."""
-    worst = 0.0
-    for e, f in zip(expected, found, strict=True):
-        if e.numel() and e.is_floating_point():
-            worst = max(worst, float((e.double() - f.double()).abs().max() / e.double().abs().max().clamp_min(1e-300)))
-    return worst
+    return max(_differences(expected, found), default=0.0) if len(expected) == len(found) else math.inf
 
 
-def _allowed(expected: list[Tensor]) -> float:
+def _agree(expected: list[Tensor], found: list[Tensor]) -> bool:
+    return len(expected) == len(found) and all(d <= _allowed(e.dtype) for e, d in zip(expected, _differences(expected, found)))
+
+
+def _allowed(dtype: torch.dtype) -> float:
     """Rounding grows with depth; what is wrong is wrong by far more than the root of a unit in the last place."""
-    return max((torch.finfo(t.dtype).eps for t in expected if t.is_floating_point()), default=0.0) ** 0.5
+    return torch.finfo(dtype).eps ** 0.5 if dtype.is_floating_point or dtype.is_complex else 0.0

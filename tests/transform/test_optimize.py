@@ -16,7 +16,7 @@ from sparsekern.transform.chain import RootChain, find_chains, fuse_chains
 from sparsekern.transform.depth_first import DepthFirst, depth_first
 from sparsekern.transform.fold import fold_batch_norm
 from sparsekern.transform.fuse import fuse_add_relu, swap_convolutions
-from sparsekern.transform.graph import tidy, traced
+from sparsekern.transform.graph import record, tidy, traced
 from sparsekern.transform.join import join_convolutions
 from sparsekern.transform.normalise import swap_local_response_norms
 from sparsekern.transform.pool import swap_pools
@@ -71,6 +71,7 @@ def folded(model: nn.Module, x: torch.Tensor) -> list[str]:
     """What was folded, after checking in double precision that the graph still computes the same."""
     model = settle(model.double())
     graph = traced(model)
+    record(graph, (x.double(),))
     names = fold_batch_norm(graph)
     graph.recompile()
     with torch.no_grad():
@@ -173,6 +174,7 @@ class Residual(nn.Module):
 def test_shortcuts(how, fuses):
     model, x = Residual(how).double().eval(), torch.randn(2, 4, 6, 6, dtype=torch.float64)
     graph = traced(model)
+    record(graph, (x,))
     swap_convolutions(graph)
     assert len(fuse_add_relu(graph)) == fuses
     tidy(graph)
@@ -237,6 +239,7 @@ def test_local_response_norms(size):
     model = nn.Sequential(nn.LocalResponseNorm(size, alpha=0.3, k=1.5), nn.LocalResponseNorm(size, beta=0.5)).double()
     x = torch.randn(2, 7, 5, 6, dtype=torch.float64).to(memory_format=torch.channels_last)
     graph = traced(model)
+    record(graph, (x,))
     assert swap_local_response_norms(graph) == ["0"]
     tidy(graph)
     torch.testing.assert_close(graph(x), model(x), rtol=1e-13, atol=1e-13)
@@ -265,6 +268,7 @@ class Chains(nn.Module):
 def test_chains(packed):
     model, x = Chains().eval(), torch.randn(2, 8, 20, 14).to(memory_format=torch.channels_last)
     graph = traced(model)
+    record(graph, (x,))
     fuse_add_relu(graph)
     if packed:
         for conv in graph.children():

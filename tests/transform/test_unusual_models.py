@@ -1,0 +1,322 @@
+"""What networks may hold beside the usual: left alone where it is not understood, never a wrong result, never an error."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from sparsekern import GroupedConv2d, SparseLinear
+from sparsekern.ops import backends
+from sparsekern.transform import optimize
+from sparsekern.transform.chain import RootChain, find_chains
+from sparsekern.transform.fold import fold_batch_norm
+from sparsekern.transform.fuse import drop_identities, fuse_add_relu, fuse_relu, swap_convolutions
+from sparsekern.transform.graph import record, tidy, traced
+from sparsekern.transform.join import Joined, join_convolutions
+from sparsekern.transform.normalise import swap_local_response_norms
+from sparsekern.transform.optimize import Contiguous, _agree, _difference, _pack
+
+needs_kernels = pytest.mark.skipif(not backends.has_kernels("cpu"), reason="built without kernels")
+
+
+class Said(nn.Module):
+    """A model of these layers, as ``forward(self, x)`` says."""
+
+    def __init__(self, forward, **layers: nn.Module | nn.Parameter):
+        super().__init__()
+        self.say = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+        for norm in (m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+            norm.running_mean.uniform_(-1, 1)
+            norm.running_var.uniform_(0.5, 2)
+        self.eval()
+
+    def forward(self, x):
+        return self.say(self, x)
+
+
+def graph_of(model: nn.Module, x: torch.Tensor):
+    graph = traced(model)
+    record(graph, (x,))
+    return graph
+
+
+def same(graph, model: nn.Module, x: torch.Tensor) -> bool:
+    tidy(graph)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
+    return True
+
+
+# ---- optimize raises for no model that runs
+
+
+def beside(self, x):
+    return self.conv(x).flatten(1) @ self.mixing[0, 0, 0]
+
+
+UNUSUAL = {
+    "view": (Said(lambda self, x: self.conv(x).view(x.size(0), -1), conv=nn.Conv2d(3, 4, 3)), (2, 3, 6, 7)),
+    "five_dimensions": (Said(beside, conv=nn.Conv2d(3, 1, 3), mixing=nn.Parameter(torch.randn(1, 1, 1, 20, 5))), (2, 3, 6, 7)),
+    "rows_normalised": (
+        Said(lambda self, x: self.norm(self.conv(x).flatten(2)), conv=nn.Conv2d(3, 4, 3), norm=nn.LocalResponseNorm(3)),
+        (2, 3, 6, 7),
+    ),
+    "one_image": (Said(lambda self, x: torch.relu(self.conv(x)), conv=nn.Conv2d(3, 4, 3)), (3, 6, 7)),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+@torch.no_grad()
+def test_every_way_is_there(name):
+    model, shape = UNUSUAL[name]
+    x = torch.randn(shape)
+    fast = optimize(model, x, rounds=1)
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    assert set(fast.report.times_us) == {"model", "optimized", "channels_last", "channels_last, packed"} and not fast.report.left
+
+
+@pytest.mark.parametrize("broken", ["fold_batch_norm", "swap_local_response_norms", "join_convolutions", "traced", "depth_first"])
+def test_what_fails_is_left(broken, monkeypatch):
+    def fails(*args):
+        raise RuntimeError  # without a word
+
+    monkeypatch.setattr(sys.modules["sparsekern.transform.optimize"], broken, fails)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval(), torch.randn(4, 3, 5, 5)
+    fast = optimize(model, x, rounds=1)
+    assert any("(RuntimeError: )" in why for why in fast.report.left.values())
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class ContiguousOnly(nn.Module):
+    """A layer that takes plain images only."""
+
+    def forward(self, x):
+        if not x.is_contiguous():
+            raise ValueError("images must be contiguous")
+        return x + 1
+
+
+def test_a_way_that_does_not_run_is_left():
+    layer = ContiguousOnly()
+    layer.__class__.__module__ = "torch.nn.own"  # a leaf
+    fast = optimize(nn.Sequential(nn.Conv2d(3, 4, 3), layer), torch.randn(2, 3, 6, 6), rounds=1)
+    assert "images must be contiguous" in fast.report.left["channels_last"] and "optimized" in fast.report.times_us
+
+
+def test_the_example_stays_as_it_is():
+    x = torch.randn(2, 3, 6, 6)
+    before = x.clone()
+    optimize(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3)), x, rounds=1)
+    assert torch.equal(x, before)
+
+
+# ---- shortcuts
+
+
+@pytest.mark.parametrize("channels, parameter", [(1, False), (4, True), (4, False)])
+def test_a_shortcut_is_fused_where_it_is_one(channels, parameter):
+    layers = {"conv": GroupedConv2d(3, 4, 1), "short": nn.Conv2d(3, channels, 1), "offset": nn.Parameter(torch.randn(1, 4, 5, 5))}
+    model = Said(lambda self, x: torch.relu(self.conv(x) + (self.offset if parameter else self.short(x))), **layers)
+    x = torch.randn(1, 3, 5, 5)
+    graph = graph_of(model, x)
+    assert fuse_add_relu(graph) == ([] if parameter or channels == 1 else ["conv"])
+    assert same(graph, model, torch.randn(3, 3, 5, 5))
+
+
+def test_a_shortcut_of_another_dtype_is_left():
+    model = Said(lambda self, x: torch.relu(self.conv(x) + x.double()), conv=GroupedConv2d(3, 3, 1))
+    graph = graph_of(model, torch.randn(1, 3, 5, 5))
+    assert fuse_add_relu(graph) == [] and same(graph, model, torch.randn(2, 3, 5, 5))
+
+
+def test_a_map_that_is_its_own_shortcut_is_no_chain():
+    model = Said(lambda self, x: self.b(self.a(x)), a=GroupedConv2d(4, 4, 3, padding=1), b=GroupedConv2d(4, 4, 1))
+    graph = traced(model)
+    second = next(node for node in graph.graph.nodes if node.target == "b")
+    assert len(find_chains(graph)) == 1
+    second.args = (second.args[0], second.args[0], "relu")
+    assert find_chains(graph) == []
+
+
+# ---- frozen
+
+
+def test_nothing_that_is_returned_asks_for_gradients(monkeypatch):
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.randn(1, 3, 6, 6)
+    graph = graph_of(model.eval().requires_grad_(False), x)
+    assert swap_convolutions(graph) == ["0"] and not any(p.requires_grad for p in graph.parameters())
+    fast = optimize(model, x, rounds=1)
+    assert not any(p.requires_grad for p in fast.parameters()) and not fast(x).requires_grad
+
+
+# ---- names
+
+
+@needs_kernels
+def test_two_concatenations_of_one_parent():
+    conv = lambda: GroupedConv2d(4, 8, 1, activation="relu").pack()  # noqa: E731
+    forward = lambda self, x: torch.cat([self.a(x), self.b(x)], 1) - torch.cat([self.c(x), self.d(x)], 1)  # noqa: E731
+    model = Said(forward, a=conv(), b=conv(), c=conv(), d=conv())
+    x = torch.randn(2, 4, 5, 5).to(memory_format=torch.channels_last)
+    graph = graph_of(model, x)
+    assert join_convolutions(graph) == [("a", "b"), ("c", "d")] and same(graph, model, x)
+
+
+@needs_kernels
+def test_a_map_joined_with_itself_is_left():
+    model = Said(lambda self, x: torch.cat([y := self.a(x), y], 1), a=GroupedConv2d(4, 8, 1).pack())
+    graph = graph_of(model, torch.randn(2, 4, 5, 5))
+    assert join_convolutions(graph) == [] and same(graph, model, torch.randn(2, 4, 5, 5))
+
+
+# ---- batch-norms
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 5), SparseLinear(6, 5, density=0.5)])
+@pytest.mark.parametrize("norm, shape", [(nn.BatchNorm1d(5), (2, 5, 6)), (nn.BatchNorm2d(5), (2, 5, 5, 6))])
+def test_a_norm_of_another_axis_is_left(layer, norm, shape):
+    model, x = Said(lambda self, x: self.norm(self.layer(x)), layer=layer, norm=norm), torch.randn(shape)
+    graph = graph_of(model, x)
+    assert fold_batch_norm(graph) == [] and same(graph, model, x)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_a_packed_layer_that_takes_a_norm_forgets_its_pack(kind):
+    layer, norm = (GroupedConv2d(3, 4, 3), nn.BatchNorm2d(4)) if kind == "conv" else (SparseLinear(5, 4, density=0.5), nn.BatchNorm1d(4))
+    model = Said(lambda self, x: self.norm(self.layer(x)), layer=layer.pack(), norm=norm)
+    x = torch.randn((2, 3, 5, 5) if kind == "conv" else (2, 5))
+    graph = graph_of(model, x)
+    assert fold_batch_norm(graph) == ["norm"] and same(graph, model, x)
+
+
+@pytest.mark.parametrize("where", ["conv", "norm", "relu", "same"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_hooks_are_heard(where, when):
+    forward = lambda self, x: self.same(self.relu(self.norm(self.conv(x))))  # noqa: E731
+    model = Said(forward, conv=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4), relu=nn.ReLU(), same=nn.Identity())
+    module = getattr(model, where)
+    if when == "before":
+        module.register_forward_pre_hook(lambda m, args: (args[0] * 2,))
+    else:
+        module.register_forward_hook(lambda m, args, out: out * 2)
+    x = torch.randn(2, 3, 5, 5)
+    graph = graph_of(model, x)
+    drop_identities(graph), fold_batch_norm(graph), swap_convolutions(graph), fuse_relu(graph)
+    assert same(graph, model, x)
+
+
+# ---- what is the same
+
+
+def test_what_differs():
+    one = torch.tensor([1.0, math.nan, math.inf, -math.inf])
+    assert _difference([one], [one.clone()]) == 0.0 and _agree([one], [one.clone()])
+    for i, value in enumerate((math.nan, 1.0, -math.inf, 1.0)):
+        other = one.clone()
+        other[i] = value
+        assert _difference([one], [other]) == math.inf and _difference([other], [one]) == math.inf
+    for a, b in (
+        (torch.arange(3), torch.arange(3) + 1),
+        (torch.ones(2, dtype=torch.bool), torch.zeros(2, dtype=torch.bool)),
+        (torch.ones(2), torch.ones(3)),
+        (torch.ones(2), torch.ones(1, 2)),
+        (torch.ones(2), torch.ones(2).double()),
+        (torch.full((2,), math.nan), torch.ones(2)),
+    ):
+        assert _difference([a], [b]) == math.inf and not _agree([a], [b])
+    assert not _agree([one], [one, one])
+    assert _difference([torch.tensor([2.0 + 2.0j])], [torch.tensor([2.0 - 2.0j])]) > 1
+    assert _agree([torch.zeros(0)], [torch.zeros(0)])
+
+
+def test_each_output_by_its_own_dtype():
+    half, double = torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.float64)
+    assert _agree([half, double], [half * 1.01, double])
+    assert not _agree([half, double], [half, double * 1.0001])
+
+
+# ---- shapes of the packs
+
+
+class Scaled(nn.Module):
+    """Images and a value for each."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x, scale):
+        return self.conv(x).mean((2, 3)) * scale
+
+
+@needs_kernels
+@torch.no_grad()
+def test_a_few_images_at_a_time_beside_other_inputs():
+    model, x, scale = Scaled().eval(), torch.randn(4, 8, 9, 9), torch.randn(4, 1)
+    fast = optimize(model, x, scale, rounds=1)
+    assert "channels_last, packed, 2 images at a time" in fast.report.times_us
+    torch.testing.assert_close(fast(x, scale), model(x, scale), rtol=1e-4, atol=1e-5)
+
+
+# ---- keywords
+
+
+def by_keyword(self, x):
+    y = torch.relu(input=self.norm(input=self.conv(input=x)))
+    y = nn.functional.relu(input=self.ours(x=self.same(input=y)), inplace=True)
+    return torch.flatten(self.pool(input=torch.cat(tensors=[y, y], dim=1)), start_dim=1)
+
+
+@torch.no_grad()
+def test_calls_with_keywords():
+    model = Said(
+        by_keyword, conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4), ours=GroupedConv2d(4, 4, 3), same=nn.Identity(), pool=nn.MaxPool2d(2)
+    )
+    x = torch.randn(4, 3, 9, 9)
+    fast = optimize(model, x, rounds=1)
+    assert fast.report.folded == ["norm"] and fast.report.fused == ["conv", "ours"] and not fast.report.left
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_result_takes_keywords():
+    graph = traced(Said(lambda self, x: self.conv(x), conv=nn.Conv2d(3, 4, 3)))
+    assert Contiguous(graph)(x=torch.randn(1, 3, 5, 5)).shape == (1, 4, 3, 3)
+
+
+# ---- what packed calls refuse
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", [Joined, RootChain])
+def test_packed_calls_refuse_inputs_that_need_a_gradient(kind):
+    layers = [GroupedConv2d(4, 4, 1, activation="relu").pack() for _ in range(2)]
+    made, x = kind(("a", "b"), layers), torch.randn(1, 4, 5, 5)
+    call = (lambda x: made(x, x)) if kind is Joined else made
+    made.eval()
+    assert not call(x).requires_grad  # neither of weights nor of biases
+    sentence = r"^GroupedConv2d: layer must be unpacked to be trained \(call unpack\(\)\); got a packed one where a gradient is needed$"
+    with pytest.raises(ValueError, match=sentence):
+        call(x.clone().requires_grad_())
+    with torch.no_grad():
+        call(x.clone().requires_grad_())
+    made.train()
+    with pytest.raises(ValueError, match=sentence):
+        call(x)
+
+
+def test_nothing_is_packed_without_kernels(monkeypatch):
+    monkeypatch.setattr(backends, "has_kernels", lambda device: False)
+    assert _pack(nn.Sequential(SparseLinear(8, 4, density=0.5))) == []
+
+
+def test_rows_are_normalised_by_torch():
+    model = nn.Sequential(nn.LocalResponseNorm(3))
+    assert swap_local_response_norms(graph_of(model, torch.randn(2, 3, 7))) == []
+    assert swap_local_response_norms(graph_of(model, torch.randn(2, 3, 7, 5))) == ["0"]
