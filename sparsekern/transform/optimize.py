@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, fx, nn
 from sparsekern.measure.protocol import interleave
 from sparsekern.nn import GroupedConv2d, SparseLinear
 from sparsekern.ops import backends
+from sparsekern.transform.agree import agree, difference, flat
 from sparsekern.transform.chain import RootChain, fuse_chains
 from sparsekern.transform.depth_first import depth_first
 from sparsekern.transform.fold import fold_batch_norm
@@ -68,19 +68,19 @@ def optimize(model: nn.Module, *example: Any, pack: bool = True, rounds: int = 5
     model = copy.deepcopy(model).eval().requires_grad_(False)
     report = OptimizeReport()
     with torch.no_grad():
-        expected = _flat(model(*copied(example)))
-        again = _flat(model(*copied(example)))
-        if not _agree(expected, again):
-            raise ValueError(f"optimize: model must compute the same twice; got outputs that differ by {_difference(expected, again):.1g}")
+        expected = flat(model(*copied(example)))
+        again = flat(model(*copied(example)))
+        if not agree(expected, again):
+            raise ValueError(f"optimize: model must compute the same twice; got outputs that differ by {difference(expected, again):.1g}")
         kept: dict[tuple[str, ...], float] = {}
         ways = {"model": model}
         for name, make in _candidates(model, example, pack, report, kept):
             way = _attempt(report, name, lambda make=make: _ready(make()))
-            found = None if way is None else _attempt(report, name, lambda way=way: _flat(way(*copied(example))))
-            if found is not None and _agree(expected, found):
+            found = None if way is None else _attempt(report, name, lambda way=way: flat(way(*copied(example))))
+            if found is not None and agree(expected, found):
                 ways[name] = way
             elif found is not None:
-                report.left[name] = f"differs from the model by {_difference(expected, found):.1g}"
+                report.left[name] = f"differs from the model by {difference(expected, found):.1g}"
         inputs = copied(example)
         timings = interleave({name: (lambda way=way: way(*inputs)) for name, way in ways.items()}, rounds=rounds)
         clock = "cpu" if torch.get_num_threads() == 1 else "wall"  # of one thread it tells more on a shared core
@@ -89,7 +89,7 @@ def optimize(model: nn.Module, *example: Any, pack: bool = True, rounds: int = 5
         best = ways[report.chosen]
         report.packed += _packed_names(best)
         report.chains = {chain.names: kept[chain.names] for chain in best.modules() if isinstance(chain, RootChain)}
-        report.error = _difference(expected, _flat(best(*copied(example))))
+        report.error = difference(expected, flat(best(*copied(example))))
     best.report = report
     return best
 
@@ -135,13 +135,12 @@ def _rewritten(graph: fx.GraphModule, example: tuple, pack: bool, report: Optimi
     drop_identities(graph)
     graph.recompile()
     record(graph, example)
-    report.folded = fold_batch_norm(graph)
-    report.swapped = swap_convolutions(graph)
-    report.summed = fuse_add_relu(graph)
-    report.fused = fuse_relu(graph)
-    report.pooled = swap_pools(graph)
-    report.packed = _pack(graph) if pack else []
+    done = {
+        "folded": fold_batch_norm(graph), "swapped": swap_convolutions(graph), "summed": fuse_add_relu(graph), "fused": fuse_relu(graph),
+        "pooled": swap_pools(graph), "packed": _pack(graph) if pack else [],
+    }  # fmt: skip
     tidy(graph)
+    vars(report).update(done)  # all or nothing
     return graph
 
 
@@ -229,7 +228,7 @@ def _channels_last(graph: fx.GraphModule, example: tuple, report: OptimizeReport
 def _as_given(graph: fx.GraphModule, example: tuple) -> nn.Module:
     """The same, handing out 4-D results in NCHW where all that came was NCHW."""
     plain = all(not isinstance(v, Tensor) or v.dim() != 4 or v.is_contiguous() for v in example)
-    return Contiguous(graph) if plain and any(t.dim() == 4 for t in _flat(graph(*copied(example)))) else graph
+    return Contiguous(graph) if plain and any(t.dim() == 4 for t in flat(graph(*copied(example)))) else graph
 
 
 class Contiguous(nn.Module):
@@ -241,36 +240,3 @@ class Contiguous(nn.Module):
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
         return torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, self.model(*inputs, **keywords))
-
-
-def _flat(output: Any) -> list[Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def _differences(expected: list[Tensor], found: list[Tensor]) -> Iterator[float]:
-    """Of each output the largest difference, relative to its largest magnitude; infinite where shape, dtype, what is not finite or
-    anything of a whole number is another."""
-    for e, f in zip(expected, found):
-        if e.shape != f.shape or e.dtype != f.dtype:
-            yield math.inf
-        elif not (e.is_floating_point() or e.is_complex()):
-            yield 0.0 if torch.equal(e, f) else math.inf
-        else:
-            e, f = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (e, f))
-            finite = e.isfinite()
-            odd_e, odd_f, e, f = e[~finite], f[~finite], e[finite], f[finite]
-            same = bool(f.isfinite().all()) and torch.allclose(odd_e, odd_f, rtol=0, atol=0, equal_nan=True)
-            yield float((e - f).abs().max() / e.abs().max().clamp_min(1e-300)) if same and e.numel() else 0.0 if same else math.inf
-
-
-def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
-    return max(_differences(expected, found), default=0.0) if len(expected) == len(found) else math.inf
-
-
-def _agree(expected: list[Tensor], found: list[Tensor]) -> bool:
-    return len(expected) == len(found) and all(d <= _allowed(e.dtype) for e, d in zip(expected, _differences(expected, found)))
-
-
-def _allowed(dtype: torch.dtype) -> float:
-    """Rounding grows with depth; what is wrong is wrong by far more than the root of a unit in the last place."""
-    return torch.finfo(dtype).eps ** 0.5 if dtype.is_floating_point or dtype.is_complex else 0.0

@@ -11,14 +11,15 @@ from torch import nn
 
 from sparsekern import GroupedConv2d, SparseLinear
 from sparsekern.ops import backends
-from sparsekern.transform import optimize
+from sparsekern.transform import OptimizeReport, optimize
+from sparsekern.transform.agree import agree, difference
 from sparsekern.transform.chain import RootChain, find_chains
 from sparsekern.transform.fold import fold_batch_norm
 from sparsekern.transform.fuse import drop_identities, fuse_add_relu, fuse_relu, swap_convolutions
 from sparsekern.transform.graph import record, tidy, traced
 from sparsekern.transform.join import Joined, join_convolutions
 from sparsekern.transform.normalise import swap_local_response_norms
-from sparsekern.transform.optimize import Contiguous, _agree, _difference, _pack
+from sparsekern.transform.optimize import Contiguous, _pack, _packed
 
 needs_kernels = pytest.mark.skipif(not backends.has_kernels("cpu"), reason="built without kernels")
 
@@ -81,7 +82,10 @@ def test_every_way_is_there(name):
     assert set(fast.report.times_us) == {"model", "optimized", "channels_last", "channels_last, packed"} and not fast.report.left
 
 
-@pytest.mark.parametrize("broken", ["fold_batch_norm", "swap_local_response_norms", "join_convolutions", "traced", "depth_first"])
+PASSES = ["traced", "fold_batch_norm", "swap_pools", "swap_local_response_norms", "join_convolutions", "depth_first"]
+
+
+@pytest.mark.parametrize("broken", PASSES)
 def test_what_fails_is_left(broken, monkeypatch):
     def fails(*args):
         raise RuntimeError  # without a word
@@ -90,6 +94,7 @@ def test_what_fails_is_left(broken, monkeypatch):
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval(), torch.randn(4, 3, 5, 5)
     fast = optimize(model, x, rounds=1)
     assert any("(RuntimeError: )" in why for why in fast.report.left.values())
+    assert bool(fast.report.folded) == bool(fast.report.swapped) == ("optimized" in fast.report.times_us)
     torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
 
 
@@ -217,11 +222,11 @@ def test_hooks_are_heard(where, when):
 
 def test_what_differs():
     one = torch.tensor([1.0, math.nan, math.inf, -math.inf])
-    assert _difference([one], [one.clone()]) == 0.0 and _agree([one], [one.clone()])
+    assert difference([one], [one.clone()]) == 0.0 and agree([one], [one.clone()])
     for i, value in enumerate((math.nan, 1.0, -math.inf, 1.0)):
         other = one.clone()
         other[i] = value
-        assert _difference([one], [other]) == math.inf and _difference([other], [one]) == math.inf
+        assert difference([one], [other]) == math.inf and difference([other], [one]) == math.inf
     for a, b in (
         (torch.arange(3), torch.arange(3) + 1),
         (torch.ones(2, dtype=torch.bool), torch.zeros(2, dtype=torch.bool)),
@@ -230,16 +235,16 @@ def test_what_differs():
         (torch.ones(2), torch.ones(2).double()),
         (torch.full((2,), math.nan), torch.ones(2)),
     ):
-        assert _difference([a], [b]) == math.inf and not _agree([a], [b])
-    assert not _agree([one], [one, one])
-    assert _difference([torch.tensor([2.0 + 2.0j])], [torch.tensor([2.0 - 2.0j])]) > 1
-    assert _agree([torch.zeros(0)], [torch.zeros(0)])
+        assert difference([a], [b]) == math.inf and not agree([a], [b])
+    assert not agree([one], [one, one])
+    assert difference([torch.tensor([2.0 + 2.0j])], [torch.tensor([2.0 - 2.0j])]) > 1
+    assert agree([torch.zeros(0)], [torch.zeros(0)])
 
 
 def test_each_output_by_its_own_dtype():
     half, double = torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.float64)
-    assert _agree([half, double], [half * 1.01, double])
-    assert not _agree([half, double], [half, double * 1.0001])
+    assert agree([half, double], [half * 1.01, double])
+    assert not agree([half, double], [half, double * 1.0001])
 
 
 # ---- shapes of the packs
@@ -260,6 +265,10 @@ class Scaled(nn.Module):
 @torch.no_grad()
 def test_a_few_images_at_a_time_beside_other_inputs():
     model, x, scale = Scaled().eval(), torch.randn(4, 8, 9, 9), torch.randn(4, 1)
+    graph = traced(model)
+    swap_convolutions(graph)
+    tidy(graph)
+    assert _packed(graph, (x, scale), OptimizeReport(), {}, images=2).conv._packed_for == (2, 8, 9, 9)
     fast = optimize(model, x, scale, rounds=1)
     assert "channels_last, packed, 2 images at a time" in fast.report.times_us
     torch.testing.assert_close(fast(x, scale), model(x, scale), rtol=1e-4, atol=1e-5)
