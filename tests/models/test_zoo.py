@@ -27,7 +27,7 @@ INDUCTOR = [
     ("nin_root_8", {}),
     ("resnet50_root_8", {}),
     ("alexnet_groups_2", {}),
-    ("googlenet_root_8", {}),  # 59 convolutions and 14 kinds of concatenation: the 100 s
+    pytest.param("googlenet_root_8", {}, marks=pytest.mark.slow),  # 59 convolutions and 14 kinds of concatenation: the 100 s
     ("sis_svhn_3", {}),
     ("simplenet_310k", {}),
     ("mnist_conv_2cl", {"fan_out": (49, 5)}),
