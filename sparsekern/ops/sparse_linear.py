@@ -245,7 +245,6 @@ def samples(device: torch.device, dtype: torch.dtype) -> list[d.Sample]:
         "leading_dims": make((2, 3), 31, 5, 31),
         "fan_in_one": make((19,), 50, 3, 1),
         "no_outputs": make((4,), 8, 0, 2),
-        "no_inputs_or_outputs": make((16,), 0, 0, 3),
         "panel": make((3,), 20, 3, 5, block=(16, 1)),
         "panel_one_row": make((1,), 20, 3, 5, block=(20, 1)),
         "block": make((21,), 5, 4, 2, block=(16, 16)),

@@ -71,4 +71,23 @@ inline bool close(const char* what, double got, double want, double terms, doubl
   return false;
 }
 
+// ---- bf16
+inline double value(uint16_t h) {
+  const uint32_t u = uint32_t(h) << 16;
+  float v;
+  std::memcpy(&v, &u, 4);
+  return v;
+}
+
+inline void fill(Guarded<uint16_t>& v, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  for (size_t i = 0; i < v.size(); ++i) {
+    const float f = normal(random);
+    uint32_t u;
+    std::memcpy(&u, &f, 4);
+    v[i] = uint16_t(u >> 16);
+  }
+}
+
 }  // namespace check

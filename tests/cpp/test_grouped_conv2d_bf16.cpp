@@ -4,27 +4,9 @@
 #include "core/grouped_conv2d_bf16.h"
 
 using namespace sk;
-using check::Guarded;
+using check::Guarded, check::value;
 
 namespace {
-
-double value(uint16_t h) {
-  const uint32_t u = uint32_t(h) << 16;
-  float v;
-  std::memcpy(&v, &u, 4);
-  return v;
-}
-
-void fill(Guarded<uint16_t>& v, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  for (size_t i = 0; i < v.size(); ++i) {
-    const float f = normal(random);
-    uint32_t u;
-    std::memcpy(&u, &f, 4);
-    v[i] = uint16_t(u >> 16);
-  }
-}
 
 // A sum of `terms` products in fp32, of absolute sum `size`, rounded to bf16 once: half a unit in the last place.
 bool close(uint16_t got, double want, double terms, double size) {

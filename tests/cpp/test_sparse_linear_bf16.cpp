@@ -4,7 +4,7 @@
 #include "core/sparse_linear.h"
 
 using namespace sk;
-using check::Guarded;
+using check::Guarded, check::value;
 
 namespace {
 
@@ -12,24 +12,6 @@ struct Case {
   int64_t N, OB, F, BO, BI, IB;
   bool feature_major;
 };
-
-double value(uint16_t h) {
-  const uint32_t u = uint32_t(h) << 16;
-  float v;
-  std::memcpy(&v, &u, 4);
-  return v;
-}
-
-void fill(Guarded<uint16_t>& v, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  for (size_t i = 0; i < v.size(); ++i) {
-    const float f = normal(random);
-    uint32_t u;
-    std::memcpy(&u, &f, 4);
-    v[i] = uint16_t(u >> 16);
-  }
-}
 
 // A sum of `terms` products in fp32, of absolute sum `size`, stored as bf16.
 bool close(const char* what, uint16_t got, double want, double terms, double size) {

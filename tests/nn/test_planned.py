@@ -51,6 +51,12 @@ def test_a_plan_of_a_lesser_processor_is_completed(word, fan_in, rows):
     torch.testing.assert_close(sparse_linear(x, layer.weight, layer.index, layer.bias, plan), expected)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 16])
+def test_nothing_in_and_nothing_out(rows):
+    out = sparse_linear(torch.empty(rows, 0), torch.empty(0, 3), torch.empty(0, 3, dtype=torch.int32))
+    assert out.shape == (rows, 0)
+
+
 def test_a_bias_may_be_written_before_the_gradients():
     layer = SparseLinear(64, 32, fan_in=8)
     y = layer(torch.randn(3, 64)).sum()

@@ -10,14 +10,7 @@ from torch import Tensor
 from sparsekern.ops.grouped_conv2d import _new_like as new_like
 from sparsekern.ops.grouped_conv2d import _out_size as out_size
 from sparsekern.ops.grouped_conv2d import check, reference, reference_grad_weight, reference_grad_x
-from sparsekern.ops.triton.launch import WIDEN, power, product, programs, run, serves, tiles
-
-
-@triton.jit
-def _pixels(first, TM: tl.constexpr, M, height, width):
-    """A run of pixels [TM] of all images: image, row, column, and whether there is such a pixel."""
-    m = first + tl.arange(0, TM).to(tl.int64)
-    return m // (height * width), m // width % height, m % width, m < M
+from sparsekern.ops.triton.launch import WIDEN, pixels, power, product, programs, run, serves, tiles
 
 
 @triton.jit
@@ -29,7 +22,7 @@ def _forward(
 ):  # fmt: skip
     """out: a tile of pixels [TM] by filters [TK] of one group (C inputs, K filters), over j = (channel, tap)."""
     tile, part, group = programs(tl.cdiv(M, TM), tl.cdiv(K, TK))
-    n, y, z, in_m = _pixels(tile * TM, TM, M, OH, OW)
+    n, y, z, in_m = pixels(tile * TM, TM, M, OH, OW)
     k = part * TK + tl.arange(0, TK)
     in_k = k < K
     filters = group * K + k
@@ -64,7 +57,7 @@ def _grad_x(
 ):  # fmt: skip
     """grad_x: a tile of pixels of x [TM] by channels [TC] of one group, over j = (filter, tap): which output pixel read it, if any."""
     tile, part, group = programs(tl.cdiv(M, TM), tl.cdiv(C, TC))
-    n, y, z, in_m = _pixels(tile * TM, TM, M, H, W)
+    n, y, z, in_m = pixels(tile * TM, TM, M, H, W)
     c = part * TC + tl.arange(0, TC)
     in_c = c < C
     sums = tl.zeros((TM, TC), tl.float32)
@@ -98,7 +91,7 @@ def _grad_weight(
     filters, c, tap = group * K + k, group * C + j // (KH * KW), j % (KH * KW)
     sums = tl.zeros((TK, TJ), tl.float32)
     for first in range(0, M, TM):
-        n, y, z, in_m = _pixels(first, TM, M, OH, OW)
+        n, y, z, in_m = pixels(first, TM, M, OH, OW)
         at = n[None, :] * g_n + filters[:, None] * g_c + y[None, :] * g_h + z[None, :] * g_w
         grad = tl.load(g + at, in_k[:, None] & in_m[None, :], 0.0)
         row = (y * stride_h - pad_h)[:, None] + (tap // KW * dilation_h)[None, :]

@@ -59,3 +59,10 @@ def product(a, b, sums, WIDE: tl.constexpr):
     if WIDE:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, sums, input_precision="ieee")
+
+
+@triton.jit
+def pixels(first, TM: tl.constexpr, M, height, width):
+    """A run of pixels [TM] of all images: image, row, column, and whether there is such a pixel."""
+    m = first + tl.arange(0, TM).to(tl.int64)
+    return m // (height * width), m // width % height, m % width, m < M

@@ -10,14 +10,7 @@ from torch import Tensor
 from sparsekern.ops.sparse_conv2d import _images_like as images_like
 from sparsekern.ops.sparse_conv2d import _out_size as out_size
 from sparsekern.ops.sparse_conv2d import check, reference, reference_grad_weight, reference_grad_x
-from sparsekern.ops.triton.launch import by_input, power, programs, run, serves, tiles
-
-
-@triton.jit
-def _pixels(first, TM: tl.constexpr, M, height, width):
-    """A run of pixels [TM] of all images: image, row, column, and whether there is such a pixel."""
-    m = first + tl.arange(0, TM).to(tl.int64)
-    return m // (height * width), m // width % height, m % width, m < M
+from sparsekern.ops.triton.launch import by_input, pixels, power, programs, run, serves, tiles
 
 
 @triton.jit
@@ -28,7 +21,7 @@ def _forward(
 ):  # fmt: skip
     """out: pixels [TM] by filters [TO] of an output block, over its kept blocks and their j = (input, tap)."""
     tile, part, ob = programs(tl.cdiv(M, TM), tl.cdiv(BO, TO))
-    n, y, z, in_m = _pixels(tile * TM, TM, M, OH, OW)
+    n, y, z, in_m = pixels(tile * TM, TM, M, OH, OW)
     o = part * TO + tl.arange(0, TO)
     in_o = o < BO
     sums = tl.zeros((TO, TM), tl.float32)
@@ -55,7 +48,7 @@ def _grad_x(
 ):  # fmt: skip
     """grad_x: pixels of x [TM] by channels [TI] of an input block, over the kept blocks that read it."""
     tile, part, ib = programs(tl.cdiv(M, TM), tl.cdiv(BI, TI))
-    n, y, z, in_m = _pixels(tile * TM, TM, M, H, W)
+    n, y, z, in_m = pixels(tile * TM, TM, M, H, W)
     i = part * TI + tl.arange(0, TI)
     in_i = i < BI
     sums = tl.zeros((TI, TM), tl.float32)
@@ -89,7 +82,7 @@ def _grad_weight(
     c, tap = (code // TAPS * BI + j // BT % BI).to(tl.int64), code % TAPS * BT + j % BT
     sums = tl.zeros((TJ, TM), tl.float32)
     for first in range(0, M, TM):
-        n, y, z, in_m = _pixels(first, TM, M, OH, OW)
+        n, y, z, in_m = pixels(first, TM, M, OH, OW)
         there = in_j[:, None] & in_m[None, :]
         at = n[None, :] * g_n + filters[:, None] * g_c + y[None, :] * g_h + z[None, :] * g_w
         grad = tl.load(g + at, there, 0.0).to(tl.float32)
