@@ -55,7 +55,7 @@ inline Tensor empty_strided(const Tensor& like, ScalarType type, const int64_t* 
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type(), device_index(like), &handle));
   const Tensor fresh(handle);
-#ifndef SK_CUDA
+#if !defined(SK_CUDA) && !defined(SK_EMU)
   int64_t values = 1;
   for (int64_t d = 0; d < dim; ++d) values = sizes[d] > 0 ? values + (sizes[d] - 1) * strides[d] : INT64_MIN / 2;
   if (values > int64_t(1) << 21) advise_huge_pages(fresh.mutable_data_ptr(), size_t(values) * (is_half(fresh.scalar_type()) ? 2 : 4));
