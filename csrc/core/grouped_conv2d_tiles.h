@@ -2,7 +2,7 @@
 //
 // A tile product takes 16 positions x 32 values by 32 values x 16 output channels. The image is copied, a few groups (a bundle)
 // at a time, with its padding and with the pixels of a strided filter's phases side by side. A position of the copy is a slot of
-// whole cache lines (rows of a tile that cross lines cost three times as much) and holds as many pixels, from its own on, as
+// whole cache lines (rows of a tile that cross lines cost more) and holds as many pixels, from its own on, as
 // make the fewest steps: taps side by side then are one step, whatever the width of the groups. What lies between the channels of
 // two groups, or behind the pixels, is multiplied by zero weights.
 #pragma once

@@ -1,5 +1,5 @@
-// From plain tensors straight to the kernels of core/: what the dispatcher and the stable ABI's boxes do costs as much as a small layer,
-// and several times that after a kernel that left the caches cold. Only the common case: contiguous tensors, a plan or a pack, no profiler.
+// From plain tensors straight to the kernels of core/: what the dispatcher and the stable ABI's boxes do is felt by small layers,
+// and by any whose kernel left the caches cold. Only the common case: contiguous tensors, a plan or a pack, no profiler.
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/record_function.h>

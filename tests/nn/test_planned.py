@@ -57,14 +57,14 @@ def test_nothing_in_and_nothing_out(rows):
     assert out.shape == (rows, 0)
 
 
+@pytest.mark.skipif(backends.quick_call is None, reason="the door in Python keeps the bias")
 def test_a_bias_may_be_written_before_the_gradients():
     layer = SparseLinear(64, 32, fan_in=8)
     y = layer(torch.randn(3, 64)).sum()
     with torch.no_grad():
         layer.bias.add_(1)
-    if backends.quick_call:
-        y.backward()
-        assert torch.equal(layer.bias.grad, torch.full((32,), 3.0))
+    y.backward()
+    assert torch.equal(layer.bias.grad, torch.full((32,), 3.0))
 
 
 def test_gradients_of_fake_tensors_and_of_many_cotangents():

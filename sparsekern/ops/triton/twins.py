@@ -10,18 +10,12 @@ goes to the reference. Nothing is summed by atomics, so results do not change be
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from types import SimpleNamespace
 
 from sparsekern.ops.cuda import HEADER
 
 OPS = ("sparse_linear", "grouped_conv2d", "sparse_conv2d", "grouped_mm")
 DOORS = ("forward", "grad_x", "grad_weight")
-
-
-def available() -> bool:
-    """Whether Triton is installed; it comes with CUDA builds of torch."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def twin(op: str):
