@@ -65,6 +65,7 @@ SUITES = {
             "tests/test_cli.py",
             "tests/test_architecture.py",
             "tests/test_without_kernels.py",
+            "tests/test_import.py",
         ]
     ],
     "docs": lambda: [[*PYTEST, "--doctest-modules", "sparsekern"], [*PYTEST, "tests/test_docs.py"]],

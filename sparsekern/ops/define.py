@@ -27,9 +27,9 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch._C import _functorch, _is_any_autocast_enabled
 from torch.nn import Parameter
-from torch.utils.flop_counter import register_flop_formula
 
 from sparsekern.ops import backends
+from sparsekern.ops.flop_formulas import register_flops
 
 LIBRARY = torch.library.Library("sparsekern", "DEF")
 
@@ -171,7 +171,7 @@ def _register(product: Product) -> None:
         LIBRARY.define(f"{name}({product.schema}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
         LIBRARY.impl(name, product.reference, "CompositeExplicitAutograd")
         torch.library.register_fake(f"sparsekern::{name}", product.fake, lib=LIBRARY)
-        register_flop_formula(getattr(torch.ops.sparsekern, name))(product.flops)
+        register_flops(getattr(torch.ops.sparsekern, name), product.flops)
     product.kernel = getattr(torch.ops.sparsekern, "_" + product.name).default
     product.public = getattr(torch.ops.sparsekern, product.name).default
     _register_vmap(product)

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from sparsekern.ops import define as d
+from sparsekern.ops.flop_formulas import register_flops
 from sparsekern.ops.grouped_conv2d import _WINDOW, ACTIVATIONS, _check_pairs, _compute, _flops, _laid_out_like, _new_like, _out_size, _pair
 
 NAME = "grouped_conv2d_packed"
@@ -142,7 +142,7 @@ d.LIBRARY.define(
 d.LIBRARY.define(f"pack_grouped_conv2d(Tensor weight, int N, int H, int W, {_WINDOW.replace('SymInt', 'int')}) -> Tensor")
 d.LIBRARY.impl(NAME, reference, "CompositeExplicitAutograd")
 torch.library.register_fake(f"sparsekern::{NAME}", fake, lib=d.LIBRARY)
-register_flop_formula(torch.ops.sparsekern.grouped_conv2d_packed)(flops)
+register_flops(torch.ops.sparsekern.grouped_conv2d_packed, flops)
 
 
 def pack_grouped_conv2d(

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from sparsekern.ops import define as d
+from sparsekern.ops.flop_formulas import register_flops
 from sparsekern.ops.grouped_conv2d import ACTIVATIONS, _compute, _laid_out_like, _new_like, _out_size
 from sparsekern.ops.grouped_conv2d_packed import _SIZES, _is_pack, pack_grouped_conv2d, unpack_grouped_conv2d  # noqa: F401 (the example)
 
@@ -89,7 +89,7 @@ d.LIBRARY.define(
 )
 d.LIBRARY.impl(f"{NAME}_packed", reference, "CompositeExplicitAutograd")
 torch.library.register_fake(f"sparsekern::{NAME}_packed", fake, lib=d.LIBRARY)
-register_flop_formula(torch.ops.sparsekern.joined_conv2d_packed)(flops)
+register_flops(torch.ops.sparsekern.joined_conv2d_packed, flops)
 
 
 def joined_conv2d_packed(

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from sparsekern.ops import define as d
+from sparsekern.ops.flop_formulas import register_flops
 from sparsekern.ops.grouped_conv2d import _WINDOW, ACTIVATIONS, _check_pairs, _compute, _fuses, _laid_out_like, _new_like, _out_size, _pair
 from sparsekern.ops.grouped_conv2d import grouped_conv2d as convolve
 from sparsekern.ops.grouped_conv2d_packed import _SIZES, _is_pack, unpack_grouped_conv2d
@@ -174,7 +174,7 @@ for _name, _reference, _fake in ((NAME, reference, fake), (f"{NAME}_packed", ref
     d.LIBRARY.define(f"{_name}({_SCHEMAS[_name]}, {_REST}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
     d.LIBRARY.impl(_name, _reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"sparsekern::{_name}", _fake, lib=d.LIBRARY)
-register_flop_formula(torch.ops.sparsekern.root_conv2d)(flops)
+register_flops(torch.ops.sparsekern.root_conv2d, flops)
 
 
 # ---- public

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from sparsekern.ops import define as d
+from sparsekern.ops.flop_formulas import register_flops
 
 NAME = "sparse_linear"
 
@@ -342,10 +342,12 @@ d.LIBRARY.define(
 )
 
 
-@register_flop_formula(torch.ops.sparsekern._sparse_linear_gradients)
 def _flops_gradients(grad_out, x, weight, index, plan, block_out, block_in, condensed, *args, out_shape=None, **kwargs) -> int:
     products = 1 if weight is None else 2
     return products * flops_grad_weight(grad_out, x, index, plan, block_out, block_in, condensed)
+
+
+register_flops(torch.ops.sparsekern._sparse_linear_gradients, _flops_gradients)
 
 
 _all_gradients = torch.ops.sparsekern._sparse_linear_gradients.default._op

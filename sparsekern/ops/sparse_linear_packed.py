@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from sparsekern.ops import define as d
+from sparsekern.ops.flop_formulas import register_flops
 from sparsekern.ops.sparse_linear import _laid_out_like, _rows, _rows_like, check_index, dense_weight
 
 NAME = "sparse_linear_packed"
@@ -109,7 +109,7 @@ d.LIBRARY.define(
 d.LIBRARY.define("pack_sparse_linear(Tensor weight, Tensor index, int in_features) -> Tensor")
 d.LIBRARY.impl(NAME, reference, "CompositeExplicitAutograd")
 torch.library.register_fake(f"sparsekern::{NAME}", fake, lib=d.LIBRARY)
-register_flop_formula(torch.ops.sparsekern.sparse_linear_packed)(flops)
+register_flops(torch.ops.sparsekern.sparse_linear_packed, flops)
 _kernel = d.backends.quick(torch.ops.sparsekern.sparse_linear_packed.default)
 _quick = d.backends.quick_call.packed_linear if d.backends.quick_call and d.backends.missing is None else None
 _compiling = torch.compiler.is_compiling
