@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "data": set(),
     "models": {"nn", "ops", "topology"},
     "measure": {"ops", "nn", "topology", "version"},
-    "profile": {"measure", "ops"},
+    "profile": {"drawing", "measure", "ops"},
     "transform": {"nn", "ops", "topology", "measure"},
     "train": {"models", "nn", "ops", "topology", "data", "drawing"},
     "reproduce": {"models", "nn", "ops", "topology", "data", "measure", "profile", "train", "transform", "drawing"},

@@ -12,15 +12,17 @@ from functools import cache
 from sparsekern.measure.machine import instruction_set
 
 STREAM_BYTES = 64 << 20  # beyond the private caches
+CACHE_BYTES = 512 << 10  # inside the second-level cache of most cores, beyond the first
 
 
 @dataclass(frozen=True)
 class Roof:
-    """Peak of one thread: fp32 GF/s (multiply and add count 2), GB/s of reading a 64 MiB buffer, and who measured."""
+    """Peak of one thread: fp32 GF/s (multiply and add count 2), GB/s of reading a 64 MiB buffer, who measured, GB/s of one of 512 KiB."""
 
     gflops: float
     read_gbytes: float
     source: str
+    cache_gbytes: float = 0.0  # 0: not measured
 
     def attainable_gflops(self, flops: float, bytes_moved: float) -> float:
         """The roofline: the lower of the compute peak and what the bandwidth can feed.
@@ -33,7 +35,7 @@ class Roof:
 
 
 def measure_roof(seconds: float = 0.1) -> Roof:
-    """Measure the roof once per process and instruction set; takes about twice ``seconds``."""
+    """Measure the roof once per process and instruction set; takes about three times ``seconds``."""
     return _measure(seconds, instruction_set())
 
 
@@ -44,7 +46,8 @@ def _measure(seconds: float, isa: str | None) -> Roof:
 
         if hasattr(_native, "roof_fma_gflops"):
             fma = _native.roof_fma_gflops(seconds)
-            return Roof(fma, _native.roof_read_gbytes(STREAM_BYTES, seconds), f"register loop, {isa}")
+            memory, cache = (_native.roof_read_gbytes(size, seconds) for size in (STREAM_BYTES, CACHE_BYTES))
+            return Roof(fma, memory, f"register loop, {isa}", cache)
     return _measure_with_torch(seconds)
 
 

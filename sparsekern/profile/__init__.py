@@ -1,6 +1,6 @@
-"""Where a model's time, parameters and FLOPs go: ``profile(model, x)`` per layer, ``count(model, shape)`` in all."""
+"""Where a model's time, parameters, FLOPs and memory go: ``profile(model, x)`` per layer, ``count(model, shape)`` in all."""
 
 from sparsekern.profile.count import count
-from sparsekern.profile.layers import LayerProfile, Profile, profile
+from sparsekern.profile.layers import LayerProfile, Profile, profile, profile_together
 
-__all__ = ["LayerProfile", "Profile", "count", "profile"]
+__all__ = ["LayerProfile", "Profile", "count", "profile", "profile_together"]

@@ -1,115 +1,134 @@
-"""A profile for people (a rich table) and for programs (JSON)."""
+"""A profile for people: rich tables."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsekern.profile.layers import LayerProfile, Profile
+from sparsekern.profile.diff import compare
+from sparsekern.profile.layers import Profile
+from sparsekern.profile.save import numbers
+from sparsekern.profile.tree import Node, build_tree, sort_tree
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+WIDE = 170  # columns of a terminal from which the table shows all it knows
 
-def table(found: Profile, *, top: int | None = None) -> Table:
-    """A rich table, one row per layer in the order of the first call; ``top`` keeps the slowest ones only."""
+
+def table(found: Profile, *, top: int | None = None, sort: str = "order", depth: int | None = None, wide: bool = True) -> Table:
+    """A rich table: the tree of the modules, containers with the totals of what is below them.
+
+    Args:
+        top: only so many layers, without the tree: the slowest, or the first by ``sort``.
+        sort: one of :data:`~sparsekern.profile.tree.SORTS`, or "order".
+        depth: levels below which modules are folded into one line.
+        wide: whether all columns are shown; else the ones that fit 100 characters.
+    """
     from rich.table import Table
 
-    shown = found.layers
-    if top is not None:
-        slowest = sorted(found.layers, key=lambda layer: -layer.total_ms)[:top]
-        shown = [layer for layer in found.layers if layer in slowest]
-    what = "forward and backward" if found.backward_ms is not None else "forward"
+    backward = found.backward_ms is not None
+    what = "forward and backward" if backward else "forward"
     out = Table(
-        title=f"{found.model} on {_shape(found.in_shape)}: {what}, {found.threads} thread(s)",
+        title=f"{found.model} on {_sizes(found.in_shape)}: {what}, {found.threads} thread(s)",
         title_justify="left",
         title_style="bold",
         box=None,
         pad_edge=False,
         show_footer=True,
-        caption=f"roof: {found.roof.gflops:.0f} GF/s per thread, {found.roof.read_gbytes:.0f} GB/s "
-        f"({found.roof.source}); FLOPs count multiply and add separately",
+        caption=_caption(found),
         caption_justify="left",
     )
+    root = build_tree(found, depth)
+    columns = _columns(backward, wide)
     out.add_column("layer", footer="all", no_wrap=True)
-    out.add_column("kind")
-    out.add_column("in → out")
-    footers = [f"{found.params:,}", f"{found.flops / 1e6:,.1f}", f"{found.ms:.3f}"]
-    heads = ["params", "MFLOP", "ms"]
-    if found.backward_ms is not None:
-        heads.append("backward ms")
-        footers.append(f"{found.backward_ms:.3f}")
-    total_gflops = found.flops / found.total_ms / 1e6 if found.total_ms else 0.0
-    heads += ["% time", "GF/s", "% roof"]
-    footers += ["100", f"{total_gflops:.1f}", f"{found.roof_percent(found):.0f}"]
-    for head, footer in zip(heads, footers, strict=True):
-        out.add_column(head, footer=footer, justify="right", no_wrap=True)
-    for layer in shown:
-        out.add_row(*_cells(found, layer))
+    out.add_column("kind", no_wrap=True, overflow="ellipsis", max_width=20)
+    if wide:
+        out.add_column("in → out", no_wrap=True)
+    for head, cell in columns:
+        out.add_column(head, footer=cell(numbers(found, root)), justify="right", no_wrap=True)
+    if top is not None:
+        layers = Node("", "", "", children=[Node(n.path, n.path or n.name, n.kind, n.layer) for _, n in root.walk() if n.layer or n.folded])
+        rows = [(0, node) for node in sort_tree(layers, "time" if sort == "order" else sort).children[:top]]
+    else:
+        rows = [(depth - 1, node) for depth, node in sort_tree(root, sort).walk() if depth]
+    for indent, node in rows or [(0, root)]:
+        values = numbers(found, node)
+        shapes = f"{values['in_shape'] or '-'} → {values['out_shape'] or '-'}" if node.layer else ""
+        cells = ["  " * indent + node.name, node.kind, *([shapes] if wide else []), *(cell(values) for _, cell in columns)]
+        out.add_row(*cells, style="dim" if node.children else None)
     return out
 
 
-def _cells(found: Profile, layer: LayerProfile) -> list[str]:
-    cells = [
-        layer.name,
-        layer.kind,
-        f"{_shape(layer.in_shape)} → {_shape(layer.out_shape)}",
-        f"{layer.params:,}" if layer.params else "",
-        f"{layer.flops / 1e6:,.2f}" if layer.flops else "",
-        f"{layer.ms:.3f}",
+def _columns(backward: bool, wide: bool) -> list[tuple]:
+    """(head, what it shows of :func:`~sparsekern.profile.save.numbers`), from left to right."""
+    every = [
+        ("params", True, lambda v: f"{v['params']:,}" if v["params"] else ""),
+        ("MFLOP", True, lambda v: f"{v['flops'] / 1e6:,.2f}" if v["flops"] else ""),
+        ("dense", wide, lambda v: f"{v['dense_flops'] / 1e6:,.2f}" if v["flops"] else ""),
+        ("MB", wide, lambda v: f"{v['bytes'] / 1e6:.3g}"),
+        ("FLOP/B", wide, lambda v: f"{v['intensity']:.3g}" if v["flops"] else ""),
+        ("ms", True, lambda v: f"{v['ms']:.3f}"),
+        ("backward ms", backward, lambda v: f"{v['backward_ms']:.3f}" if v["backward_ms"] is not None else ""),
+        ("% time", True, lambda v: f"{v['share_percent']:.1f}"),
+        ("GF/s", True, lambda v: f"{v['gflops']:.1f}" if v["flops"] else ""),
+        ("effective", wide, lambda v: f"{v['effective_gflops']:.1f}" if v["flops"] else ""),
+        ("% roof", True, lambda v: f"{v['roof_percent']:.0f}" if v["flops"] else ""),
+        ("vs dense", True, lambda v: f"{v['speedup']:.2f}x" if v["speedup"] else ""),
+        ("peak MB", wide, lambda v: f"{v['peak_bytes'] / 1e6:.3g}" if v["peak_bytes"] is not None else ""),
     ]
-    if layer.backward_ms is not None:
-        cells.append(f"{layer.backward_ms:.3f}")
-    share = 100.0 * layer.total_ms / found.total_ms if found.total_ms else 0.0
-    return cells + [
-        f"{share:.1f}",
-        f"{layer.gflops:.1f}" if layer.flops else "",
-        f"{found.roof_percent(layer):.0f}" if layer.flops else "",
+    return [(head, cell) for head, shown, cell in every if shown]
+
+
+def _caption(found: Profile) -> str:
+    lines = [
+        f"roof: {found.roof.gflops:.0f} GF/s per thread, {found.roof.read_gbytes:.0f} GB/s ({found.roof.source}); "
+        "FLOPs count multiply and add separately",
+        f"the whole pass takes {found.total_ms:.3f} ms, without hooks {found.bare_ms:.3f} ms; the total above adds up the layers' medians",
     ]
+    if any(layer.speedup for layer in found.layers):
+        lines.append(
+            "vs dense: each sparse layer alone against its dense twin of torch, hot weights; of a container, by the time its layers take"
+        )
+    return "\n".join(lines)
 
 
-def realised(found: Profile, against: Profile) -> Table:
-    """A rich table of the layers of equal name: how many times fewer FLOPs, and how many times less time.
+def realised(found: Profile, against: Profile, *, depth: int | None = None) -> Table:
+    """A rich table of the modules of equal path: how many times fewer FLOPs, how many times less time, and what became of the first.
 
-    The last column is the share of the FLOP reduction that became speed. The two profiles were taken one after the other, so
-    trust the total of an interleaved measurement more than any single line.
+    Two models that were profiled together were timed round by round in turn; two saved runs were not, and the machine may have drifted.
     """
     from rich.table import Table
 
+    both, only_first, only_second = compare(found, against, depth)
+    names = [(name, paths) for name, paths in ((found.model, only_first), (against.model, only_second)) if paths]
     out = Table(
-        title=f"{found.model} against {against.model}, layer by layer", title_justify="left", title_style="bold", box=None, pad_edge=False
+        title=f"{found.model} against {against.model}, layer by layer",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        caption="\n".join(f"only in {name}: {', '.join(paths)}" for name, paths in names) or None,
+        caption_justify="left",
     )
     out.add_column("layer", no_wrap=True)
     for head in ("MFLOP", "against", "fewer FLOPs", "ms", "against", "less time", "realised"):
         out.add_column(head, justify="right", no_wrap=True)
-    others = {layer.name: layer for layer in against.layers}
-    for layer in found.layers:
-        other = others.get(layer.name)
-        if other is None or not layer.flops or not other.flops:
-            continue
-        fewer, less = other.flops / layer.flops, other.total_ms / layer.total_ms
+    out.add_column("is")
+    for difference in both:
+        first, second, fewer = difference.first, difference.second, difference.fewer_flops
+        flops = (f"{first.flops / 1e6:,.2f}", f"{second.flops / 1e6:,.2f}") if first.flops or second.flops else ("", "")
         out.add_row(
-            layer.name, f"{layer.flops / 1e6:,.2f}", f"{other.flops / 1e6:,.2f}", f"{fewer:.2f}x",
-            f"{layer.total_ms:.3f}", f"{other.total_ms:.3f}", f"{less:.2f}x", f"{less / fewer:.0%}",
-        )  # fmt: skip
+            "  " * difference.depth + first.name,
+            *flops,
+            f"{fewer:.2f}x" if fewer else "",
+            f"{first.total_ms:.3f}",
+            f"{second.total_ms:.3f}",
+            f"{difference.less_time:.2f}x" if difference.less_time else "",
+            f"{difference.realised:.0%}" if difference.realised else "",
+            difference.verdict,
+        )
     return out
 
 
-def to_dict(found: Profile) -> dict:
-    """Plain values: the profile's fields, and per layer also ``gflops`` and ``roof_percent``."""
-    values = asdict(found)
-    values["flops"] = found.flops
-    for entry, layer in zip(values["layers"], found.layers, strict=True):
-        entry |= {"gflops": layer.gflops, "roof_percent": found.roof_percent(layer)}
-    return values
-
-
-def write_json(found: Profile, path: str | Path) -> None:
-    """Write :func:`to_dict` as indented JSON."""
-    Path(path).write_text(json.dumps(to_dict(found), indent=1) + "\n")
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
+def _sizes(shape: tuple[int, ...] | None) -> str:
     return "x".join(map(str, shape)) if shape else "-"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsekern.profile import profile, report
+from sparsekern.profile import profile, report, save
 
 
 class Residual(nn.Module):
@@ -113,7 +113,7 @@ def test_reports(tmp_path):
     text = (tmp_path / "out.txt").read_text()
     assert "small on 2x3x8x8: forward and backward" in text
     assert "1.conv" in text
-    report.write_json(found, tmp_path / "profile.json")
+    save.write_json(found, tmp_path / "profile.json")
     values = json.loads((tmp_path / "profile.json").read_text())
     assert values["flops"] == found.flops
     assert {"name", "kind", "ms", "gflops", "roof_percent"} <= set(values["layers"][0])

@@ -1,0 +1,99 @@
+"""The dense twin of a sparse layer, and how many times faster than it the layer really is.
+
+A layer is sparse where it offers ``to_dense()``, or has filter groups; nothing else is known of it. Both run alone, on numbers of the
+shape and layout that the layer saw in its model, in interleaved rounds: a twin of a layer that fits the caches is timed in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sparsekern.measure.protocol import interleave, ratio
+from sparsekern.profile.meter import Like, Seen
+
+MIN_TIME_MS = 1.0
+
+
+@dataclass(frozen=True)
+class Twin:
+    """How many times the FLOPs, and how many times the time, of the sparse layer its dense twin takes."""
+
+    flop_ratio: float
+    speedup: tuple[float, float, float]  # p20, median, p80
+
+
+def dense_twin(module: nn.Module) -> nn.Module | None:
+    """A dense layer of the same shape, in the same mode; None for what is dense, or has no such thing.
+
+    Example:
+        >>> dense_twin(nn.Conv2d(8, 16, 3, groups=4))
+        Conv2d(8, 16, kernel_size=(3, 3), stride=(1, 1))
+        >>> dense_twin(nn.Linear(4, 4)) is None
+        True
+    """
+    if getattr(module, "density", 0.5) == 1:
+        return None
+    if hasattr(module, "to_dense"):
+        return module.to_dense().train(module.training)
+    if type(module) is nn.Conv2d and module.groups > 1:
+        weight = module.weight
+        dense = nn.Conv2d(
+            module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding, module.dilation, 1,
+            module.bias is not None, module.padding_mode, device=weight.device, dtype=weight.dtype,
+        )  # fmt: skip
+        return dense.train(module.training)
+    return None
+
+
+def dense_twins(seen: dict[str, Seen], backward: bool, rounds: int) -> dict[str, Twin]:
+    """By path, the twin of every layer that has one; of layers inside one another the outermost. Equal layers are timed once."""
+    found: dict[str, Twin] = {}
+    known: dict[tuple, Twin | None] = {}
+    for path, layer in seen.items():
+        inside = any(path.startswith(f"{other}.") for other in found)
+        if inside or layer.first is None or layer.first.device.type != "cpu":
+            continue
+        key = (repr(layer.module), layer.first, layer.module.training)
+        if key not in known:
+            known[key] = _measured(layer.module, layer.first, backward, rounds)
+        if known[key] is not None:
+            found[path] = known[key]
+    return found
+
+
+def _measured(module: nn.Module, like: Like, backward: bool, rounds: int) -> Twin | None:
+    dense = dense_twin(module)
+    if dense is None:
+        return None
+    x = like.make()
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        dense = dense.to(memory_format=torch.channels_last)
+    flops = {name: _flops(layer, x) for name, layer in (("sparse", module), ("dense", dense))}
+    if not flops["sparse"]:
+        return None
+    with torch.set_grad_enabled(backward):
+        calls = {name: _call(layer, x, backward) for name, layer in (("sparse", module), ("dense", dense))}
+        times = interleave(calls, rounds=rounds, min_time_ms=MIN_TIME_MS)
+    clock = "cpu" if torch.get_num_threads() == 1 else "wall"  # of one thread it tells more on a shared core
+    return Twin(flops["dense"] / flops["sparse"], ratio(times["sparse"].by(clock), times["dense"].by(clock)))
+
+
+def _flops(layer: nn.Module, x: Tensor) -> int:
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        layer(x)
+    return counter.get_total_flops()
+
+
+def _call(layer: nn.Module, x: Tensor, backward: bool) -> Callable[[], Any]:
+    if not backward:
+        return lambda: layer(x)
+    leaves = [p for p in layer.parameters() if p.requires_grad] + [x] * x.requires_grad
+    grad_out = torch.ones_like(layer(x))
+    return lambda: torch.autograd.grad(layer(x), leaves, grad_out)

@@ -1,0 +1,214 @@
+"""What becomes of a profile: tree, tables, comparison, JSON that reads back, CSV, picture, page, trace; and the dense twins."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import sparsekern as sk
+from sparsekern.cli import main
+from sparsekern.measure.roof import Roof
+from sparsekern.profile import LayerProfile, Profile, diff, page, plot, profile, save
+from sparsekern.profile.trace import write_trace
+from sparsekern.profile.tree import SORTS, build_tree, sort_tree
+from sparsekern.profile.twins import dense_twin
+
+
+def layer(name, ms, flops=0, kind="Linear", **more):
+    about = {"dense_flops": flops, "samples_ms": (0.9 * ms, ms, 1.1 * ms)} | more
+    return LayerProfile(name, kind, (1, 4), (1, 4), 10, 100, flops, ms, None, 1, **about)
+
+
+def made(model="net"):
+    """A profile of known numbers: 4 layers in 2 levels, one of them sparse."""
+    layers = [
+        layer("stem", 1.0, 2_000_000),
+        layer("body.0", 2.0, 1_000_000, dense_flops=4_000_000, speedup=(2.9, 3.0, 3.1), peak_bytes=500),
+        layer("body.1", 1.0, kind="ReLU", peak_bytes=700),
+        layer("body", 0.5, kind="Block"),
+    ]
+    about = {"containers": {"": "Net", "body": "Block"}, "machine": {"cpu": "a processor", "torch": "2"}, "samples_ms": (4.4, 4.5, 4.6)}
+    return Profile(model, (1, 4), layers, 4.5, None, 40, Roof(100.0, 10.0, "given", 50.0), 1, **about)
+
+
+def test_tree_totals_by_hand():
+    root = build_tree(made())
+    body = root.children[1]
+    assert [(depth, node.path) for depth, node in root.walk()] == [
+        (0, ""), (1, "stem"), (1, "body"), (2, "body.0"), (2, "body.1"), (2, "body.(itself)")
+    ]  # fmt: skip
+    assert (body.total_ms, body.flops, body.dense_flops, body.params, body.peak_bytes) == (3.5, 1_000_000, 4_000_000, 30, 700)
+    assert body.speedup == pytest.approx((3 * 2.0 + 1.0 + 0.5) / 3.5)
+    assert root.speedup == pytest.approx((1.0 + 3 * 2.0 + 1.0 + 0.5) / 4.5)
+    assert root.children[0].speedup is None
+    assert root.effective_gflops == pytest.approx(6_000_000 / 4.5 / 1e6)
+    assert body.range_ms[1] == pytest.approx(3.5) and body.range_ms[0] < 3.5 < body.range_ms[2]
+    folded = build_tree(made(), depth=1)
+    assert [node.path for _, node in folded.walk()] == ["", "stem", "body"]
+    assert folded.children[1].total_ms == 3.5 and folded.total_ms == root.total_ms
+
+
+def test_sorting_keeps_the_tree():
+    assert [node.path for _, node in sort_tree(build_tree(made()), "time").walk()][1:4] == ["body", "body.0", "body.1"]
+    for by in SORTS:
+        sort_tree(build_tree(made()), by)
+    from sparsekern.cli.profile import SORTS as offered
+
+    assert set(offered) == {"order", *SORTS}
+
+
+def test_numbers_by_hand():
+    found = made()
+    values = save.numbers(found, build_tree(found).children[1].children[0])
+    assert values["intensity"] == 1e4 and values["gflops"] == pytest.approx(0.5) and values["effective_gflops"] == pytest.approx(2.0)
+    assert values["roof_percent"] == pytest.approx(0.5) and values["share_percent"] == pytest.approx(100 * 2 / 4.5)
+    assert values["roofline_percent"] == pytest.approx(0.5)  # 10 GB/s could feed 1e5 GF/s: the compute roof is the lower one
+
+
+def test_comparison_of_trees():
+    first = made()
+    layers = [layer("stem", 1.0, 2_000_000), layer("body", 7.0, 4_000_000), layer("tail", 1.0)]
+    second = replace(made(), model="other", layers=layers, containers={"": "Net"})
+    both, only_first, only_second = diff.compare(first, second)
+    by_path = {difference.path: difference for difference in both}
+    assert list(by_path) == ["(model)", "stem", "body"]  # a layer against a container: as a whole
+    assert by_path["body"].fewer_flops == 4 and by_path["body"].less_time == 2 and by_path["body"].realised == 0.5
+    assert by_path["body"].verdict == "faster" and by_path["stem"].verdict == "same"
+    assert (only_first, only_second) == ([], ["tail"])
+
+
+def test_json_reads_back_and_csv_has_every_layer(tmp_path):
+    found = made()
+    save.write_json(found, tmp_path / "p.json")
+    assert save.read_json(tmp_path / "p.json") == found
+    save.write_csv(found, tmp_path / "p.csv")
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    assert [row["layer"] for row in rows] == ["stem", "body.0", "body.1", "body.(itself)", "(all)"]
+    assert float(rows[-1]["ms"]) == 4.5 and rows[1]["speedup"] == "3.0"
+    (tmp_path / "bad.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"profile: bad.json must be a profile written by --json; got TypeError"):
+        save.read_json(tmp_path / "bad.json")
+
+
+def test_page_is_complete_and_loads_nothing(tmp_path):
+    found = made(model="a </script> <b>name")
+    page.write_page(found, tmp_path / "p.html", against=made())
+    text = (tmp_path / "p.html").read_text()
+    assert not re.search(r"(src|href)=|@import|url\(", text)
+    assert set(re.findall(r"https?://[^\"' ]+", text)) == {"http://www.w3.org/2000/svg"}
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S).group(1))
+    assert data["model"] == found.model
+    assert [row["path"] for row in data["rows"]] == ["(model)", "stem", "body", "body.0", "body.1", "body.(itself)"]
+    assert [row["parent"] for row in data["rows"]] == [None, 0, 0, 2, 2, 2]
+    assert data["against"]["rows"][0]["verdict"] == "same"
+
+
+def test_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    plot.write_plot(made(), tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_twins_are_dense_and_counted():
+    net = nn.Sequential(sk.SparseLinear(64, 32, density=0.25), nn.ReLU(), nn.Linear(32, 8))
+    found = profile(net, torch.randn(4, 64), rounds=2, backward=True)
+    sparse, dense = (next(layer for layer in found.layers if layer.name == name) for name in "02")
+    assert sparse.dense_flops == 4 * sparse.flops and sparse.speedup[0] <= sparse.speedup[1] <= sparse.speedup[2]
+    assert dense.dense_flops == dense.flops and dense.speedup is None
+    assert net[0].weight.grad is None
+    assert profile(net, torch.randn(4, 64), rounds=1, twins=False, memory=False).layers[-1].speedup is None
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (sk.GroupedConv2d(8, 16, 3, groups=4, activation="relu"), (2, 8, 5, 5)),
+        (sk.StochasticConv2d(8, 16, 3, density=0.25), (2, 8, 5, 5)),
+        (nn.Conv2d(8, 16, 3, padding=1, groups=2), (2, 8, 5, 5)),
+    ],
+)
+def test_twins_have_the_shape_of_their_layer(module, shape):
+    x = torch.randn(shape)
+    dense = dense_twin(module)
+    assert dense(x).shape == module(x).shape
+    if hasattr(module, "to_dense"):
+        torch.testing.assert_close(dense(x), module(x))
+    assert dense_twin(nn.Conv2d(4, 4, 1)) is None and dense_twin(sk.GroupedConv2d(4, 4, 1)) is None
+
+
+def test_memory_peaks_and_trace(tmp_path):
+    class Wide(nn.Module):
+        def forward(self, x):
+            return x.repeat(1, 1000).sum(1, keepdim=True)
+
+    net = nn.Sequential(nn.Linear(4, 4), Wide(), nn.Linear(1, 2))
+    found = profile(net, torch.randn(8, 4), rounds=1, name="wide")
+    peaks = [next(layer.peak_bytes for layer in found.layers if layer.name == name) for name in "012"]
+    row = 8 * 4 * 4
+    assert peaks[0] == row and row * 1001 <= peaks[1] <= row * 1003  # its input, the copy, and the sum
+    assert found.peak_bytes == peaks[1] > peaks[2]
+    write_trace(found.trace, tmp_path / "t.json", model="wide")
+    text = (tmp_path / "t.json").read_text()
+    events = json.loads(text)["traceEvents"]
+    assert {"0", "1", "2", "(model)"} <= {e["name"] for e in events if e.get("cat") == "layer"}
+    assert any(e["ph"] == "C" and e["args"]["bytes"] == found.peak_bytes for e in events)
+    assert "host" not in text and all(e["pid"] == 1 for e in events)
+
+
+def test_command_writes_every_file_and_reads_a_saved_profile(tmp_path, capsys):
+    pytest.importorskip("rich")
+    pytest.importorskip("matplotlib")
+    (tmp_path / "two_deep.py").write_text(
+        "from torch import nn\ndef small():\n    return nn.Sequential(nn.Sequential(nn.Linear(6, 3), nn.ReLU()), nn.Linear(3, 2))\n"
+    )
+    files = {kind: str(tmp_path / f"p.{kind}") for kind in ("html", "png", "json", "csv")} | {"trace": str(tmp_path / "t.json")}
+    asked = ["--input", "4x6", "--rounds", "2", "--sort", "time", "--backward"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert main(["profile", "two_deep:small", *asked, *(word for kind, file in files.items() for word in (f"--{kind}", file))]) == 0
+    capsys.readouterr()
+    assert all((tmp_path / file).stat().st_size > 100 for file in files.values())
+    assert main(["profile", files["json"], "--against", files["json"], "--depth", "1", "--html", files["html"]]) == 0
+    text = capsys.readouterr().out
+    assert "same" in text and "1.00x" in text and " 0 " in text
+    assert main(["profile", files["json"], "--trace", files["trace"]]) == 2
+    assert "profile: --trace must be asked for when a model runs" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [375, 1280])
+def test_page_in_a_browser(tmp_path, width):
+    """Sorts by a click, folds, draws a dot per layer, and nothing sticks out to the side."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no browser")
+    page.write_page(made(), tmp_path / "p.html", against=made())
+    script = """<script>
+    const names = () => [...document.querySelectorAll("#layers tbody td:first-child")].map((td) => td.title);
+    const said = { before: names(), wide: document.documentElement.scrollWidth, dots: document.querySelectorAll("circle").length };
+    const press = (head) => [...document.querySelectorAll("#layers th button")].find((b) => b.textContent === head).click();
+    press("ms"); said.down = names(); press("ms"); said.up = names(); press("ms"); said.again = names();
+    document.querySelector("#layers .fold").click(); said.folded = names();
+    document.querySelector("#theme").click(); said.theme = document.documentElement.dataset.theme;
+    const last = () => { said.dots = document.querySelectorAll("circle").length; document.title = "SAID" + JSON.stringify(said) + "DIAS"; };
+    setTimeout(last, 200);
+    </script></body>"""
+    file = tmp_path / "p.html"
+    file.write_text(file.read_text().replace("</body>", script))
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--virtual-time-budget=3000", "--dump-dom"]
+    done = subprocess.run(
+        [browser, *options, f"--user-data-dir={tmp_path}/data", file.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    said = json.loads(re.search("SAID(.*?)DIAS", done.stdout).group(1))
+    order = ["(model)", "stem", "body", "body.0", "body.1", "body.(itself)"]
+    assert said["before"] == said["again"] == order
+    assert said["down"] == ["(model)", "body", "body.0", "body.1", "body.(itself)", "stem"]
+    assert said["up"] == ["(model)", "stem", "body", "body.(itself)", "body.1", "body.0"]
+    assert said["folded"] == ["(model)"] and said["dots"] == 2 and said["theme"] == "dark"
+    assert said["wide"] <= max(width, 500)  # a window of a desktop browser is at least 500 wide
