@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx, nn
 
-from sparsekern.measure.protocol import interleave
 from sparsekern.nn import GroupedConv2d
 from sparsekern.nn.grouped_conv2d import refuse_gradients
 from sparsekern.ops import root_conv2d, root_conv2d_packed
 from sparsekern.transform.fuse import written_between
 from sparsekern.transform.graph import add_module, drop, module_of, one_argument, only_call, only_reader
+from sparsekern.transform.race import ratio
 
 STAGES = 3
+MOST_IMAGES = 8  # that a chain is timed with: more fit no cache either
 
 
 class RootChain(nn.Sequential):
     """Two or three ``GroupedConv2d``, all but the first 1x1, as one :func:`~sparsekern.ops.root_conv2d`; all packed or none.
 
-    ``names``: what the model called them. ``activation`` in a call takes the place of the last one's own.
+    ``names``: what the model called them; ``gain``: their time one by one over their time together. ``activation`` in a call takes the
+    place of the last one's own.
     """
 
-    def __init__(self, names: tuple[str, ...], convolutions: list[GroupedConv2d]):
+    def __init__(self, names: tuple[str, ...], convolutions: list[GroupedConv2d], gain: float = 1.0):
         super().__init__(*convolutions)
-        self.names = names
+        self.names, self.gain = names, gain
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, activation: str | None = None) -> Tensor:
         first, last = self[0], self[-1]
@@ -76,14 +78,11 @@ def find_chains(graph: fx.GraphModule) -> list[list[fx.Node]]:
     return chains
 
 
-def fuse_chains(
-    graph: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]], kept: dict[tuple[str, ...], float], left: dict[str, str]
-) -> None:
+def fuse_chains(graph: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]], left: dict[str, str]) -> None:
     """Put every chain that is faster as one call into the graph.
 
     Args:
         shapes: of the input of each convolution, by name; without one a chain is left alone.
-        kept: gets the names of each chain -> its time one by one over its time together.
         left: gets why a chain was left.
     """
     found: dict[tuple, float] = {}
@@ -96,11 +95,11 @@ def fuse_chains(
         made, shortcut = RootChain(names, convolutions), len(chain[-1].args) > 1
         key = (shape, shortcut, *map(repr, convolutions))
         if key not in found:
-            found[key] = _gain(made, shape, shortcut)
-        if found[key] <= 1.0:
-            left[" + ".join(names)] = f"one by one is faster ({found[key]:.2f}x together)"
+            found[key] = _gain(made, (min(shape[0], MOST_IMAGES), *shape[1:]), shortcut)
+        made.gain = found[key]
+        if made.gain <= 1.0:
+            left[" + ".join(names)] = f"one by one is faster ({made.gain:.2f}x together)"
             continue
-        kept[names] = found[key]
         _put(graph, chain, made)
 
 
@@ -117,13 +116,6 @@ def _gain(chain: RootChain, shape: tuple[int, ...], shortcut: bool) -> float:
         return chain[-1](y, *end)
 
     return ratio(one_by_one, lambda: chain(x, *end))
-
-
-def ratio(slow: Callable[[], object], fast: Callable[[], object]) -> float:
-    """Time of the first over the second."""
-    timings = interleave({"slow": slow, "fast": fast}, rounds=5, min_time_ms=1.0)
-    clock = "cpu" if torch.get_num_threads() == 1 else "wall"  # of one thread it tells more on a shared core
-    return timings["slow"].by(clock).median_us / timings["fast"].by(clock).median_us
 
 
 def _put(graph: fx.GraphModule, chain: list[fx.Node], made: RootChain) -> None:

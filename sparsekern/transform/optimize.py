@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from sparsekern.measure.protocol import interleave
-from sparsekern.nn import GroupedConv2d, SparseLinear
-from sparsekern.ops import backends
 from sparsekern.transform.agree import agree, difference, flat
-from sparsekern.transform.chain import RootChain, fuse_chains
-from sparsekern.transform.depth_first import depth_first
-from sparsekern.transform.fold import fold_batch_norm
-from sparsekern.transform.fuse import drop_identities, fuse_add_relu, fuse_relu, swap_convolutions
-from sparsekern.transform.graph import copied, layers, record, seen, seen_dim, tidy, traced
-from sparsekern.transform.join import Joined, join_convolutions
-from sparsekern.transform.normalise import swap_local_response_norms
-from sparsekern.transform.pool import swap_pools
+from sparsekern.transform.chain import RootChain
+from sparsekern.transform.graph import copied
+from sparsekern.transform.race import race
 from sparsekern.transform.report import OptimizeReport
-
-CONVOLUTIONS = (nn.Conv2d,)
-PACKED = "channels_last, packed"
-FEW_IMAGES = (2, 4, 8)  # that go through the convolutions together, where the batch is larger
+from sparsekern.transform.trial import other_batch
+from sparsekern.transform.ways import attempt, packed_names, ways
 
 
-def optimize(model: nn.Module, *example: Any, pack: bool = True, rounds: int = 5) -> nn.Module:
+def optimize(
+    model: nn.Module, *example: Any, pack: bool = True, rounds: int = 5, progress: Callable[[str], object] | None = None
+) -> nn.Module:
     """A frozen copy of ``model`` for inference that computes the same, faster; ``.report`` says what was done and what it brought.
 
     Folds batch-norms into the layers before them, lets convolutions add the shortcut and apply
@@ -41,9 +33,11 @@ def optimize(model: nn.Module, *example: Any, pack: bool = True, rounds: int = 5
     Args:
         model: any module. Where ``torch.fx`` cannot trace it, its layers are packed where they stand and the report says why no more
             was done. It is not changed.
-        example: inputs to trace, compare and time with; use the batch that you will run. Other batches stay correct.
+        example: inputs to trace, compare and time with; use the batch that you will run. Other batches stay correct: a way that gives
+            another result for a second batch, of 2 images (or 3), is left out, where the model takes one.
         pack: whether weights are packed; packed layers cost memory and do not see later writes.
-        rounds: of interleaved timing.
+        rounds: of interleaved timing; of calls longer than 20 ms only those that may win are timed again, and fewer of very long ones.
+        progress: called with what is being done, in a few words.
 
     Returns:
         A module in eval mode without gradients, with the input and output layouts of the model, and ``report``, an
@@ -54,7 +48,8 @@ def optimize(model: nn.Module, *example: Any, pack: bool = True, rounds: int = 5
             state in eval mode.
 
     Cost:
-        A few seconds to a minute, most of it for timing. Each candidate is a copy of the model's memory while it runs.
+        A second to a minute, most of it for timing: about 30 calls of the model. Each candidate is a copy of the model's
+        memory while it runs.
 
     Source:
         What Deep Roots (Ioannou et al.), section 6, leaves to the implementation: time from fewer FLOPs.
@@ -66,177 +61,48 @@ def optimize(model: nn.Module, *example: Any, pack: bool = True, rounds: int = 5
         (['1'], ['0'])
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    report = OptimizeReport()
+    report, progress = OptimizeReport(), progress or (lambda doing: None)
     with torch.no_grad():
+        progress("running the model")
         expected = flat(model(*copied(example)))
         again = flat(model(*copied(example)))
         if not agree(expected, again):
             raise ValueError(f"optimize: model must compute the same twice; got outputs that differ by {difference(expected, again):.1g}")
-        kept: dict[tuple[str, ...], float] = {}
-        ways = {"model": model}
-        for name, make in _candidates(model, example, pack, report, kept):
-            way = _attempt(report, name, lambda make=make: _ready(make()))
-            found = None if way is None else _attempt(report, name, lambda way=way: flat(way(*copied(example))))
-            if found is not None and agree(expected, found):
-                ways[name] = way
-            elif found is not None:
-                report.left[name] = f"differs from the model by {difference(expected, found):.1g}"
+        trials = [(example, expected), *_second_trial(model, example)]
+        ready = {"model": model}
+        for name, make in ways(model, example, trials[-1][0], pack, report):
+            progress(f"trying {name}")
+            way = attempt(report, name, make)
+            if way is not None and _agrees(way.eval().requires_grad_(False), name, trials, report):
+                ready[name] = way
         inputs = copied(example)
-        timings = interleave({name: (lambda way=way: way(*inputs)) for name, way in ways.items()}, rounds=rounds)
-        clock = "cpu" if torch.get_num_threads() == 1 else "wall"  # of one thread it tells more on a shared core
-        report.times_us = {name: timing.by(clock).median_us for name, timing in timings.items()}
+        report.times_us = race({name: (lambda way=way: way(*inputs)) for name, way in ready.items()}, rounds, progress)
         report.chosen = min(report.times_us, key=report.times_us.get)
-        best = ways[report.chosen]
-        report.packed += _packed_names(best)
-        report.chains = {chain.names: kept[chain.names] for chain in best.modules() if isinstance(chain, RootChain)}
+        best = ready[report.chosen]
+        report.packed += packed_names(best)
+        report.chains = {chain.names: chain.gain for chain in best.modules() if isinstance(chain, RootChain)}
         report.error = difference(expected, flat(best(*copied(example))))
     best.report = report
     return best
 
 
-def _attempt(report: OptimizeReport, name: str, make: Callable[[], Any], what: str = "fails") -> Any:
-    """What ``make`` gives; None, and a line in the report, where it cannot."""
+def _second_trial(model: nn.Module, example: tuple) -> list[tuple[tuple, list[Tensor]]]:
+    """Inputs of another batch and what the model gives for them; empty where it takes no other."""
     try:
-        return make()
-    except Exception as error:  # whatever it is, the model as it came still serves
-        report.left[name] = f"{what} ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
-        return None
+        other = other_batch(example)
+        return [] if other is None else [(other, flat(model(*copied(other))))]
+    except Exception:  # whatever it says: it has to run on the example alone
+        return []
 
 
-def _ready(way: nn.Module | None) -> nn.Module | None:
-    return None if way is None else way.eval().requires_grad_(False)
-
-
-def _candidates(
-    model: nn.Module, example: tuple, pack: bool, report: OptimizeReport, kept: dict
-) -> Iterator[tuple[str, Callable[[], nn.Module | None]]]:
-    """``(name, what makes it)``: makers may raise, or give None where there is nothing to make."""
-    graph = _attempt(report, "graph", lambda: traced(model), "cannot be traced")
-    if graph is not None:
-        graph = _attempt(report, "optimized", lambda: _rewritten(graph, example, pack, report))
-    if graph is None:
-        yield "packed", lambda: _packed_where_they_stand(model, report) if pack else None
-        return
-    yield "optimized", lambda: graph
-    if not any(layers(graph, *CONVOLUTIONS)):
-        return
-    last = _attempt(report, "channels_last", lambda: _channels_last(graph, example, report))
-    if last is None:
-        return
-    yield "channels_last", lambda: _as_given(last, example)
-    if pack:
-        yield PACKED, lambda: _as_given(_packed(last, example, report, kept), example)
-        for images in _few_images(example):
-            yield f"{PACKED}, {images} images at a time", lambda images=images: _a_few_at_a_time(last, example, images, report, kept)
-
-
-def _rewritten(graph: fx.GraphModule, example: tuple, pack: bool, report: OptimizeReport) -> fx.GraphModule:
-    """The passes that hold for every layout."""
-    drop_identities(graph)
-    graph.recompile()
-    record(graph, example)
-    done = {
-        "folded": fold_batch_norm(graph), "swapped": swap_convolutions(graph), "summed": fuse_add_relu(graph), "fused": fuse_relu(graph),
-        "pooled": swap_pools(graph), "packed": _pack(graph) if pack else [],
-    }  # fmt: skip
-    tidy(graph)
-    vars(report).update(done)  # all or nothing
-    return graph
-
-
-def _packed_where_they_stand(model: nn.Module, report: OptimizeReport) -> nn.Module | None:
-    whole = copy.deepcopy(model)
-    report.packed = _pack(whole)
-    return whole if report.packed else None
-
-
-def _a_few_at_a_time(last: fx.GraphModule, example: tuple, images: int, report: OptimizeReport, kept: dict) -> nn.Module | None:
-    split = depth_first(_packed(last, example, report, kept, images), example, images)
-    return None if split is None else _as_given(split, example)
-
-
-def _few_images(example: tuple) -> list[int]:
-    return [images for images in FEW_IMAGES if 2 * images <= min(_batches(example), default=0)]
-
-
-def _batches(example: tuple) -> list[int]:
-    return [v.shape[0] for v in example if isinstance(v, Tensor) and v.dim() == 4]
-
-
-def _packed_names(model: nn.Module) -> list[str]:
-    """The convolutions with packed weights, as the model called them."""
-    names, inside = [], set()
-    for name, module in model.named_modules():
-        if isinstance(module, (Joined, RootChain)):
-            names += [n for n, conv in zip(module.names, module) if conv._packed is not None]
-            inside.update(module)
-        elif isinstance(module, GroupedConv2d) and module._packed is not None and module not in inside:
-            names.append(name.removeprefix("model.").removeprefix("depth_first.part."))
-    return names
-
-
-def _pack(model: nn.Module) -> list[str]:
-    packed = []
-    for name, module in model.named_modules() if backends.has_kernels("cpu") else ():
-        if isinstance(module, SparseLinear) and module.weight.dtype != torch.float64 and module.weight.device.type == "cpu":
-            module.pack()
-            packed.append(name)
-    return packed
-
-
-def _packed(graph: fx.GraphModule, example: tuple, report: OptimizeReport, kept: dict, images: int | None = None) -> fx.GraphModule:
-    """The same with the weights of every ``GroupedConv2d`` in float32 in the order that its images on the example ask for, and chains;
-    with ``images``, for as many at a time."""
-    graph, shapes = copy.deepcopy(graph), {}
-    record(graph, example)
-    batch = max(_batches(example), default=0)
-    for node, conv in layers(graph, GroupedConv2d):
-        if not (node.args and seen_dim(node.args[0]) == 4 and conv.weight.dtype == torch.float32):
-            continue
-        count, *sizes = seen(node.args[0])[0]
-        shape = shapes[node.target] = (images if images is not None and count == batch else count, *sizes)
-        if conv.weight.device.type == "cpu" and backends.has_kernels("cpu"):
-            conv.pack(shape)
-    fuse_chains(graph, shapes, kept, report.left)
-    report.joined = join_convolutions(graph)
-    tidy(graph)
-    return graph
-
-
-def _channels_last(graph: fx.GraphModule, example: tuple, report: OptimizeReport) -> fx.GraphModule:
-    """The same with one conversion in front; what is behind keeps the layout it is given."""
-    graph = copy.deepcopy(graph)
-    for tensor in (*graph.parameters(), *graph.buffers()):
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    for node, value in zip(inputs, example):
-        if isinstance(value, Tensor) and value.dim() == 4:
-            with graph.graph.inserting_after(inputs[-1]):
-                converted = graph.graph.call_method("contiguous", (node,), {"memory_format": torch.channels_last})
-            node.replace_all_uses_with(converted, delete_user_cb=lambda user, keep=converted: user is not keep)
-    for node in graph.graph.nodes:  # no view puts rows that lie apart side by side
-        sizes = node.args[1:]
-        if node.op == "call_method" and node.target == "view" and sizes and not isinstance(sizes[0], torch.dtype):
-            node.target = "reshape"
-    graph.recompile()
-    record(graph, example)
-    report.normalised = swap_local_response_norms(graph)
-    return graph
-
-
-def _as_given(graph: fx.GraphModule, example: tuple) -> nn.Module:
-    """The same, handing out 4-D results in NCHW where all that came was NCHW."""
-    plain = all(not isinstance(v, Tensor) or v.dim() != 4 or v.is_contiguous() for v in example)
-    return Contiguous(graph) if plain and any(t.dim() == 4 for t in flat(graph(*copied(example)))) else graph
-
-
-class Contiguous(nn.Module):
-    """A model whose 4-D outputs are handed out in NCHW order, as its NCHW inputs came."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, *inputs: Any, **keywords: Any) -> Any:
-        return torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, self.model(*inputs, **keywords))
+def _agrees(way: nn.Module, name: str, trials: list[tuple[tuple, list[Tensor]]], report: OptimizeReport) -> bool:
+    """Whether a way gives what the model gives, on each of the trials; else the report says why not."""
+    for inputs, expected in trials:
+        batch = "" if inputs is trials[0][0] else " for another batch"
+        found = attempt(report, name, lambda inputs=inputs: flat(way(*copied(inputs))), f"fails{batch}")
+        if found is None:
+            return False
+        if not agree(expected, found):
+            report.left[name] = f"differs from the model by {difference(expected, found):.1g}{batch}"
+            return False
+    return True

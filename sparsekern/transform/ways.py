@@ -1,0 +1,177 @@
+"""The ways to run a model that :func:`optimize` compares: rewritten graphs, in either layout, packed, a few images at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsekern.nn import GroupedConv2d, SparseLinear
+from sparsekern.ops import backends
+from sparsekern.transform.agree import flat
+from sparsekern.transform.chain import RootChain, fuse_chains
+from sparsekern.transform.depth_first import depth_first
+from sparsekern.transform.fold import fold_batch_norm
+from sparsekern.transform.fuse import drop_identities, fuse_add_relu, fuse_relu, swap_convolutions
+from sparsekern.transform.graph import copied, layers, record, seen, seen_dim, tidy, traced
+from sparsekern.transform.join import Joined, join_convolutions
+from sparsekern.transform.normalise import swap_local_response_norms
+from sparsekern.transform.pool import swap_pools
+from sparsekern.transform.report import OptimizeReport
+
+CONVOLUTIONS = (nn.Conv2d,)
+PACKED = "channels_last, packed"
+FEW_IMAGES = (2, 4, 8)  # that go through the convolutions together, where the batch is larger
+
+
+def attempt(report: OptimizeReport, name: str, make: Callable[[], Any], what: str = "fails") -> Any:
+    """What ``make`` gives; None, and a line in the report, where it cannot."""
+    try:
+        return make()
+    except Exception as error:  # whatever it is, the model as it came still serves
+        report.left[name] = f"{what} ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+        return None
+
+
+def ways(
+    model: nn.Module, example: tuple, recorded: tuple, pack: bool, report: OptimizeReport
+) -> Iterator[tuple[str, Callable[[], nn.Module | None]]]:
+    """``(name, what makes it)``: makers may raise, or give None where there is nothing to make.
+
+    Args:
+        example: what the ways will be timed on: layout and batch are chosen for it.
+        recorded: the same, or one of another batch, on which the graph is run to see shapes. Where it has a batch of more than one
+            image, what is summed over the batch is not taken for an image.
+    """
+    graph = attempt(report, "graph", lambda: traced(model), "cannot be traced")
+    if graph is not None:
+        graph = attempt(report, "optimized", lambda: _rewritten(graph, recorded, pack, report))
+    if graph is None:
+        yield "packed", lambda: _packed_where_they_stand(model, report) if pack else None
+        return
+    yield "optimized", lambda: graph
+    if not any(layers(graph, *CONVOLUTIONS)):
+        return
+    last = attempt(report, "channels_last", lambda: _channels_last(graph, recorded, report))
+    if last is None:
+        return
+    yield "channels_last", lambda: _as_given(last, example, recorded)
+    if pack:
+        batch = max(_batches(example), default=0)
+        yield PACKED, lambda: _as_given(_packed(last, recorded, report, batch), example, recorded)
+        for images in _few_images(example):
+            yield f"{PACKED}, {images} images at a time", lambda images=images: _a_few_at_a_time(last, example, recorded, images, report)
+
+
+def _rewritten(graph: fx.GraphModule, recorded: tuple, pack: bool, report: OptimizeReport) -> fx.GraphModule:
+    """The passes that hold for every layout."""
+    drop_identities(graph)
+    graph.recompile()
+    record(graph, recorded)
+    done = {
+        "folded": fold_batch_norm(graph), "swapped": swap_convolutions(graph), "summed": fuse_add_relu(graph), "fused": fuse_relu(graph),
+        "pooled": swap_pools(graph), "packed": _pack(graph) if pack else [],
+    }  # fmt: skip
+    tidy(graph)
+    vars(report).update(done)  # all or nothing
+    return graph
+
+
+def _packed_where_they_stand(model: nn.Module, report: OptimizeReport) -> nn.Module | None:
+    whole = copy.deepcopy(model)
+    report.packed = _pack(whole)
+    return whole if report.packed else None
+
+
+def _a_few_at_a_time(last: fx.GraphModule, example: tuple, recorded: tuple, images: int, report: OptimizeReport) -> nn.Module | None:
+    split = depth_first(_packed(last, recorded, report, images), example, images)
+    return None if split is None else _as_given(split, example, recorded)
+
+
+def _few_images(example: tuple) -> list[int]:
+    return [images for images in FEW_IMAGES if 2 * images <= min(_batches(example), default=0)]
+
+
+def _batches(example: tuple) -> list[int]:
+    return [v.shape[0] for v in example if isinstance(v, Tensor) and v.dim() == 4]
+
+
+def packed_names(model: nn.Module) -> list[str]:
+    """The convolutions with packed weights, as the model called them."""
+    names, inside = [], set()
+    for name, module in model.named_modules():
+        if isinstance(module, (Joined, RootChain)):
+            names += [n for n, conv in zip(module.names, module) if conv._packed is not None]
+            inside.update(module)
+        elif isinstance(module, GroupedConv2d) and module._packed is not None and module not in inside:
+            names.append(name.removeprefix("model.").removeprefix("depth_first.part."))
+    return names
+
+
+def _pack(model: nn.Module) -> list[str]:
+    packed = []
+    for name, module in model.named_modules() if backends.has_kernels("cpu") else ():
+        if isinstance(module, SparseLinear) and module.weight.dtype != torch.float64 and module.weight.device.type == "cpu":
+            module.pack()
+            packed.append(name)
+    return packed
+
+
+def _packed(graph: fx.GraphModule, recorded: tuple, report: OptimizeReport, images: int) -> fx.GraphModule:
+    """The same with the weights of every ``GroupedConv2d`` in float32 in the order that so many images at a time ask for, and chains."""
+    graph, shapes = copy.deepcopy(graph), {}
+    record(graph, recorded)
+    batch = max(_batches(recorded), default=0)
+    for node, conv in layers(graph, GroupedConv2d):
+        if not (node.args and seen_dim(node.args[0]) == 4 and conv.weight.dtype == torch.float32):
+            continue
+        count, *sizes = seen(node.args[0])[0]
+        shape = shapes[node.target] = (images if count == batch else count, *sizes)
+        if conv.weight.device.type == "cpu" and backends.has_kernels("cpu"):
+            conv.pack(shape)
+    fuse_chains(graph, shapes, report.left)
+    report.joined = join_convolutions(graph)
+    tidy(graph)
+    return graph
+
+
+def _channels_last(graph: fx.GraphModule, recorded: tuple, report: OptimizeReport) -> fx.GraphModule:
+    """The same with one conversion in front; what is behind keeps the layout it is given."""
+    graph = copy.deepcopy(graph)
+    for tensor in (*graph.parameters(), *graph.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for node, value in zip(inputs, recorded):
+        if isinstance(value, Tensor) and value.dim() == 4:
+            with graph.graph.inserting_after(inputs[-1]):
+                converted = graph.graph.call_method("contiguous", (node,), {"memory_format": torch.channels_last})
+            node.replace_all_uses_with(converted, delete_user_cb=lambda user, keep=converted: user is not keep)
+    for node in graph.graph.nodes:  # no view puts rows that lie apart side by side
+        sizes = node.args[1:]
+        if node.op == "call_method" and node.target == "view" and sizes and not isinstance(sizes[0], torch.dtype):
+            node.target = "reshape"
+    graph.recompile()
+    record(graph, recorded)
+    report.normalised = swap_local_response_norms(graph)
+    return graph
+
+
+def _as_given(graph: fx.GraphModule, example: tuple, recorded: tuple) -> nn.Module:
+    """The same, handing out 4-D results in NCHW where all that came was NCHW."""
+    plain = all(not isinstance(v, Tensor) or v.dim() != 4 or v.is_contiguous() for v in example)
+    return Contiguous(graph) if plain and any(t.dim() == 4 for t in flat(graph(*copied(recorded)))) else graph
+
+
+class Contiguous(nn.Module):
+    """A model whose 4-D outputs are handed out in NCHW order, as its NCHW inputs came."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        return torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, self.model(*inputs, **keywords))
