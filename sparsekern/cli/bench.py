@@ -11,7 +11,7 @@ from sparsekern.cli.terms import UsageError, make_console, make_progress, make_t
 
 def add_command(commands: Any) -> None:
     bench = commands.add_parser("bench", help="time cases against every rival, or check rows against floors")
-    bench.add_argument("kind", choices=("linear", "conv", "gemm", "check"))
+    bench.add_argument("kind", choices=("linear", "conv", "gemm", "models", "check"))
     bench.add_argument("path", nargs="?", metavar="FILE", help="check: committed rows, a file or a folder of them")
     bench.add_argument("--case", default="", metavar="WORDS", help="words that the case's id contains")
     bench.add_argument("--batch", default="", metavar="N,N")
@@ -19,7 +19,7 @@ def add_command(commands: Any) -> None:
     bench.add_argument("--dtype", default="", metavar="NAME,NAME", help="float32, bfloat16, ... (default: as each case says)")
     bench.add_argument("--layout", default="", metavar="NAME", help="rows, features, nchw, channels_last")
     bench.add_argument("--mode", default="", metavar="NAME,NAME", help="fwd, fwd_bwd (default: fwd; some cases both)")
-    bench.add_argument("--quick", action="store_true", help="only the cases that bench check asserts")
+    bench.add_argument("--quick", action="store_true", help="only the cases that bench check asserts; models: few rounds")
     bench.add_argument("--cold", action="store_true", help="weights out of the private caches before every call (default: some cases both)")
     bench.add_argument("--both", action="store_true", help="hot and cold")
     bench.add_argument("--list", action="store_true", help="print the ids of the chosen cases and stop")
@@ -27,6 +27,7 @@ def add_command(commands: Any) -> None:
     bench.add_argument("--min-time-ms", type=float, default=3.0)
     bench.add_argument("--threads", default="1", metavar="N,N", help="of torch, ours and every rival (default: 1)")
     bench.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="cpu: for one thread on a core that others use too")
+    bench.add_argument("--allocator", default="default", metavar="NAME,NAME", help="models: malloc's setting, default or kept (or both)")
     bench.add_argument("--core", type=int, help="pin to this core (one thread only)")
     bench.add_argument("--recorded", action="store_true", help="check: the rows of FILE, without measuring")
     bench.add_argument("--json", metavar="FILE", help="write rows as JSON lines")
@@ -40,6 +41,10 @@ def run_bench(options: argparse.Namespace) -> int:
 
     if options.kind == "check":
         return run_check(options)
+    if options.kind == "models":
+        from sparsekern.cli.bench_models import run_models
+
+        return run_models(options)
     chosen = cases.select(
         options.kind,
         match=options.case,

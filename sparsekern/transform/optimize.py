@@ -19,7 +19,12 @@ from sparsekern.transform.ways import attempt, packed_names, ways
 
 
 def optimize(
-    model: nn.Module, *example: Any, pack: bool = True, rounds: int = 5, progress: Callable[[str], object] | None = None
+    model: nn.Module,
+    *example: Any,
+    pack: bool = True,
+    pool: bool = True,
+    rounds: int = 5,
+    progress: Callable[[str], object] | None = None,
 ) -> nn.Module:
     """A frozen copy of ``model`` for inference that computes the same, faster; ``.report`` says what was done and what it brought.
 
@@ -36,6 +41,7 @@ def optimize(
         example: inputs to trace, compare and time with; use the batch that you will run. Other batches stay correct: a way that gives
             another result for a second batch, of 2 images (or 3), is left out, where the model takes one.
         pack: whether weights are packed; packed layers cost memory and do not see later writes.
+        pool: whether poolings run on our kernel.
         rounds: of interleaved timing; of calls longer than 20 ms only those that may win are timed again, and fewer of very long ones.
         progress: called with what is being done, in a few words.
 
@@ -70,7 +76,7 @@ def optimize(
             raise ValueError(f"optimize: model must compute the same twice; got outputs that differ by {difference(expected, again):.1g}")
         trials = [(example, expected), *_second_trial(model, example)]
         ready = {"model": model}
-        for name, make in ways(model, example, trials[-1][0], pack, report):
+        for name, make in ways(model, example, trials[-1][0], pack, pool, report):
             progress(f"trying {name}")
             way = attempt(report, name, make)
             if way is not None and _agrees(way.eval().requires_grad_(False), name, trials, report):

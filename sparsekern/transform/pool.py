@@ -26,7 +26,8 @@ class Pool2d(nn.Module):
         return ", ".join(f"{name}={value}" for name, value in self.options.items())
 
 
-def _fits(pool: nn.Module) -> bool:
+def can_pool(pool: nn.Module) -> bool:
+    """Whether :func:`~sparsekern.ops.pool2d` computes what a pooling of torch's does."""
     if type(pool) is nn.MaxPool2d:
         return pool.dilation in (1, (1, 1)) and not pool.return_indices
     if type(pool) is nn.AvgPool2d:
@@ -38,7 +39,7 @@ def swap_pools(graph: fx.GraphModule) -> list[str]:
     """Every pooling that :func:`~sparsekern.ops.pool2d` can do, by name."""
     swapped = []
     for node, pool in layers(graph, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d):
-        if _fits(pool) and only_call(graph, node):
+        if can_pool(pool) and only_call(graph, node):
             replace_module(graph, node, Pool2d(pool))
             swapped.append(node.target)
     return swapped

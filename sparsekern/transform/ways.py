@@ -37,7 +37,7 @@ def attempt(report: OptimizeReport, name: str, make: Callable[[], Any], what: st
 
 
 def ways(
-    model: nn.Module, example: tuple, recorded: tuple, pack: bool, report: OptimizeReport
+    model: nn.Module, example: tuple, recorded: tuple, pack: bool, pool: bool, report: OptimizeReport
 ) -> Iterator[tuple[str, Callable[[], nn.Module | None]]]:
     """``(name, what makes it)``: makers may raise, or give None where there is nothing to make.
 
@@ -48,7 +48,7 @@ def ways(
     """
     graph = attempt(report, "graph", lambda: traced(model), "cannot be traced")
     if graph is not None:
-        graph = attempt(report, "optimized", lambda: _rewritten(graph, recorded, pack, report))
+        graph = attempt(report, "optimized", lambda: _rewritten(graph, recorded, pack, pool, report))
     if graph is None:
         yield "packed", lambda: _packed_where_they_stand(model, report) if pack else None
         return
@@ -66,14 +66,14 @@ def ways(
             yield f"{PACKED}, {images} images at a time", lambda images=images: _a_few_at_a_time(last, example, recorded, images, report)
 
 
-def _rewritten(graph: fx.GraphModule, recorded: tuple, pack: bool, report: OptimizeReport) -> fx.GraphModule:
+def _rewritten(graph: fx.GraphModule, recorded: tuple, pack: bool, pool: bool, report: OptimizeReport) -> fx.GraphModule:
     """The passes that hold for every layout."""
     drop_identities(graph)
     graph.recompile()
     record(graph, recorded)
     done = {
         "folded": fold_batch_norm(graph), "swapped": swap_convolutions(graph), "summed": fuse_add_relu(graph), "fused": fuse_relu(graph),
-        "pooled": swap_pools(graph), "packed": _pack(graph) if pack else [],
+        "pooled": swap_pools(graph) if pool else [], "packed": _pack(graph) if pack else [],
     }  # fmt: skip
     tidy(graph)
     vars(report).update(done)  # all or nothing

@@ -15,6 +15,7 @@ from sparsekern.reproduce.timed.gate import check_layers, check_output, some_ima
 from sparsekern.reproduce.timed.helpers import FastestHelpers, is_helper
 from sparsekern.reproduce.timed.rivals import is_conv, is_linear, is_sparse
 from sparsekern.reproduce.timed.variants import Variant
+from sparsekern.transform.pool import Pool2d, can_pool
 
 PARTS = ("stack", "model")
 Key = tuple[str, str, str]  # part, role, competitor
@@ -40,6 +41,7 @@ class Bench:
         convention: of the counts.
         stack_of: ``"convolutions"``, or ``"connected layers"`` where the linear layers are what a table is about.
         device: where the model runs; only the CPU has kernels so far.
+        progress: called with what takes its time while competitors are made.
     """
 
     def __init__(
@@ -51,11 +53,12 @@ class Bench:
         convention: str = "deep_roots",
         stack_of: str = "convolutions",
         device: str = "cpu",
+        progress: Callable[[str], object] | None = None,
     ):
         if torch.device(device).type != "cpu":
             raise ValueError(f"reproduce: device must be cpu, where the kernels are; got {device}")
         self.variant, self.images, self.images_compared = variant, images, some_images(len(images))
-        self.model = variant.build()
+        self.model, self._progress = variant.build(), progress
         self.models: dict[str, nn.Module] = {}  # competitor -> its model, gated
         self.served: dict[str, dict[str, str]] = {}
         self._weights: dict[str, dict] = {layout: {} for layout in FORMATS}
@@ -76,6 +79,7 @@ class Bench:
             pools = {path: x for path, x in helper_inputs.items() if path not in self.layers}
             fixed = helpers.choose(plain, NCHW, {path: x for path, x in helper_inputs.items() if path in self.layers})
             self.helpers = {layout: fixed | helpers.choose(plain, layout, pools) for layout in FORMATS}
+            self.our_pools = {path: Pool2d(pool) for path in pools if can_pool(pool := plain.get_submodule(path))}
             self._num_sums = sum(terms(layer) for layer in self.layers.values())
             self._expected = copy.deepcopy(plain).double()(images[self.images_compared].double())
 
@@ -83,12 +87,12 @@ class Bench:
     def has_sparse_linear(self) -> bool:
         return any(is_linear(self.layers[path]) for path in self.sparse)
 
-    def callables(self, role: str, competitors: Sequence[Competitor]) -> dict[Key, Call]:
+    def callables(self, role: str, competitors: Sequence[Competitor], parts: Sequence[str] = PARTS) -> dict[Key, Call]:
         """``(part, role, competitor)`` -> a call without arguments, after all of them agreed with float64."""
         calls: dict[Key, Call] = {}
         for competitor, (stack, model) in zip(competitors, self.checked(competitors), strict=True):
             calls["model", role, competitor.name] = model
-            if stack is not None:
+            if stack is not None and "stack" in parts:
                 calls["stack", role, competitor.name] = stack
         return calls
 
@@ -110,7 +114,9 @@ class Bench:
         return [self._calls(model, competitor) for model, competitor in built.values()]
 
     def _build(self, competitor: Competitor) -> nn.Module:
-        return competitor.build(self.model, self.helpers[competitor.layout], self._weights[competitor.layout], self.images)
+        ours = self.our_pools if competitor.our_pooling and not competitor.optimizes else {}
+        helpers = self.helpers[competitor.layout] | ours
+        return competitor.build(self.model, helpers, self._weights[competitor.layout], self.images, self._progress)
 
     def _calls(self, model: nn.Module, competitor: Competitor) -> tuple[Call | None, Call]:
         x = self.prepared(competitor, self.images)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,12 @@ class Competitor:
     linear: Callable[..., nn.Linear] | None = None
     packs: bool = False  # our convolutions pack their weights at the first forward, as the prepacked rivals do
     optimizes: bool = False  # sparsekern.optimize: a graph of its own, which has a time as a whole but not by layers
+    our_pooling: bool = False  # poolings run on our kernel, in torch's models too; else the fastest that torch has
+
+    @property
+    def trains(self) -> bool:
+        """Whether gradients go through it: packed weights are for inference."""
+        return not (self.packs or self.optimizes) and self.conv in (None, nn.Conv2d) and self.linear in (None, nn.Linear)
 
     def build(
         self,
@@ -43,6 +49,7 @@ class Competitor:
         helpers: Mapping[str, nn.Module],
         weights: dict[tuple, nn.Parameter] | None = None,
         example: Tensor | None = None,
+        progress: Callable[[str], object] | None = None,
     ) -> nn.Module:
         """``model`` as this competitor runs it, ready for inference; ``model`` stays as it is and shares its parameters.
 
@@ -50,6 +57,7 @@ class Competitor:
             helpers: module path -> what takes its place in every competitor alike (poolings, dense linear layers).
             weights: keeps the parameters that were brought into another layout, for the next competitor in that layout.
             example: images; what a competitor that ``optimizes`` compares its ways on.
+            progress: called with what ``optimize`` is doing.
         """
         shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
         built = copy.deepcopy(model, shared).eval()
@@ -67,7 +75,7 @@ class Competitor:
             for layer in built.modules():
                 if isinstance(layer, GroupedConv2d):
                     _pack_at_first_forward(layer)
-        return optimize(built, self.prepare(example)) if self.optimizes else built
+        return optimize(built, self.prepare(example), pool=self.our_pooling, progress=progress) if self.optimizes else built
 
     def _in_place_of(self, layer: nn.Module) -> nn.Module | None:
         if self.conv is not None and is_conv(layer):
@@ -159,4 +167,17 @@ def our_competitors() -> list[Competitor]:
     """Our layers with natural (unpacked) weights, in both layouts, with packed convolutions, and what ``optimize`` makes of the model."""
     natural = [Competitor(f"sparsekern {layout}", layout) for layout in FORMATS]
     packed = Competitor("sparsekern packed channels_last", CHANNELS_LAST, packs=True)
-    return [*natural, packed, Competitor("sparsekern.optimize", CHANNELS_LAST, optimizes=True)]
+    return [*natural, packed, Competitor("sparsekern.optimize", CHANNELS_LAST, optimizes=True, our_pooling=True)]
+
+
+# ---- poolings: ours are faster than torch's, so that models are also compared with torch's on both sides and with ours on both
+
+
+def torch_with_our_pooling() -> list[Competitor]:
+    """torch's ways in channels_last, which is what our pooling is made for, with our poolings."""
+    return [replace(c, name=f"{c.name}, our pooling", our_pooling=True) for c in torch_competitors() if c.layout == CHANNELS_LAST]
+
+
+def ours_with_torchs_pooling() -> list[Competitor]:
+    """What ``optimize`` makes of the model when it leaves the poolings alone; our other ways have torch's poolings anyway."""
+    return [Competitor("sparsekern.optimize, torch's pooling", CHANNELS_LAST, optimizes=True)]

@@ -115,12 +115,13 @@ def _per_image(ms: float, result: Result) -> float:
     return round(ms / result.batch, 5)
 
 
-def points(result: Result) -> list[Point]:
-    """The speedups of every variant that is not its own dense twin, of the part that the table is about."""
+def points(result: Result, named: bool = False) -> list[Point]:
+    """The speedups of every variant that is not its own dense twin, of the part that the table is about; ``named``: by its model's name
+    in place of the table's label."""
     part = result.table.plotted
     return [
         Point(
-            row.of.label,
+            row.of.variant.model if named else row.of.label,
             row.of.family,
             row.flop_reduction if part == "model" else row.stack_reduction,
             row.speedup(part, "ours"),

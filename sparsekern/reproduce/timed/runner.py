@@ -7,6 +7,11 @@ Per variant, in one set of interleaved rounds on the same images:
     ours             the variant through our layers, fastest of both layouts, natural or packed, and of what optimize makes of it
     ours_dense       the twin through our layers: ours against this is like for like
 
+and, where poolings are asked for, with them alike on both sides (models only):
+
+    dense_our_pooling      the dense twin through torch in channels_last, pooling on our kernel
+    ours_torchs_pooling    the variant as optimize makes it with the poolings left to torch
+
 each as *stack* (its convolutions with their ReLU, each on the input it met; or its connected layers) and as *model*. A
 variant and its dense twin are different functions of equal shape; the weights are untrained.
 """
@@ -23,10 +28,17 @@ from torch import Tensor, nn
 from sparsekern.measure.machine import machine_card
 from sparsekern.measure.protocol import Timing, ratio, threads
 from sparsekern.reproduce.timed.bench import PARTS, Bench, Call, Counted, Key
-from sparsekern.reproduce.timed.competitors import Competitor, our_competitors, torch_competitors
+from sparsekern.reproduce.timed.competitors import (
+    Competitor,
+    our_competitors,
+    ours_with_torchs_pooling,
+    torch_competitors,
+    torch_with_our_pooling,
+)
 from sparsekern.reproduce.timed.helpers import FastestHelpers
 from sparsekern.reproduce.timed.layer_times import LayerTimes, layer_times
 from sparsekern.reproduce.timed.rounds import LONG_MS, MAX_ROUNDS, better_clock, read_by, time_calls
+from sparsekern.reproduce.timed.steps import StepBench
 from sparsekern.reproduce.timed.tables import TimedTable
 from sparsekern.reproduce.timed.variants import PaperRow, Variant
 
@@ -79,6 +91,17 @@ class Row:
         ours, theirs = self.best(part, role), self.best(part, rival)
         return ratio(ours, theirs) if ours and theirs else None
 
+    def like_pooling(self) -> dict[str, tuple[float, float, float]]:
+        """(p20, median, p80) of ours over the best dense, with ``"torch's"`` poolings on both sides and with ``"our"``; empty where
+        they were not asked for."""
+        pooled = {c.name for c in our_competitors() if c.our_pooling}
+        roles = ("ours", "ours_torchs_pooling")
+        plain = [t for (part, role, who), t in self.timings.items() if part == "model" and role in roles and who not in pooled]
+        ours = self.speedup("model", "ours", "dense_our_pooling")
+        if not plain or ours is None:
+            return {}
+        return {"torch's": ratio(min(plain, key=lambda t: t.median_us), self.best("model", "dense")), "our": ours}
+
     def share(self, role: str, clock: str) -> float | None:
         """What the sparse layers still take of the whole model's time; None for a dense net."""
         sparse = [layer.path for layer in self.layers if layer.sparse]
@@ -113,6 +136,8 @@ class Runner:
         seconds_budget: about how long the whole run may take; rounds follow from it.
         max_rounds: samples per timing at most.
         ours: our competitors, default :func:`our_competitors`; an empty list times torch alone.
+        mode: ``"fwd"``, or ``"fwd_bwd"`` for training steps of the models, without stacks, layers and masks through torch.
+        poolings: also time models with the same poolings on both sides, torch's and ours.
         device: where the models run: ``"cpu"``.
         progress: called with what is being done and the fraction that is done.
     """
@@ -125,6 +150,8 @@ class Runner:
     seconds_budget: float = 90.0
     max_rounds: int = MAX_ROUNDS
     ours: Sequence[Competitor] = field(default_factory=our_competitors)
+    mode: str = "fwd"
+    poolings: bool = False
     device: str = "cpu"
     progress: Progress = lambda doing, fraction: None
 
@@ -139,7 +166,7 @@ class Runner:
             raise ValueError("reproduce: rows must have a registered model; got none")
         start, done = time.monotonic(), []
         self._helpers = FastestHelpers()
-        self._dense: tuple[Variant, Bench, dict[Key, Call]] | None = None
+        self._dense: tuple[Variant, Bench | StepBench, dict[Key, Call]] | None = None
         self._behind: dict[Key, float] = {}  # calls of the dense twin that a row before has left out: milliseconds
         with threads(self.threads_count):
             for i, row in enumerate(rows):
@@ -154,43 +181,52 @@ class Runner:
         spent = time.monotonic() - start
         return Result(self.table, done, clock, share, self.images_name, self.batch, self.threads_count, card, spent)
 
-    def _bench(self, variant: Variant) -> Bench:
+    def _bench(self, variant: Variant, steps: _Steps) -> Bench | StepBench:
         images = self.images(variant.input_shape)
+        if self.mode == "fwd_bwd":
+            return StepBench(variant, images, convention=self.table.convention)
         options = {"convention": self.table.convention, "stack_of": self.table.stack_of, "device": self.device}
+        options["progress"] = lambda doing: steps(f"{variant.model}, {doing}", 0.0)
         return Bench(variant, images, self._helpers, **options)
 
-    def _dense_twin(self, variant: Variant) -> tuple[Bench, dict[Key, Call]]:
+    def _dense_twin(self, variant: Variant, steps: _Steps) -> tuple[Bench | StepBench, dict[Key, Call]]:
         """The bench and the calls of a dense net, kept as long as the rows have the same twin."""
         if self._dense is None or self._dense[0] != variant:
             self._dense, self._behind = None, {}  # frees the last one before the next is made
-            bench = self._bench(variant)
+            bench = self._bench(variant, steps)
             calls = bench.callables("dense", torch_competitors()) | bench.callables("ours_dense", self.ours)
+            if self.poolings and self.mode == "fwd":
+                calls |= bench.callables("dense_our_pooling", torch_with_our_pooling(), ["model"])
             self._dense = variant, bench, calls
         return self._dense[1:]
 
     def _run_row(self, row: PaperRow, seconds: float, steps: _Steps) -> Row:
         start = time.monotonic()
         steps("checking against float64", 0.0)
-        dense, dense_calls = self._dense_twin(row.variant.dense)
+        dense, dense_calls = self._dense_twin(row.variant.dense, steps)
         calls = {key: call for key, call in dense_calls.items() if key not in self._behind}
-        role = self.table.sparse_role
+        role, forward = self.table.sparse_role, self.mode == "fwd"
         if row.is_dense:
             bench = dense
             calls = {_as(("ours_dense", "ours"), key): call for key, call in calls.items()}
             of_role = {"dense": dense, "ours": dense}
         else:
-            bench = self._bench(row.variant)
-            calls = calls | bench.callables(role, torch_competitors(bench.has_sparse_linear)) | bench.callables("ours", self.ours)
+            bench = self._bench(row.variant, steps)
+            calls = calls | bench.callables("ours", self.ours)
+            if forward or role == "grouped":
+                calls |= bench.callables(role, torch_competitors(bench.has_sparse_linear))
+            if self.poolings and forward:
+                calls |= bench.callables("ours_torchs_pooling", ours_with_torchs_pooling(), ["model"])
             of_role = {"dense": dense, role: bench, "ours": bench}
         default = torch_competitors()[0].name
         seconds -= time.monotonic() - start
-        with torch.inference_mode():
+        with torch.inference_mode(forward):
             timed = time_calls(
                 calls, seconds, self.max_rounds, {(part, "dense", default) for part in PARTS}, lambda fraction: steps("timing", fraction)
             )
             left_out = self._left_out(row, timed.left_out, dense_calls)
             steps("timing layers", 1.0)
-            times, profiled = self._layer_times(timed.timings, of_role)
+            times, profiled = self._layer_times(timed.timings, of_role) if forward else ({}, {})
         return Row(
             row, bench.counted, dense.counted.flops / bench.counted.flops, dense.counted.stack_macs / bench.counted.stack_macs,
             timed.timings, timed.rounds, left_out, bench.served, _facts(bench), times, profiled, default,

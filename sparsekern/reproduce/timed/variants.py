@@ -41,11 +41,12 @@ class Variant:
             return Variant(twin, self.options)
         return Variant(self.model, tuple((k, v) for k, v in self.options if k != "fan_out"))
 
-    def build(self) -> nn.Module:
-        """The model as it runs for inference, of our layers: batch-norm folded, weights always the same, no zero bias."""
+    def build(self, training: bool = False) -> nn.Module:
+        """The model as it runs for inference, of our layers: batch-norm folded, weights always the same, no zero bias; for ``training``
+        with the batch-norms it has."""
         generator = torch.Generator().manual_seed(0)
         known = inspect.signature(model_card(self.model).build).parameters
-        fixed = {"batch_norm": False, "generator": generator, "aux": None}  # auxiliary classifiers do not run for inference
+        fixed = {"batch_norm": training, "generator": generator, "aux": None}  # auxiliary classifiers do not run for inference
         options = {name: value for name, value in fixed.items() if name in known} | dict(self.options)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)  # for layers that draw without a generator
