@@ -11,14 +11,20 @@ from sparsekern.nn import GroupedConv2d, RootModule, SparseLinear, SpatialBasisC
 from sparsekern.version import __version__
 
 __all__ = [
+    "FanIn",
     "GroupedConv2d",
+    "Groups",
+    "Root",
     "RootModule",
     "SparseLinear",
     "SpatialBasisConv2d",
+    "Stochastic",
     "StochasticConv2d",
     "__version__",
+    "convert",
     "nn",
     "ops",
     "optimize",
+    "to_dense",
     "topology",
 ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+TRANSFORMS = ("FanIn", "Groups", "Root", "Stochastic", "convert", "optimize", "to_dense")
+
 
 def __getattr__(name: str) -> Any:
-    if name == "optimize":
-        from sparsekern.transform import optimize
+    if name in TRANSFORMS:
+        from sparsekern import transform
 
-        return optimize
+        return getattr(transform, name)
     raise AttributeError(f"module 'sparsekern' has no attribute {name!r}")

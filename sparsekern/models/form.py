@@ -9,7 +9,6 @@ strengths".
 from __future__ import annotations
 
 import fnmatch
-import zlib
 from collections.abc import Mapping
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from sparsekern.nn import SparseLinear, StochasticConv2d
 from sparsekern.nn.stochastic_conv2d import GRANULARITIES
 from sparsekern.topology.conv_masks import COUNTS
+from sparsekern.topology.draw import named_seed
 
 
 class StochasticConvReLU2d(StochasticConv2d):
@@ -30,6 +30,10 @@ class StochasticConvReLU2d(StochasticConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).relu_()
+
+    def to_dense(self) -> nn.Sequential:
+        """An ``nn.Conv2d`` and an ``nn.ReLU`` that compute the same."""
+        return nn.Sequential(super().to_dense(), nn.ReLU())
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation}"
@@ -106,7 +110,7 @@ def form_stochastic(
     for name, layer in found.items():
         if densities[name] < 1:
             mask = {"conv": granularity, "pointwise": pointwise_granularity}.get(_kind(layer), "")
-            formed[layer] = _form(layer, densities[name], mask, count, _layer_seed(seed, name))
+            formed[layer] = _form(layer, densities[name], mask, count, named_seed(seed, name))
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() would skip a second name of a shared layer
             if child in formed:
@@ -118,11 +122,6 @@ def _kind(layer: nn.Module) -> str:
     if isinstance(layer, nn.Linear):
         return "linear"
     return "pointwise" if set(layer.kernel_size) == {1} else "conv"
-
-
-def _layer_seed(seed: int | None, name: str) -> int | None:
-    """Another one for every layer and seed, independent of which other layers are formed; 32 bits, for torch's generator reads no more."""
-    return None if seed is None else zlib.crc32(f"{seed} {name}".encode())
 
 
 def _form(layer: nn.Conv2d | nn.Linear, density: float, granularity: str, count: str, seed: int | None) -> nn.Module:

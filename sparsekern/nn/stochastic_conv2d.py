@@ -233,11 +233,14 @@ class StochasticConv2d(PlannedModule):
         return dense_twin(self, self.weight_dense(), self.bias)
 
     @classmethod
-    def from_dense(cls, conv: nn.Conv2d, *, tables: tuple[Tensor, Tensor] | None = None, **options: Any) -> StochasticConv2d:
+    def from_dense(
+        cls, conv: nn.Conv2d, *, tables: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None, **options: Any
+    ) -> StochasticConv2d:
         """A sparse layer from an ``nn.Conv2d``, with its weights at the kept positions.
 
         Without ``tables`` (``indptr``, ``index``) the blocks of largest magnitude are kept, over the whole layer for ``density``, of
-        each filter for ``fan_in``. ``options`` as in the constructor; ``groups`` default to the layer's, of which they are a multiple.
+        each filter for ``fan_in``; with ``mask``, bool of the weight's shape, every block of which it keeps anything. ``options`` as in
+        the constructor; ``groups`` default to the layer's, of which they are a multiple.
 
         Example:
             >>> StochasticConv2d.from_dense(nn.Conv2d(8, 16, 3), density=0.5).weight.shape
@@ -245,7 +248,7 @@ class StochasticConv2d(PlannedModule):
         """
         groups = options.pop("groups", conv.groups)
         _check(groups > 0 and groups % conv.groups == 0, "groups", f"a multiple of the layer's {conv.groups}", groups)
-        if tables is not None:
+        if tables is not None or mask is not None:
             options = {"density": 1.0, **options}
         layer = cls(
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, groups,
@@ -253,10 +256,12 @@ class StochasticConv2d(PlannedModule):
         ).to(conv.weight.device, conv.weight.dtype)  # fmt: skip
         with torch.no_grad():
             if tables is None:
-                inside = inside_groups(conv.weight, conv.in_channels, groups)  # [K, C/G, KH, KW]
+                inside = inside_groups(conv.weight if mask is None else mask, conv.in_channels, groups)  # [K, C/G, KH, KW]
                 strength = block_view(inside.float(), layer.block).pow(2).sum((1, 2, 3)).reshape(layer._rows, -1)  # [OB, positions]
                 keep = torch.zeros_like(strength, dtype=torch.bool)
-                if "fan_in" in layer._drawn:
+                if mask is not None:
+                    keep = strength > 0
+                elif "fan_in" in layer._drawn:
                     keep.scatter_(1, strength.topk(layer._drawn["fan_in"], dim=1).indices, True)
                 else:
                     keep.view(-1)[strength.flatten().topk(len(layer.index)).indices] = True
