@@ -11,7 +11,7 @@ from sparsekern.cli.terms import UsageError, make_console, make_progress, make_t
 
 def add_command(commands: Any) -> None:
     bench = commands.add_parser("bench", help="time cases against every rival, or check rows against floors")
-    bench.add_argument("kind", choices=("linear", "conv", "gemm", "models", "check"))
+    bench.add_argument("kind", choices=("linear", "conv", "gemm", "models", "overhead", "check"))
     bench.add_argument("path", nargs="?", metavar="FILE", help="check: committed rows, a file or a folder of them")
     bench.add_argument("--case", default="", metavar="WORDS", help="words that the case's id contains")
     bench.add_argument("--batch", default="", metavar="N,N")
@@ -45,6 +45,10 @@ def run_bench(options: argparse.Namespace) -> int:
         from sparsekern.cli.bench_models import run_models
 
         return run_models(options)
+    if options.kind == "overhead":
+        from sparsekern.cli.overhead import run_overhead
+
+        return run_overhead(options)
     chosen = cases.select(
         options.kind,
         match=options.case,
