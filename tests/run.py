@@ -68,7 +68,7 @@ SUITES = {
             "tests/test_import.py",
         ]
     ],
-    "docs": lambda: [[*PYTEST, "--doctest-modules", "sparsekern"], [*PYTEST, "tests/test_docs.py"]],
+    "docs": lambda: [[*PYTEST, "--doctest-modules", "sparsekern"], [*PYTEST, "tests/test_docs.py", "tests/test_examples.py"]],
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,14 @@ from torch import Tensor
 
 
 def flat(output: Any) -> list[Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    """Every tensor of an output: of lists, dictionaries and data classes, as deep as they go."""
+    found: list[Tensor] = []
+    for leaf in torch.utils._pytree.tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf):
+            found += flat([getattr(leaf, field.name) for field in fields(leaf)])
+    return found
 
 
 def _differences(expected: list[Tensor], found: list[Tensor]) -> Iterator[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import pickle
 import sys
@@ -146,11 +147,13 @@ def test_layers_that_are_more_than_torchs_are_left():
     adapted, patched = nn.Linear(8, 8), nn.Linear(8, 8)
     adapted.lora = nn.Linear(8, 2)
     patched.forward = lambda x: x
+    packed = GroupedConv2d(8, 8, 1)
+    packed._packed = torch.zeros(1)
     identity = parametrize.register_parametrization(nn.Linear(8, 8), "weight", nn.Identity())
     layers = {
         "doubled": Doubled(8, 8), "named": Named(8, 8), "adapted": adapted, "patched": patched, "spectral": spectral_norm(nn.Linear(8, 8)),
         "normed": weight_norm(nn.Linear(8, 8)), "parametrized": identity, "meta": nn.Linear(8, 8, device="meta"),
-        "packed": GroupedConv2d(8, 8, 1).pack(),
+        "packed": packed,
     }  # fmt: skip
     model = nn.ModuleDict(layers)
     report = always(model, {"*": HALF, "adapted.lora": None, "packed": Groups(2)}, inplace=True).report
@@ -178,6 +181,39 @@ def test_lazy_layers_are_converted_once_they_have_run():
     model = nn.Sequential(nn.LazyLinear(16), nn.ReLU())
     assert always(model).report.left == {"0": "its weight has no values yet"}
     assert always(model, example_input=torch.randn(2, 8)).report.swapped == ["0"]
+
+
+@dataclasses.dataclass
+class Scores:
+    scores: torch.Tensor
+    more: dict
+
+
+def test_inputs_and_outputs_of_any_form():
+    def forward(self, x, *, scale, nothing=None):
+        assert nothing is None
+        return Scores(self.fc(x) * scale, {"hidden": [x + 1]})
+
+    model, x, scale = Said(forward, fc=nn.Linear(16, 8)), torch.randn(2, 16), torch.tensor(2.0)
+    report = always(model, example_input={"x": x, "scale": scale, "nothing": None}).report
+    assert report.swapped == ["fc"] and 0 < report.error < 1e-5
+    model = Said(lambda self, x, y: self.fc(x) @ y.T, fc=nn.Linear(16, 8))
+    assert always(model, example_input=(x, torch.randn(3, 8))).report.layers[0].x_shape == (2, 16)
+    silent = always(Said(lambda self, x: self.fc(x).tolist(), fc=nn.Linear(16, 8)), example_input=x).report
+    assert silent.swapped == ["fc"] and silent.error is None and "no tensors" in silent.note
+
+
+def test_a_model_that_keeps_state_gets_it_back():
+    def forward(self, x):
+        self.runs += 1
+        x += 1  # into its input
+        return self.fc(x) + torch.rand(1)
+
+    model, x = Said(forward, fc=nn.Linear(16, 8)), torch.zeros(2, 16)
+    model.register_buffer("runs", torch.tensor(3))
+    state = torch.get_rng_state()
+    sparse = always(model, example_input=x, inplace=True)
+    assert sparse.report.swapped == ["fc"] and int(model.runs) == 3 and not x.any() and torch.equal(torch.get_rng_state(), state)
 
 
 # ---- transformers

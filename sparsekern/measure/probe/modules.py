@@ -46,6 +46,17 @@ def pickle_and_save(s: Subject) -> None:
 
 
 @probe
+def dense_and_back(s: Subject) -> None:
+    layer, other, x = s.make(), s.make(), s.x(3)  # of one seed, so of one topology
+    dense = layer.to_dense()
+    agree("out of to_dense()", dense(x).detach(), s.reference(layer, x).detach(), s.reference(layer, x, x.dtype).detach())
+    with torch.no_grad():
+        other.weight.zero_()
+    other.load_state_dict(dense.state_dict())
+    same("out after loading the dense state_dict", other(x), layer(x))
+
+
+@probe
 def adam_step(s: Subject) -> None:
     layer, x = s.make(), s.x(4)
     target = torch.randn_like(s.reference(layer, x, torch.float32))
