@@ -21,9 +21,10 @@ pytest.importorskip("rich")
 
 def test_cases(capsys):
     every = models.select()
-    assert {row.variant.model for case in every for row in case.rows} == {name for names, _ in models.MODELS.values() for name in names}
+    assert {row.variant.name for case in every for row in case.rows} == {name for names, _ in models.MODELS.values() for name in names}
     assert all(row.variant.model in list_models() and not row.is_dense for case in every for row in case.rows)
-    assert {case.batch for case in every if case.mode == "fwd"} == {1, 32, 64} and {c.batch for c in every if c.mode != "fwd"} == {32, 64}
+    assert {case.batch for case in every if case.mode == "fwd"} == {1, 32, 64, 256}
+    assert {case.batch for case in every if case.mode != "fwd"} == {32, 64, 256}
     assert main(["bench", "models", "--list", "--case", "root_16 n1"]) == 0
     listed = ["models/nin_root_16/n1 fwd", "models/resnet50_root_16/n1 fwd", "models/googlenet_root_16/n1 fwd"]
     assert capsys.readouterr().out.split("\n")[:-1] == listed
@@ -73,6 +74,14 @@ def test_a_wrong_step_is_not_timed():
     wrong = type("Wrong", (torch.nn.Conv2d,), {"forward": lambda self, x: super(type(self), self).forward(x.detach())})
     with pytest.raises(WrongResult, match=r"reproduce: gradients of nin_root_16 by wrong must be within 0.1 of torch's; got nan"):
         bench._step(Competitor("wrong", "NCHW", lambda *args, **options: wrong(*args, **options)))
+
+
+@pytest.mark.parametrize("fan_out", [(128, 8), (512, 32)])
+def test_connected_layers_train_alike(fan_out):
+    images = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    bench = StepBench(Variant("morse_cl", (("fan_out", fan_out),)), images)
+    assert len(bench.callables("ours", our_competitors())) == 2  # each after its gradients agreed with the dense net's
+    assert {m.fan_in for m in bench.model.modules() if hasattr(m, "fan_in")} == {fan_out[0] // 16, fan_out[1] * 16}
 
 
 def test_every_setting_of_malloc_is_a_process_of_its_own(tmp_path, monkeypatch, capsys):

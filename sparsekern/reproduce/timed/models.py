@@ -22,7 +22,7 @@ from sparsekern.reproduce.timed.report import points, result_json
 from sparsekern.reproduce.timed.run import make_images
 from sparsekern.reproduce.timed.runner import Progress, Result, Row, Runner
 from sparsekern.reproduce.timed.tables import TIMED_TABLES, TimedTable
-from sparsekern.reproduce.timed.variants import PaperRow, timed_rows
+from sparsekern.reproduce.timed.variants import PaperRow, Variant, timed_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,7 +35,10 @@ MODELS = {  # table -> (models, batches)
     "deep-roots/alexnet": (("alexnet_groups_2", "alexnet_groups_4"), (1, 32)),
     "sis/cifar10": (("sis_cifar10_1", "sis_cifar10_2"), (1, 64)),
     "sis/svhn": (("sis_svhn_3",), (1, 64)),
+    "patterns/densities": (("mnist_conv_2cl(fan_out=(16, 10))", "morse_cl(fan_out=(128, 8))"), (1, 256)),
 }
+#: Timed beside the papers' rows: Morse code at 12.5 % of both junctions (figure 3 (a) draws it).
+ADDED = {"patterns/densities": (Variant("morse_cl", (("fan_out", (128, 8)),)),)}
 QUICK, FULL = (4.0, 5), (20.0, 31)  # seconds per row, rounds at most
 KEPT = ("dense", "flop_reduction", "stack_flop_reduction", "rounds", "ms_per_image", "speedup", "served")  # of a timed table's row
 
@@ -56,7 +59,7 @@ class ModelCase:
 
 def case_id(row: PaperRow, batch: int, mode: str) -> str:
     """``models/nin_root_16/n64 fwd``."""
-    return f"models/{row.variant.model}/n{batch} {mode}"
+    return f"models/{row.variant.name}/n{batch} {mode}"
 
 
 def select(match: str = "", batches: Sequence[int] = (), modes: Sequence[str] = ()) -> list[ModelCase]:
@@ -75,7 +78,8 @@ def select(match: str = "", batches: Sequence[int] = (), modes: Sequence[str] = 
             raise ValueError(f"bench: mode must be fwd or fwd_bwd; got {mode}")
         for name, (models, usual) in MODELS.items():
             table = replace(TIMED_TABLES[name], batches=usual, batch_note="one image, and about what a server collects")
-            rows = [row for row in timed_rows(paper_rows(table.paper)) if row.variant.model in models]
+            known = timed_rows(paper_rows(table.paper)) + [PaperRow(added.name, added, {}) for added in ADDED.get(name, ())]
+            rows = [row for row in known if row.variant.name in models]
             for batch in batches or (usual if mode == "fwd" else usual[-1:]):
                 chosen = tuple(row for row in rows if all(word in case_id(row, batch, mode) for word in match.split()))
                 found += [ModelCase(table, chosen, batch, mode)] if chosen else []
@@ -123,7 +127,7 @@ def _title(case: ModelCase, result: Result) -> str:
 
 def _cells(case: ModelCase, result: Result, row: Row) -> Iterator[str]:
     ours = row.speedup("model", "ours")
-    yield row.of.variant.model
+    yield row.of.variant.name
     yield f"{row.flop_reduction:.2f}"
     for role in ("dense", "ours"):
         yield f"{row.best('model', role).median_us / 1e3 / result.batch:.3f}"
@@ -153,7 +157,7 @@ def model_rows(case: ModelCase, result: Result) -> list[dict]:
         kept = {key: said[key] for key in KEPT}
         if case.mode != "fwd":
             del kept["stack_flop_reduction"], kept["speedup"]["stack"], kept["ms_per_image"]["stack"]
-        rows.append({"case": case_id(row.of, case.batch, case.mode), "model": row.of.variant.model, "mode": case.mode, **shared, **kept})
+        rows.append({"case": case_id(row.of, case.batch, case.mode), "model": row.of.variant.name, "mode": case.mode, **shared, **kept})
     return rows
 
 

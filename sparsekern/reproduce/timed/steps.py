@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsekern.ops.sparse_conv2d import dense_weight
+from sparsekern.nn import SparseLinear, StochasticConv2d
+from sparsekern.ops.sparse_conv2d import dense_weight as dense_filters
+from sparsekern.ops.sparse_linear import dense_weight
 from sparsekern.reproduce.counted import recount
 from sparsekern.reproduce.timed.bench import Call, Counted, Key
 from sparsekern.reproduce.timed.competitors import FORMATS, NCHW, Competitor
@@ -46,7 +48,7 @@ class StepBench:
         self.counted = Counted(counted.flops, counted.params, sum(layer.macs for layer in counted.layers))
         layers = {path: m for path, m in self.model.named_modules() if is_conv(m) or is_linear(m)}
         self._weights = [path for path, layer in layers.items() if layer._parameters.get("weight") is not None]
-        self._kept = {path: layers[path].weight_dense() != 0 for path in self._weights if hasattr(layers[path], "indptr")}
+        self._kept = {path: layers[path].weight_dense() != 0 for path in self._weights if hasattr(layers[path], "index")}
         # of the loss: both runs of a comparison round, once for each term of each sum, to first order
         self._bound = 2 * sum(terms(layer) for layer in layers.values()) * UNIT_ROUNDOFF
         with torch.no_grad():
@@ -90,9 +92,7 @@ class StepBench:
         for path in self._weights:
             layer = model.get_submodule(path)
             layer = layer.conv if isinstance(layer, ConvReLU) else layer
-            gradient = _gradient(layer.weight)
-            if hasattr(layer, "indptr"):
-                gradient = dense_weight(gradient, layer.indptr, layer.index, layer.in_channels, layer.kernel_size)
+            gradient = _in_place(layer, _gradient(layer.weight))
             found.append(gradient * self._kept[path] if path in self._kept else gradient)
         return [t.double() for t in found]
 
@@ -108,6 +108,15 @@ def _trained(model: nn.Module, competitor: Competitor) -> nn.Module:
                 if parameter.dim() == 4:
                     parameter.data = parameter.data.contiguous(memory_format=FORMATS[competitor.layout])
     return built
+
+
+def _in_place(layer: nn.Module, gradient: Tensor) -> Tensor:
+    """Kept weights' gradients at their places in the dense weight; a dense layer's as they are."""
+    if isinstance(layer, StochasticConv2d):
+        return dense_filters(gradient, layer.indptr, layer.index, layer.in_channels, layer.kernel_size)
+    if isinstance(layer, SparseLinear):
+        return dense_weight(gradient, layer.index, layer.in_features)
+    return gradient
 
 
 def _gradient(x: Tensor) -> Tensor:
