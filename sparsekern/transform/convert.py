@@ -103,6 +103,8 @@ def _check(condition: bool, arg: str, rule: str, got: Any) -> None:
 
 def _check_arguments(model: Any, plan: Any, policy: Any, example_input: Any, rounds: Any) -> None:
     check_model("convert", model)
+    taken = "report" in {*model._modules, *model._parameters, *model._buffers}
+    _check(not taken, "model", "without a layer or tensor of its own called report", type(model).__name__)
     _check(isinstance(plan, (Rule, Mapping)), "plan", "a rule or a mapping of patterns or functions to rules", repr(plan))
     for key, rule in plan.items() if isinstance(plan, Mapping) else ():
         _check(isinstance(key, str) or callable(key), "plan", "a mapping of patterns or functions to rules", f"the key {key!r}")

@@ -96,6 +96,8 @@ class _Surroundings:
         weight = layer.weight
         if isinstance(weight, nn.parameter.UninitializedTensorMixin) or weight.is_meta:
             return "its weight has no values yet"
+        if type(weight.data) is not Tensor:
+            return f"its weight is a {type(weight.data).__name__}"
         for parameter in layer._parameters.values():
             others = [name for name, module in self.owners.get(id(parameter), ()) if module is not layer]
             if others:

@@ -384,6 +384,9 @@ BAD = {
         nn.Linear(4, 4), FanIn(density=0.5), policy="sometimes"
     ),
     "convert: example_input must be given with policy 'if_faster'; got None": lambda: convert(nn.Linear(4, 4), FanIn(density=0.5)),
+    "convert: model must be without a layer or tensor of its own called report; got ModuleDict": lambda: always(
+        nn.ModuleDict({"report": nn.Linear(4, 4)}), FanIn(density=0.5)
+    ),
     "convert: rounds must be at least 1; got 0": lambda: always(nn.Linear(4, 4), FanIn(density=0.5), rounds=0),
     "FanIn: density and fan_in must be given one without the other; got both": lambda: FanIn(density=0.1, fan_in=3),
     "FanIn: density and fan_in must be given one without the other; got neither": lambda: FanIn(),

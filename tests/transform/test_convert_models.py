@@ -138,6 +138,10 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
+class Scaled(torch.Tensor):
+    """As quantised and sharded weights are, of another class."""
+
+
 class Named(nn.Linear):
     """Nothing of its own but a name."""
 
@@ -153,8 +157,9 @@ def test_layers_that_are_more_than_torchs_are_left():
     layers = {
         "doubled": Doubled(8, 8), "named": Named(8, 8), "adapted": adapted, "patched": patched, "spectral": spectral_norm(nn.Linear(8, 8)),
         "normed": weight_norm(nn.Linear(8, 8)), "parametrized": identity, "meta": nn.Linear(8, 8, device="meta"),
-        "packed": packed,
+        "packed": packed, "scaled": nn.Linear(8, 8),
     }  # fmt: skip
+    layers["scaled"].weight = nn.Parameter(torch.ones(8, 8).as_subclass(Scaled))
     model = nn.ModuleDict(layers)
     report = always(model, {"*": HALF, "adapted.lora": None, "packed": Groups(2)}, inplace=True).report
     assert report.swapped == ["named"]
@@ -167,6 +172,7 @@ def test_layers_that_are_more_than_torchs_are_left():
         "parametrized": "its weight is parametrized: source='mask' takes the weight as it is; or remove the parametrization first",
         "meta": "its weight has no values yet",
         "packed": "it is packed: call unpack() first",
+        "scaled": "its weight is a Scaled",
     }
 
 
