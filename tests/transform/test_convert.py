@@ -220,6 +220,15 @@ def test_weights_trained_since_the_mask_was_made_count():
     torch.testing.assert_close(sparse(torch.ones(1, 32)), layer(torch.ones(1, 32)))
 
 
+def test_connections_of_a_mask_stay_where_their_weight_is_zero():
+    layer = nn.Linear(32, 16)
+    mask = torch.zeros(16, 32).scatter_(1, torch.rand(16, 32).argsort(1)[:, :6], 1)
+    prune.custom_from_mask(layer, "weight", mask)
+    layer.weight_orig.data[:, ::2] = 0  # as a layer that begins at zero
+    sparse = always(layer, FanIn(source="mask"))
+    assert torch.equal(sparse.index, mask.nonzero()[:, 1].reshape(16, 6).int())
+
+
 def test_no_mask_is_said():
     assert always(nn.Linear(8, 4), FanIn(source="mask")).report.left == {"": "its weight has no mask and no zeros"}
 
