@@ -13,7 +13,7 @@ ENV   := $(VENV)/.environment-$(KEY)
 BUILT := $(VENV)/.built
 SOURCES := setup.py CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-full bench-check lint clean check-machine
+.PHONY: demo test test-full bench-check docs lint clean check-machine
 .DEFAULT_GOAL := demo
 
 demo: $(BUILT)
@@ -27,6 +27,14 @@ test-full: $(BUILT)
 
 bench-check: $(BUILT)
 	$(BIN)/sparsekern bench check bench/results
+
+# the site, in build/site; a warning is an error. It reads the sources and needs no build.
+docs: $(VENV)/.docs-$(KEY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(VENV)/.docs-$(KEY): $(ENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(shell sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d ',')
+	touch $@
 
 lint: $(BUILT)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
