@@ -14,18 +14,18 @@ from typing import Any
 
 COUNTER = "torch.utils.flop_counter"
 
-_waiting: list[tuple[Any, Callable[..., int]]] = []
+_waiting: list[tuple[Any, Callable[..., int], bool]] = []
 
 
-def register_flops(packet: Any, flops: Callable[..., int]) -> None:
-    """Make ``FlopCounterMode`` count calls of ``packet`` by ``flops``, which takes the op's arguments with shapes for tensors."""
+def register_flops(packet: Any, flops: Callable[..., int], *, raw: bool = False) -> None:
+    """Make ``FlopCounterMode`` count calls of ``packet`` by ``flops``, which takes the op's arguments; not ``raw``, shapes for tensors."""
     counter = sys.modules.get(COUNTER)
     if counter is not None:
-        counter.register_flop_formula(packet)(flops)
+        counter.register_flop_formula(packet, get_raw=raw)(flops)
         return
     if not _waiting:
         sys.meta_path.insert(0, _Finder())
-    _waiting.append((packet, flops))
+    _waiting.append((packet, flops, raw))
 
 
 class _Finder:
@@ -42,8 +42,8 @@ class _Finder:
             def run_and_register(module: ModuleType) -> None:
                 run(module)
                 while _waiting:
-                    packet, flops = _waiting.pop()
-                    module.register_flop_formula(packet)(flops)
+                    packet, flops, raw = _waiting.pop()
+                    module.register_flop_formula(packet, get_raw=raw)(flops)
 
             spec.loader.exec_module = run_and_register
         return spec

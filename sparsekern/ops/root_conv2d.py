@@ -11,6 +11,7 @@ convolution better, they run one after the other.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -164,6 +165,14 @@ def flops(x, weight1, bias1, weight2, bias2, weight3, bias3, shortcut, *rest, ou
     return 2 * x[0] * height * width * per_pixel
 
 
+def flops_packed(x, packed1, bias1, packed2, bias2, packed3, bias3, shortcut, out_channels, kernel_h, kernel_w, *rest, **kwargs) -> int:
+    """The header of a pack knows its filters; where none can be read (a fake tensor), the size of the pack, padding included."""
+    height, width = _map(x.shape, kernel_h, kernel_w, rest[:7])
+    packs = [packed for packed in (packed1, packed2, packed3) if packed is not None]
+    weights = [math.prod(packed[_SIZES][:4].tolist()) if d.readable(packed) else packed.numel() for packed in packs]
+    return 2 * x.shape[0] * height * width * sum(weights)
+
+
 _REST = f"{_WINDOW}, bool relu, bool last_relu"
 _SCHEMAS = {
     NAME: "Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, Tensor? weight3, Tensor? bias3, Tensor? shortcut",
@@ -175,6 +184,7 @@ for _name, _reference, _fake in ((NAME, reference, fake), (f"{NAME}_packed", ref
     d.LIBRARY.impl(_name, _reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"sparsekern::{_name}", _fake, lib=d.LIBRARY)
 register_flops(torch.ops.sparsekern.root_conv2d, flops)
+register_flops(torch.ops.sparsekern.root_conv2d_packed, flops_packed, raw=True)
 
 
 # ---- public

@@ -190,8 +190,9 @@ class _Session:
     def result(self, rounds: int, twins: bool) -> Profile:
         counted = self.counted
         forward_ms = _median([t.forward[""] for t in self.timed])
-        found = dense_twins(counted.seen, self.backward, rounds) if twins else {}
-        layers = [self._layer(path, seen, found) for path, seen in counted.seen.items()]
+        found = dense_twins(counted.seen, counted.parents, self.backward, rounds) if twins else {}
+        held, counted_before = self._held(), set()
+        layers = [self._layer(path, seen, held[path], counted_before, found) for path, seen in reversed(counted.seen.items())][::-1]
         shown = [
             layer
             for path, layer in zip(counted.seen, layers)
@@ -215,23 +216,29 @@ class _Session:
             trace=self.trace,
         )
 
-    def _layer(self, path: str, seen: Seen, twins: dict[str, Twin]) -> LayerProfile:
+    def _held(self) -> dict[str, list[Tensor]]:
+        """By path, the tensors of each module that ran and of those below it that did not, unless a module further below holds them."""
+        counted, held, taken = self.counted, {}, set()
+        for path in sorted(counted.seen, key=lambda path: -len(_and_above(path))):
+            module = counted.seen[path].module
+            below = [sub for child, sub in module.named_modules() if child and not counted.saw(path, child)]
+            others = [t for sub in below for t in _tensors_of(sub) if id(t) not in taken]
+            held[path] = [*_tensors_of(module), *others]
+            taken.update(map(id, held[path]))
+        return held
+
+    def _layer(self, path: str, seen: Seen, own: list[Tensor], counted_before: set[int], twins: dict[str, Twin]) -> LayerProfile:
         counted, module = self.counted, seen.module
+        params = [p for p in own if isinstance(p, nn.Parameter) and id(p) not in counted_before]
+        counted_before.update(map(id, params))
         flops = int(counted.own(path) + counted.backward_by.get(path, 0))
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        own += [
-            p
-            for child, sub in module.named_modules()
-            if child and not counted.saw(path, child)
-            for p in [*sub.parameters(recurse=False), *sub.buffers(recurse=False)]
-        ]
         twin = next((twins[above] for above in _and_above(path) if above in twins), None)
         return LayerProfile(
             path or "(model)",
             type(module).__name__,
             seen.in_shape,
             seen.out_shape,
-            sum(p.numel() for p in own if isinstance(p, nn.Parameter)),
+            sum(p.numel() for p in params),
             (seen.bytes + sum(p.nbytes for p in own)) * (BACKWARD_BYTES if self.backward else 1),
             flops,
             _median([t.own(path) for t in self.timed]),
@@ -242,6 +249,10 @@ class _Session:
             peak_bytes=self.trace.peaks.get(path) if self.trace else None,
             samples_ms=tuple((t.own(path) + t.backward_by.get(path, 0)) / 1e6 for t in self.timed),
         )
+
+
+def _tensors_of(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
 def _median(nanoseconds: list[float]) -> float:

@@ -41,6 +41,10 @@ def dense_twin(module: nn.Module) -> nn.Module | None:
         return None
     if hasattr(module, "to_dense"):
         return module.to_dense().train(module.training)
+    if isinstance(module, nn.Sequential):  # computes with layers that it does not call
+        twins = [dense_twin(child) for child in module]
+        dense = nn.Sequential(*(child if twin is None else twin for child, twin in zip(module, twins)))
+        return dense.train(module.training) if any(twin is not None for twin in twins) else None
     if type(module) is nn.Conv2d and module.groups > 1:
         weight = module.weight
         dense = nn.Conv2d(
@@ -51,13 +55,17 @@ def dense_twin(module: nn.Module) -> nn.Module | None:
     return None
 
 
-def dense_twins(seen: dict[str, Seen], backward: bool, rounds: int) -> dict[str, Twin]:
-    """By path, the twin of every layer that has one; of layers inside one another the outermost. Equal layers are timed once."""
+def dense_twins(seen: dict[str, Seen], containers: set[str], backward: bool, rounds: int) -> dict[str, Twin]:
+    """By path, the twin of every layer that has one; of layers inside one another the outermost. Equal layers are timed once.
+
+    A container, which called its children, has one only where it says so (``to_dense``).
+    """
     found: dict[str, Twin] = {}
     known: dict[tuple, Twin | None] = {}
     for path, layer in seen.items():
         inside = any(path.startswith(f"{other}.") for other in found)
-        if inside or layer.first is None or layer.first.device.type != "cpu":
+        only_holds = path in containers and not hasattr(layer.module, "to_dense")
+        if inside or only_holds or layer.first is None or layer.first.device.type != "cpu":
             continue
         key = (repr(layer.module), layer.first, layer.module.training)
         if key not in known:

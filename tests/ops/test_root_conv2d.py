@@ -110,6 +110,9 @@ def test_gradients_transforms_compile_and_flops():
     with FlopCounterMode(display=False) as counter:
         call(inputs["x"])
     assert counter.get_total_flops() == 2 * 2 * 9 * 11 * (48 * 6 * 9 + 20 * 48)
+    with FlopCounterMode(display=False) as packed_counter:
+        root_conv2d_packed(**packed_call(inputs))
+    assert packed_counter.get_total_flops() == counter.get_total_flops()
     args = (inputs["x"], *(inputs[k] for k in ("weight1", "bias1", "weight2", "bias2")), None, None, None, 1, 1, 1, 1, 1, 1, 4, True, True)
     torch.library.opcheck(torch.ops.sparsekern.root_conv2d.default, args, test_utils=("test_schema", "test_faketensor"))
 

@@ -66,6 +66,29 @@ def test_a_layer_called_twice_counts_twice():
     assert (layer.calls, layer.flops, layer.params) == (2, 2 * 2 * 3 * 16, 20)
 
 
+def test_parameters_that_two_modules_hold_count_once():
+    class Chain(nn.Sequential):
+        def forward(self, x):
+            return x @ self[0].weight.t()  # computes with a child that it does not call
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.tied = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.chain = Chain(self.first)
+            self.last = nn.Linear(4, 4)
+            self.last.weight = self.tied.weight
+
+        def forward(self, x):
+            return self.last(self.tied(self.chain(x)))
+
+    found = profile(Net(), torch.randn(3, 4), rounds=1, twins=False, memory=False)
+    by_name = {layer.name: layer for layer in found.layers}
+    assert by_name["chain"].params == 4 * 4 + 4 and by_name["tied"].params + by_name["last"].params == 4 * 4 + 2 * 4
+    assert sum(layer.params for layer in found.layers) == found.params
+    assert by_name["tied"].bytes == by_name["last"].bytes  # each reads the weight
+
+
 @pytest.mark.parametrize("backward", [False, True])
 def test_the_model_is_left_as_it_was(backward):
     net = model().eval()

@@ -125,6 +125,14 @@ def test_twins_are_dense_and_counted():
     assert profile(net, torch.randn(4, 64), rounds=1, twins=False, memory=False).layers[-1].speedup is None
 
 
+def test_an_optimized_model_counts_what_the_model_did():
+    net = nn.Sequential(sk.RootModule(8, 16, 16, 3, groups=4, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval()
+    x = torch.randn(1, 8, 6, 6)
+    before = profile(net, x, rounds=1)
+    after = profile(sk.optimize(net, x, rounds=1), x, rounds=1, memory=False)
+    assert (after.flops, after.dense_flops, after.params) == (before.flops, before.dense_flops, before.params)
+
+
 @pytest.mark.parametrize(
     ("module", "shape"),
     [
