@@ -8,6 +8,7 @@ from sparsekern.ops.grouped_mm import grouped_mm
 from sparsekern.ops.joined_conv2d import joined_conv2d_packed
 from sparsekern.ops.pool2d import pool2d
 from sparsekern.ops.root_conv2d import root_conv2d, root_conv2d_packed
+from sparsekern.ops.sequence2d import sequence2d
 from sparsekern.ops.sparse_conv2d import plan_sparse_conv2d, sparse_conv2d
 from sparsekern.ops.sparse_linear import plan_sparse_linear, sparse_linear
 from sparsekern.ops.sparse_linear_packed import pack_sparse_linear, sparse_linear_packed
@@ -33,6 +34,7 @@ __all__ = [
     "pool2d",
     "root_conv2d",
     "root_conv2d_packed",
+    "sequence2d",
     "sparse_conv2d",
     "sparse_linear",
     "sparse_linear_packed",

@@ -14,9 +14,10 @@ from sparsekern.transform.graph import module_of
 from sparsekern.transform.join import Joined, by_channel
 from sparsekern.transform.normalise import LocalResponseNorm
 from sparsekern.transform.pool import Pool2d
+from sparsekern.transform.sequence import Sequence2d
 
 # layers whose images do not see each other in inference: [N, C, H, W] -> [N, K, OH, OW]
-CONVOLUTIONS = (nn.Conv2d, GroupedConv2d, StochasticConv2d, UnequalGroupedConv2d, RootChain, Joined)
+CONVOLUTIONS = (nn.Conv2d, GroupedConv2d, StochasticConv2d, UnequalGroupedConv2d, RootChain, Joined, Sequence2d)
 IMAGE_BY_IMAGE = (
     *CONVOLUTIONS, Pool2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.BatchNorm2d, nn.LocalResponseNorm,
     LocalResponseNorm, nn.ReLU, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU,

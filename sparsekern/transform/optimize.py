@@ -14,8 +14,9 @@ from sparsekern.transform.chain import RootChain
 from sparsekern.transform.graph import copied
 from sparsekern.transform.race import race
 from sparsekern.transform.report import OptimizeReport
+from sparsekern.transform.sequence import Sequence2d
 from sparsekern.transform.trial import other_batch
-from sparsekern.transform.ways import attempt, packed_names, ways
+from sparsekern.transform.ways import PACKED, attempt, packed_names, ways
 
 
 def optimize(
@@ -87,6 +88,8 @@ def optimize(
         best = ready[report.chosen]
         report.packed += packed_names(best)
         report.chains = {chain.names: chain.gain for chain in best.modules() if isinstance(chain, RootChain)}
+        report.densified = report.densified if report.chosen.startswith(PACKED) else []
+        report.sequences = [m.names for m in best.modules() if isinstance(m, Sequence2d)]
         report.error = difference(expected, flat(best(*copied(example))))
     best.report = report
     return best

@@ -23,6 +23,8 @@ class OptimizeReport:
     packed: list[str] = field(default_factory=list)
     chains: dict[tuple[str, ...], float] = field(default_factory=dict)  # convolutions in one call -> their time one by one over it
     joined: list[tuple[str, ...]] = field(default_factory=list)  # packed convolutions that write into their concatenation
+    densified: list[str] = field(default_factory=list)  # sparse convolutions that are faster dense and packed
+    sequences: list[tuple[str, ...]] = field(default_factory=list)  # layers in one call, without gaps between them
     left: dict[str, str] = field(default_factory=dict)  # what was not done -> why
     times_us: dict[str, float] = field(default_factory=dict)
     chosen: str = "model"
@@ -45,6 +47,8 @@ class OptimizeReport:
                 ("normalisations swapped", self.normalised),
                 ("layers packed", self.packed),
                 ("concatenations written in place", self.joined),
+                ("sparse convolutions made dense", self.densified),
+                ("sequences in one call", self.sequences),
             )
             if names
         ]

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sparsekern.nn import GroupedConv2d, SparseLinear
+from sparsekern.nn import GroupedConv2d, SparseLinear, StochasticConv2d
 from sparsekern.ops import backends
 from sparsekern.transform.agree import flat
-from sparsekern.transform.chain import RootChain, fuse_chains
+from sparsekern.transform.chain import MOST_IMAGES, RootChain, fuse_chains
+from sparsekern.transform.densify import dense_where_faster
+from sparsekern.transform.depth_first import CONVOLUTIONS as IMAGE_CONVOLUTIONS
 from sparsekern.transform.depth_first import depth_first
 from sparsekern.transform.fold import fold_batch_norm
 from sparsekern.transform.fuse import drop_identities, fuse_add_relu, fuse_relu, swap_convolutions
@@ -21,6 +23,7 @@ from sparsekern.transform.join import Joined, join_convolutions
 from sparsekern.transform.normalise import swap_local_response_norms
 from sparsekern.transform.pool import swap_pools
 from sparsekern.transform.report import OptimizeReport
+from sparsekern.transform.sequence import Sequence2d, join_sequences
 
 CONVOLUTIONS = (nn.Conv2d,)
 PACKED = "channels_last, packed"
@@ -87,7 +90,10 @@ def _packed_where_they_stand(model: nn.Module, report: OptimizeReport) -> nn.Mod
 
 
 def _a_few_at_a_time(last: fx.GraphModule, example: tuple, recorded: tuple, images: int, report: OptimizeReport) -> nn.Module | None:
-    split = depth_first(_packed(last, recorded, report, images), example, images)
+    packed = _packed(last, recorded, report, images, together=images)
+    loose = [node for node, _ in layers(packed, *IMAGE_CONVOLUTIONS) if not isinstance(packed.get_submodule(node.target), Sequence2d)]
+    in_sequence = any(layers(packed, Sequence2d)) and not loose
+    split = packed if in_sequence else depth_first(packed, example, images)
     return None if split is None else _as_given(split, example, recorded)
 
 
@@ -103,7 +109,11 @@ def packed_names(model: nn.Module) -> list[str]:
     """The convolutions with packed weights, as the model called them."""
     names, inside = [], set()
     for name, module in model.named_modules():
-        if isinstance(module, (Joined, RootChain)):
+        if isinstance(module, Sequence2d):
+            loose = [(n, conv) for n, conv in zip(module.names, module) if isinstance(conv, GroupedConv2d)]
+            names += [n for n, _ in loose]
+            inside.update(conv for _, conv in loose)
+        elif isinstance(module, (Joined, RootChain)):
             names += [n for n, conv in zip(module.names, module) if conv._packed is not None]
             inside.update(module)
         elif isinstance(module, GroupedConv2d) and module._packed is not None and module not in inside:
@@ -120,22 +130,33 @@ def _pack(model: nn.Module) -> list[str]:
     return packed
 
 
-def _packed(graph: fx.GraphModule, recorded: tuple, report: OptimizeReport, images: int) -> fx.GraphModule:
-    """The same with the weights of every ``GroupedConv2d`` in float32 in the order that so many images at a time ask for, and chains."""
+def _packed(graph: fx.GraphModule, recorded: tuple, report: OptimizeReport, images: int, together: int = 0) -> fx.GraphModule:
+    """The same with the weights of every ``GroupedConv2d`` in float32 in the order that so many images ask for, chains, and sequences
+    that take ``together`` images at a time (0: all)."""
     graph, shapes = copy.deepcopy(graph), {}
     record(graph, recorded)
     batch = max(_batches(recorded), default=0)
+    for node, _ in layers(graph, GroupedConv2d, StochasticConv2d):
+        if node.args and seen_dim(node.args[0]) == 4:
+            count, *sizes = seen(node.args[0])[0]
+            shapes[node.target] = (images if count == batch else count, *sizes)
+    ours = {name: shape for name, shape in shapes.items() if _on_our_kernels(graph.get_submodule(name).weight)}
+    report.densified = dense_where_faster(graph, {name: (min(shape[0], MOST_IMAGES), *shape[1:]) for name, shape in ours.items()})
     for node, conv in layers(graph, GroupedConv2d):
-        if not (node.args and seen_dim(node.args[0]) == 4 and conv.weight.dtype == torch.float32):
-            continue
-        count, *sizes = seen(node.args[0])[0]
-        shape = shapes[node.target] = (images if count == batch else count, *sizes)
-        if conv.weight.device.type == "cpu" and backends.has_kernels("cpu"):
-            conv.pack(shape)
-    fuse_chains(graph, shapes, report.left)
+        if node.target in ours:
+            conv.pack(ours[node.target])
+    fuse_chains(
+        graph, {name: shape for name, shape in shapes.items() if graph.get_submodule(name).weight.dtype == torch.float32}, report.left
+    )
     report.joined = join_convolutions(graph)
+    if backends.has_kernels("cpu"):
+        join_sequences(graph, together)
     tidy(graph)
     return graph
+
+
+def _on_our_kernels(weight: Tensor) -> bool:
+    return weight.dtype == torch.float32 and weight.device.type == "cpu" and backends.has_kernels("cpu")
 
 
 def _channels_last(graph: fx.GraphModule, recorded: tuple, report: OptimizeReport) -> fx.GraphModule:
