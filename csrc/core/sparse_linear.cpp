@@ -183,7 +183,8 @@ bool sparse_linear_expand_to_dense(const SparseLinearShape& s, const int32_t* pl
   const Plan plan(plan_data);
   if (!can_expand(s) || !plan.mask()) return false;
   const ExpandedRows w = expanded_rows(s, plan, weight);
-  parallel(pool, s.OB, 1 + 65536 / (1 + s.in()), [&](int64_t begin, int64_t end) { kernels().expand_to_dense(w, dense, begin, end); });
+  parallel(pool, s.OB, 1 + 65536 / (1 + s.in()),
+           [&](int64_t begin, int64_t end) { kernels().expand_block(w, 0, w.words, nullptr, dense, w.inputs, begin, end); });
   return true;
 }
 

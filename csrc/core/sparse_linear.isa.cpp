@@ -270,9 +270,9 @@ void from_feature_major(const float* in, int64_t in_stride, int64_t columns, int
 void dense_rows(const DenseRows&, const float*, int64_t, int64_t, const float*, float*, int64_t, int64_t, int64_t, int64_t);
 #if defined(__AVX512F__)
 void expanded(const ExpandedRows&, const float*, int64_t, int64_t, const float*, float*, int64_t, int64_t, int64_t, int64_t);
-void expand_to_dense(const ExpandedRows&, float*, int64_t, int64_t);
+void expand_block(const ExpandedRows&, int64_t, int64_t, int32_t*, float*, int64_t, int64_t, int64_t);
 void balanced(const BalancedRows&, const float*, int64_t, int64_t, const float*, float*, int64_t, int64_t, float*, int64_t, int64_t);
-#define SK_EXPANDED expanded, dense_rows, balanced, expand_to_dense
+#define SK_EXPANDED expanded, dense_rows, balanced, expand_block
 #else
 #define SK_EXPANDED nullptr, dense_rows, nullptr, nullptr
 #endif

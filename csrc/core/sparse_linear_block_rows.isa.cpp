@@ -6,6 +6,7 @@
 //   single_rows   blocks one output high: up to kSingleRows rows of x, lanes summed W outputs at a time
 //   panel_outer   grad_weight of blocks one input wide: V vectors of outputs of grad_out x values of up to kRows inputs
 #include "core/sparse_linear_kernels.h"
+#include "core/sparse_linear_turn.h"
 #include "core/transpose.h"
 
 namespace sk::SK_ISA {
@@ -44,13 +45,22 @@ SK_INLINE void in_groups(int64_t count, const F& f) {
 template <int V, int N>
 __attribute__((noinline)) void rows_tile(const BlockRowsWork& p, int64_t n0, int64_t o) {
   vf a[N][V];
-  SK_UNROLL for (int v = 0; v < V; ++v) {
-    const vf b = p.bias ? load(p.bias + o + v * W) : zero();
-    SK_UNROLL for (int n = 0; n < N; ++n) a[n][v] = b;
+  if (p.accumulate) {
+    const float* y = p.y + n0 * p.y_row + o;
+    SK_UNROLL for (int n = 0; n < N; ++n) SK_UNROLL for (int v = 0; v < V; ++v) a[n][v] = load(y + n * p.y_row + v * W);
+  } else {
+    SK_UNROLL for (int v = 0; v < V; ++v) {
+      const vf b = p.bias ? load(p.bias + o + v * W) : zero();
+      SK_UNROLL for (int n = 0; n < N; ++n) a[n][v] = b;
+    }
   }
   const float* x = p.x + n0 * p.x_row;
   const int64_t x_row = p.x_row, rows = p.rows;
+  const float* ahead = p.ahead + p.ahead_floats * n0 / p.count_n / kLine * kLine;
+  const float* const ahead_end = p.ahead + p.ahead_floats * (n0 + N) / p.count_n;
+  const int64_t ahead_lines = p.count ? (ahead_end - ahead) / (kLine * p.count) + 1 : 0;
   for (int64_t e = 0; e < p.count; ++e) {
+    for (int64_t l = 0; l < ahead_lines && ahead < ahead_end; ++l, ahead += kLine) __builtin_prefetch(ahead);
     const float* in = x + p.entries[2 * e] * p.depth;
     const float* w = p.weight + (p.in_order ? e : int64_t(p.entries[2 * e + 1])) * p.depth * rows + o;
     // the rows of x are far apart, and the processor does not guess where the next block is
@@ -243,6 +253,17 @@ void panel_outer(const PanelOuterWork& p) {
 }
 
 void block_transpose(const float* weight, int64_t rows, int64_t depth, float* out) {
+#if defined(__AVX512F__)
+  if (depth % 4 == 0) {  // fewer moves between lanes than a square takes
+    for (int64_t o = 0; o < rows; o += W)
+      for (int64_t k = 0; k < depth; k += 4) {
+        __m512 columns[4];
+        turn_four(weight + o * depth + k, depth, columns);
+        SK_UNROLL for (int i = 0; i < 4; ++i) _mm512_storeu_ps(out + (k + i) * rows + o, columns[i]);
+      }
+    return;
+  }
+#endif
   for (int64_t k = 0; k < depth; k += W)
     for (int64_t o = 0; o < rows; o += W)
       transpose_tile(weight + o * depth + k, depth, W, depth - k < W ? int(depth - k) : W, out + k * rows + o, rows);

@@ -18,6 +18,13 @@ int64_t rows_at_once(int64_t N, int64_t features, int64_t items, const Pool& poo
   return std::max<int64_t>(1, (N + chunks - 1) / chunks);
 }
 
+// How many of `most` weight blocks follow the one of entry `first`.
+int64_t in_a_row(const Blocks& b, int64_t first, int64_t most) {
+  int64_t n = 0;
+  while (n < most && b.entries[2 * (first + n) + 1] == b.entries[2 * first + 1] + n) ++n;
+  return n;
+}
+
 enum class Path { few, dots, rows, transposed_rows, single_rows, feature_major };
 
 Path path_of(int64_t N, const Blocks& b, bool natural_x) {
@@ -53,10 +60,17 @@ bool block_natural_product(int64_t N, const Blocks& b, const float* in, Strides 
     return true;
   }
   const int64_t step = rows_at_once(N, in_features, b.count, pool), chunks = (N + step - 1) / step;
+  const int64_t last = b.ptr[b.count];
+  constexpr int64_t kPieceFloats = 6 << 10;
+  // Turned weights stay in the first-level cache for all rows of x, half of it at a time.
+  const auto piece_of = [&](int64_t count) {
+    const int64_t pieces = path == Path::transposed_rows ? (count * b.area + kPieceFloats - 1) / kPieceFloats : 1;
+    return std::max<int64_t>(1, (count + pieces - 1) / std::max<int64_t>(1, pieces));
+  };
   parallel(pool, chunks * b.count, path == Path::few || N <= kFewRows ? 8 : 1, [&](int64_t begin, int64_t end) {
     int64_t most = 0;
     if (path == Path::transposed_rows)
-      for (int64_t i = begin; i < end; ++i) most = std::max<int64_t>(most, b.ptr[i % b.count + 1] - b.ptr[i % b.count]);
+      for (int64_t i = begin; i < end; ++i) most = std::max(most, piece_of(b.ptr[i % b.count + 1] - b.ptr[i % b.count]));
     const Scratch transposed(size_t(most * b.area) * sizeof(float));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = i % b.count, n0 = i / b.count * step, rows = std::min(step, N - n0), first = b.ptr[block];
@@ -72,13 +86,21 @@ bool block_natural_product(int64_t N, const Blocks& b, const float* in, Strides 
       } else if (path == Path::dots) {
         k.block_dots(work);
       } else {
-        if (path == Path::transposed_rows) {
-          for (int64_t e = 0; e < work.count; ++e)
-            k.block_transpose(weight + work.entries[2 * e + 1] * b.area, b.rows, b.depth, transposed.as<float>() + e * b.area);
-          work.weight = transposed.as<float>();
-          work.in_order = true;
-        }
-        k.block_rows(work);
+        const int64_t count = work.count, piece = piece_of(count);
+        int64_t e = 0;
+        do {
+          const int64_t here = std::min(piece, count - e), next = first + e + here;
+          work.entries = b.entries + 2 * (first + e), work.count = here, work.accumulate = e > 0;
+          if (path == Path::transposed_rows) {  // and the next ones are fetched meanwhile
+            for (int64_t j = 0; j < here; ++j)
+              k.block_transpose(weight + work.entries[2 * j + 1] * b.area, b.rows, b.depth, transposed.as<float>() + j * b.area);
+            work.weight = transposed.as<float>(), work.in_order = true;
+            work.ahead_floats = in_a_row(b, next, std::min(piece, last - next)) * b.area;
+            if (work.ahead_floats) work.ahead = weight + b.entries[2 * next + 1] * b.area;
+          }
+          k.block_rows(work);
+          e += here;
+        } while (e < count);
       }
     }
   });

@@ -12,14 +12,15 @@ namespace {
 // per microsecond
 constexpr double kGathered = 5500;                                                // connections, x in L1 or L2
 constexpr double kScattered = 900;                                                // weights written into a dense matrix
-constexpr double kExpanded[] = {0, 800, 750, 680, 600, 430, 390, 355, 325};       // vectors of positions expanded for 1 to 8 rows of x
-constexpr double kExpandedToCache = 1000;                                         // into a strip
-constexpr double kStripFlops[] = {0, 110e3, 140e3, 150e3, 170e3};                 // its products, by vectors of columns
+constexpr double kExpanded[] = {0, 1030, 900, 815, 690, 615, 560, 470, 440};      // vectors of positions expanded for 1 to 8 rows of x
+constexpr double kExpandedToCache = 1000, kExpandedFromMemory = 300;              // into a strip
+constexpr double kStripFlops[] = {0, 110e3, 140e3, 155e3, 176e3};                 // its products, by vectors of columns
 constexpr double kDenseRows[] = {0, 1800, 1500, 1300, 1200, 800, 800, 800, 750};  // vectors of positions for 1 to 8 rows of x
 constexpr double kDenseRowsFlops = 165e3;                                         // for more
 constexpr double kTurnedPermute = 400;                                            // the same where x fits registers
 constexpr double kTurnedGather = 170;                                             // vectors of connections turned and gathered
 constexpr double kSums = 650;                                                     // vectors summed to one number
+constexpr double kSumsOf16 = 2200;                                                // 16 of them side by side
 constexpr double kExpandedToDense = 150;  // vectors of positions written into a dense matrix, and read back by the product
 constexpr double kRead = 52e3;            // bytes of activations that are used once
 constexpr double kMemory = 9000;          // bytes of fresh memory zeroed or of activations transposed
@@ -121,17 +122,16 @@ double dense_rows_us(const SparseLinearShape& s) {
 // Up to 8 rows of x at a time.
 double expanded_us(const SparseLinearShape& s) {
   const double passes = double(s.N / 8) / kExpanded[8] + (s.N % 8 ? 1 / kExpanded[s.N % 8] : 0.0);
-  const double us = 2.0 * s.OB * mask_words(s) * passes + s.N * s.OB / kSums;
+  const double us = 2.0 * s.OB * mask_words(s) * passes + s.N * s.OB / kSumsOf16;
   return std::max(at_least_read(us, 4.0 * s.kept()), s.N * double(s.in()) * 4 / kRead);
 }
 
 double expanded_strips_us(const SparseLinearShape& s) {
-  const int64_t columns = groups(s.N) * 16, chunks = (s.N + 63) / 64;
-  const int64_t wave = std::clamp<int64_t>(kStripWaveBytes / std::max<int64_t>(1, s.in() * 64 * 4), 1, std::max<int64_t>(1, chunks));
-  const double vectors = 2.0 * s.OB * mask_words(s), crowded = s.in() > 1536 ? 1.13 : 1.0;  // strip and columns share the second-level cache
-  return vectors * double((chunks + wave - 1) / wave) / kExpandedToCache +
-         crowded * 2.0 * 16 * vectors * double(columns) / kStripFlops[std::min<int64_t>(4, groups(s.N))] +
-         double(s.in() + s.out()) * columns * 4 / kTransposed;
+  const int64_t columns = groups(s.N) * 16, waves = (s.N + 255) / 256;
+  const double vectors = 2.0 * s.OB * mask_words(s);
+  const bool from_cache = 4.0 * s.kept() <= 1.5e6;
+  return vectors * double(waves) / (from_cache ? kExpandedToCache : kExpandedFromMemory) +
+         2.0 * 16 * vectors * double(columns) / kStripFlops[std::min<int64_t>(4, groups(s.N))] + double(s.in() + s.out()) * columns * 4 / kTransposed;
 }
 
 // Our fp32 kernels, conversions of half types included.

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "core/sparse_linear_kernels.h"
-#include "core/vec.h"
+#include "core/transpose.h"
 
 namespace sk::SK_ISA {
 #if defined(__AVX512F__)
@@ -13,53 +13,105 @@ constexpr int64_t kWord = 32;  // inputs of one word of the mask: two vectors
 
 // The next popcount(bits) weights, each in the lane of its bit; moves on behind them. Reads nothing else.
 SK_INLINE vf expand(uint32_t bits, const float*& weight) {
+  asm("" : "+r"(bits));  // counted where it is, not behind a mask register
   const vf v = reinterpret_cast<vf>(_mm512_maskz_expandloadu_ps(__mmask16(bits), weight));
   weight += __builtin_popcount(bits);
   return v;
 }
 
+// Rows of a matrix, three to a pointer, one or two strides away from it: then addresses stay in registers.
+template <class T, int N>
+struct Rows {
+  const T* at[(N + 2) / 3];
+  const int64_t row;
+  SK_INLINE Rows(const T* first, int64_t stride) : row(stride) {
+    SK_UNROLL for (int n = 0; n < N; n += 3) at[n / 3] = first + n * stride;
+    move(0);
+  }
+  SK_INLINE void move(int64_t by) {
+    SK_UNROLL for (int j = 0; j < (N + 2) / 3; ++j) {
+      at[j] += by;
+      asm("" : "+r"(at[j]));
+    }
+  }
+  SK_INLINE const T* of(int n) const { return at[n / 3] + n % 3 * row; }
+};
+
+// The same R floats again and again.
+template <int R>
+SK_INLINE vf repeat(const float* p) {
+  static_assert(R == 1 || R == 2 || R == 4, "");
+  if constexpr (R == 1) return splat(*p);
+  if constexpr (R == 2) return reinterpret_cast<vf>(_mm512_broadcastsd_pd(_mm_loadl_pd(_mm_setzero_pd(), reinterpret_cast<const double*>(p))));
+  return reinterpret_cast<vf>(_mm512_broadcast_f32x4(_mm_loadu_ps(p)));
+}
+
 // R rows of the weight times N rows of x. A row's sum does not depend on R.
 template <int R, int N>
-SK_INLINE void rows_tile(const ExpandedRows& w, const float* x, int64_t x_row, const float* bias, float* y, int64_t y_row, int64_t y_col,
-                         int64_t row) {
+__attribute__((noinline)) void rows_tile(const ExpandedRows& w, const float* x, int64_t x_row, const float* bias, float* y, int64_t y_row,
+                                         int64_t y_col, int64_t row) {
   vf sums[R][N];
   const float* weight[R];
-  const uint32_t* mask[R];
+  const int64_t words = w.words, inputs = w.inputs;
   SK_UNROLL for (int r = 0; r < R; ++r) {
     weight[r] = w.weight + (row + r) * w.fan_in;
-    mask[r] = w.mask + (row + r) * w.words;
     SK_UNROLL for (int n = 0; n < N; ++n) sums[r][n] = zero();
   }
   // A vector of inputs: half a word.
-  const auto add = [&](const uint32_t* bits, const auto& inputs) __attribute__((always_inline)) {
+  const auto add = [&](const uint32_t* bits, const auto& in) __attribute__((always_inline)) {
     vf a[R];
-    SK_UNROLL for (int r = 0; r < R; ++r) a[r] = expand(bits[r], weight[r]);
+    SK_UNROLL for (int r = 0; r < R; ++r) a[r] = expand(bits[r] & 0xffff, weight[r]);
     SK_UNROLL for (int n = 0; n < N; ++n) {
-      const vf xn = inputs(n);
+      vf xn = in(n);
+      asm("" : "+v"(xn));  // loaded once
       SK_UNROLL for (int r = 0; r < R; ++r) sums[r][n] += a[r] * xn;
     }
   };
-  const bool narrow = w.inputs < kWord;  // then there is one word, and x is shorter than it
-  for (int64_t word = 0; word < w.words; ++word) {
-    const float* at = x + (narrow ? 0 : word * kWord < w.inputs - kWord ? word * kWord : w.inputs - kWord);
-    uint32_t low[R], high[R];
-    SK_UNROLL for (int r = 0; r < R; ++r) low[r] = mask[r][word] & 0xffff, high[r] = mask[r][word] >> 16;
-    if (narrow) {
-      add(low, [&](int n) { return load_first(at + n * x_row, w.inputs < W ? int(w.inputs) : W); });
-      if (w.inputs > W) add(high, [&](int n) { return load_first(at + n * x_row + W, int(w.inputs) - W); });
-    } else {
-      add(low, [&](int n) { return load(at + n * x_row); });
-      add(high, [&](int n) { return load(at + n * x_row + W); });
+  Rows<float, N> rows(x, x_row);
+  Rows<uint32_t, R> mask(w.mask + row * words, words);
+  const auto add_word = [&]() __attribute__((always_inline)) {
+    uint32_t bits[R];
+    SK_UNROLL for (int r = 0; r < R; ++r) bits[r] = *mask.of(r);
+    add(bits, [&](int n) { return load(rows.of(n)); });
+    SK_UNROLL for (int r = 0; r < R; ++r) bits[r] >>= 16;
+    add(bits, [&](int n) { return load(rows.of(n) + W); });
+  };
+  if (inputs >= kWord) {
+    for (int64_t word = 1; word < words; ++word) {
+      add_word();
+      rows.move(kWord), mask.move(1);
     }
+    rows.move(inputs - words * kWord);  // the last word ends with the row
+    add_word();
+  } else {  // one word, and x is shorter than it
+    uint32_t bits[R];
+    SK_UNROLL for (int r = 0; r < R; ++r) bits[r] = *mask.of(r);
+    add(bits, [&](int n) { return load_first(rows.of(n), inputs < W ? int(inputs) : W); });
+    SK_UNROLL for (int r = 0; r < R; ++r) bits[r] >>= 16;
+    if (inputs > W) add(bits, [&](int n) { return load_first(rows.of(n) + W, int(inputs) - W); });
   }
-  SK_UNROLL for (int r = 0; r < R; ++r) SK_UNROLL for (int n = 0; n < N; ++n) y[n * y_row + (row + r) * y_col] =
-      sum(sums[r][n]) + (bias ? bias[row + r] : 0.0f);
+  // Sums of R outputs, the next row's behind them.
+  static_assert(W % R == 0, "a vector begins with a row");
+  constexpr int kSums = R * N, kRounded = (kSums + W - 1) / W * W;
+  const vf start = bias ? repeat<R>(bias + row) : zero();
+  float out[kRounded];
+  SK_UNROLL for (int first = 0; first < kSums; first += W) {
+    vf lanes[W];
+    SK_UNROLL for (int j = 0; j < W; ++j) lanes[j] = first + j < kSums ? sums[(first + j) % R][(first + j) / R] : zero();
+    store(out + first, sum_each(lanes) + start);
+  }
+  if (y_col == 1) {
+    SK_UNROLL for (int n = 0; n < N; ++n) __builtin_memcpy(y + n * y_row + row, out + n * R, R * sizeof(float));
+  } else {
+    for (int n = 0; n < N; ++n)
+      for (int r = 0; r < R; ++r) y[n * y_row + (row + r) * y_col] = out[n * R + r];
+  }
 }
 
 template <int N>
 void rows(const ExpandedRows& w, const float* x, int64_t x_row, const float* bias, float* y, int64_t y_row, int64_t y_col, int64_t begin,
           int64_t end) {
-  constexpr int R = N <= 4 ? 4 : 2;
+  constexpr int R = N <= 6 ? 4 : 2;  // sums, expanded rows and a vector of x fit the registers
   int64_t row = begin;
   for (; row + R <= end; row += R) rows_tile<R, N>(w, x, x_row, bias, y, y_row, y_col, row);
   for (; row < end; ++row) rows_tile<1, N>(w, x, x_row, bias, y, y_row, y_col, row);
@@ -86,26 +138,29 @@ void expanded(const ExpandedRows& w, const float* x, int64_t x_row, int64_t coun
   }
 }
 
-// dense [rows][inputs] = the weight where it is kept, zero elsewhere; rows [begin, end).
-void expand_to_dense(const ExpandedRows& w, float* dense, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) {
-    const float* weight = w.weight + row * w.fan_in;
-    float* out = dense + row * w.inputs;
-    for (int64_t word = 0; word < w.words; ++word) {
+// block[row][..] = the weight where it is kept, zero elsewhere, in words [first, end) of rows [begin, end_row). `used`: of each row, how many
+// connections lie before them; moved on behind them. Null: none do.
+void expand_block(const ExpandedRows& w, int64_t first, int64_t end, int32_t* used, float* block, int64_t block_row, int64_t begin, int64_t end_row) {
+  for (int64_t row = begin; row < end_row; ++row) {
+    const float* const row_weight = w.weight + row * w.fan_in;
+    const float* weight = row_weight + (used ? used[row] : 0);
+    float* out = block + row * block_row;
+    for (int64_t word = first; word < end; ++word, out += kWord) {
       const uint32_t bits = w.mask[row * w.words + word];
       const vf a = expand(bits & 0xffff, weight), b = expand(bits >> 16, weight);
       const int64_t left = w.inputs - word * kWord;
       if (left >= kWord) {
-        store(out + word * kWord, a), store(out + word * kWord + W, b);
+        store(out, a), store(out + W, b);
       } else if (w.inputs < kWord) {
         store_first(out, a, left < W ? int(left) : W);
         if (left > W) store_first(out + W, b, int(left) - W);
       } else {  // the last word ends with the row, and its first lanes belong to the one before
         const uint32_t own = ~0u << (kWord - left);
-        _mm512_mask_storeu_ps(out + w.inputs - kWord, __mmask16(own & 0xffff), reinterpret_cast<__m512>(a));
-        _mm512_mask_storeu_ps(out + w.inputs - W, __mmask16(own >> 16), reinterpret_cast<__m512>(b));
+        _mm512_mask_storeu_ps(out + left - kWord, __mmask16(own & 0xffff), reinterpret_cast<__m512>(a));
+        _mm512_mask_storeu_ps(out + left - W, __mmask16(own >> 16), reinterpret_cast<__m512>(b));
       }
     }
+    if (used) used[row] = int32_t(weight - row_weight);
   }
 }
 #endif

@@ -74,6 +74,9 @@ struct BlockRowsWork {
   const float* bias;  // of this block, may be null
   float* y;
   int64_t y_row;
+  bool accumulate = false;       // onto y; without bias
+  const float* ahead = nullptr;  // what is read after this: fetched, a part with each group of rows
+  int64_t ahead_floats = 0;
 };
 
 // Outputs [begin, end) of one row each, as BlockRowsWork: the weight is [..][depth], y[n][r] for row r.
@@ -131,8 +134,10 @@ struct SparseLinearKernels {
   // [fan_in][kLanes] to work in. Inputs come in whole windows of 32, also where x has fewer. Null without AVX-512.
   void (*balanced)(const BalancedRows& b, const float* x, int64_t x_row, int64_t count, const float* bias, float* y, int64_t y_row, int64_t y_col,
                    float* turned, int64_t begin, int64_t end);
-  // dense [rows][inputs], rows [begin, end)
-  void (*expand_to_dense)(const ExpandedRows& w, float* dense, int64_t begin, int64_t end);
+  // words [first, end) of rows [begin, end_row) with their zeros, block[row][block_row]. `used`: of each row, how many connections lie before
+  // them, and then behind; null: none do
+  void (*expand_block)(const ExpandedRows& w, int64_t first, int64_t end, int32_t* used, float* block, int64_t block_row, int64_t begin,
+                       int64_t end_row);
   // grad_weight[k] (+)= sum_n grad[n][r] * x[n][source[k]], few rows n
   void (*outer)(const Connections& c, const float* grad, int64_t grad_row, const float* x, int64_t x_row, int64_t rows_n, float* grad_weight,
                 int64_t begin, int64_t end);

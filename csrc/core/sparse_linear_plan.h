@@ -78,7 +78,6 @@ inline bool packs_panels(const SparseLinearShape& s) { return !(packs_zeros(s) &
 // Rows of so few connections are turned side by side for few rows of x.
 inline bool few_connections(const SparseLinearShape& s) { return s.BO * s.BI == 1 && s.F <= 32 && isa_supported(Isa::avx512); }
 inline bool can_turn(const SparseLinearShape& s) { return few_connections(s) && has_avx512(); }
-constexpr int64_t kStripWaveBytes = 900 << 10;  // of x, feature-major, while strips of the weight are expanded
 inline bool can_expand(const SparseLinearShape& s) { return has_mask(s) && has_avx512(); }
 inline bool can_balance(const SparseLinearShape& s) { return s.balanced && has_avx512(); }
 

@@ -131,6 +131,13 @@ int main() {
   ok &= run({3, 2, 3, 1, 1, 70000, false});                                    // wide indices
   for (const int64_t BO : {16, 48}) ok &= run({70, 3, 19, BO, 1, 41, false});  // many panels share their outputs
   ok &= run({61, 2, 2, 32, 32, 512, false});                                   // more rows of blocks than go through the cache at once
+  ok &= run({65, 3, 9, 32, 32, 12, false});                                    // turned weights come in pieces
+  ok &= run({9, 3, 9, 48, 16, 12, false});
+  for (const bool feature_major : {false, true}) {  // strips: blocks of inputs, waves of rows, panels of outputs
+    ok &= run({70, 50, 600, 1, 1, 790, feature_major});
+    ok &= run({270, 200, 300, 1, 1, 400, feature_major});
+    ok &= run({256, 900, 30, 1, 1, 40, feature_major});
+  }
   std::set<LinearKernel> want{LinearKernel::gather, LinearKernel::feature_major, LinearKernel::block_dot, LinearKernel::block_tile};
   if (has_avx512()) want.insert({LinearKernel::expanded, LinearKernel::expanded_strips});
   if (served != want) ok = false, std::printf("FAIL not every kernel was met\n");
