@@ -9,7 +9,9 @@
 // Two families of kernels serve all of them:
 //   tile  BT = 1 and BI >= 16: for one tap, the filters that keep it form a dense matrix over BI input channels
 //   list  everything else: every output channel walks its list of kept taps over shifted copies of the input, or, for single weights
-//         on 8x8 and 16x16 maps (AVX-512), over one copy whose vectors hold a pixel of each of 4 x 4 patches
+//         and stride 1 (AVX-512), over one copy whose vectors hold a pixel of each of 16 patches of the map
+// Of channels_last images a band of pixels at a time is turned into planes (into patches at once), and its sums are turned back: bands and
+// sums stay in a second-level cache.
 // Accumulation is in one fixed order: results do not depend on the number of threads.
 #pragma once
 #include "core/core.h"

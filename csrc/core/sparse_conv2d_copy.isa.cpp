@@ -52,10 +52,9 @@ SK_INLINE void for_each_column(const SparseConvShift& a, const F& f) {
 }
 
 void shift(const SparseConvShift& a) {
-  const int64_t plane = a.src_h * a.src_w;
   for_each_column(a, [&](Window window, int lanes, int64_t place, int64_t source, int64_t step, int64_t begin, int64_t end) {
     for (int64_t c = 0; c < a.channels; ++c) {
-      const float* x = a.x + c * plane + source + begin * step;
+      const float* x = a.x + c * a.x_stride + source + begin * step;
       float* out = a.out + c * a.channel_floats + place;
       const auto put = [&](vf v) {
         if (lanes == W)
@@ -73,7 +72,6 @@ void shift(const SparseConvShift& a) {
 
 // row_floats is a multiple of W
 void shift_interleaved(const SparseConvShift& a) {
-  const int64_t plane = a.src_h * a.src_w;
   for_each_column(a, [&](Window window, int, int64_t place, int64_t source, int64_t step, int64_t begin, int64_t end) {
     for (int64_t r = 0; r < a.plane_rows; ++r) {
       float* out = a.out + (place + r * a.row_floats) * a.channels;
@@ -82,7 +80,7 @@ void shift_interleaved(const SparseConvShift& a) {
         continue;
       }
       const float* x = a.x + source + r * step;
-      for (int64_t c = 0; c < a.channels; ++c, x += plane, out += W) store(out, load_window(x, window));
+      for (int64_t c = 0; c < a.channels; ++c, x += a.x_stride, out += W) store(out, load_window(x, window));
     }
   });
 }

@@ -72,23 +72,29 @@ struct SparseConvList {
   int64_t vectors;
   int tail;
   float* grad_weight;
-  int64_t patch_row;  // over patches: floats between rows of vectors of x
+  int64_t patch_rows, patch_cols, patch_row;  // over patches: vectors of out, and floats between rows of vectors of x
 };
 
-// A square map of 4*side rows (side 2 or 4), seen as 4 x 4 patches of [side, side] pixels: vector (y, x) holds pixel (y, x) of every
-// patch, 16 lanes. A tap shifts whole vectors, so one copy of a channel serves all taps; list kernels otherwise need one for each
-// column of taps. Vectors outside the patch are those of its far side, moved over by one patch, with zeros at the map's edge.
+// A map seen as 16 patches of [side_h, side_w] pixels, rows of lanes_x of them: lane i*lanes_x + j of vector (y, x) holds pixel
+// (i*side_h + y, j*side_w + x). A tap shifts whole vectors, so one copy of a channel serves all taps, and a map fills its vectors whatever
+// its width; list kernels otherwise need a copy for each column of taps. Vectors outside a patch hold the pixels next to it, zeros outside
+// the source.
 struct SparseConvPatches {
-  const float* x;  // [channels, 4*side, 4*side]
-  float* out;      // [channels, channel_floats]: rows [first_row, first_row + rows) of vectors [first_col, first_col + cols)
-  int side;
-  int64_t channels, first_row, rows, first_col, cols, channel_floats;
+  int64_t lanes_x, side_h, side_w;
+  int64_t map_h, map_w;  // destination
+  int64_t src_h, src_w;
+  int64_t rows, first_col, cols;  // vectors of the copies of a strip of patch rows
+  int64_t channel_floats;
+
+  // room for the rows of one channel that a strip reads, with zeros around them
+  int64_t padded_cols() const { return ((lanes_x - 1) * side_w + (cols + 7) / 8 * 8 + 15) / 16 * 16; }
+  int64_t room_floats() const { return 16 / lanes_x * rows * padded_cols(); }
 };
-constexpr int64_t kMaxPatchVectors = 128;  // rows*cols
 
 // Copies of source channels: for each distinct column shift and each row phase, `plane_rows` rows of `row_floats`.
 struct SparseConvShift {
-  const float* x;  // [channels, src_h, src_w]
+  const float* x;  // [channels, src_h, src_w], x_stride apart; rows that no copy shows need not exist
+  int64_t x_stride;
   float* out;
   int64_t src_h, src_w, cols, row_floats, plane_rows, step_h, step_w;
   int64_t first_row;  // row 0 of phase p shows source row first_row*step_h + phase[p]
@@ -109,10 +115,18 @@ struct SparseConvListKernels {
   int64_t (*forward)(const SparseConvList&, int64_t begin, int64_t end);  // -> first entry not used
   int64_t (*grad_weight)(const SparseConvList&, int64_t begin, int64_t end);
 };
-struct SparseConvPatchKernels {
-  void (*fill)(const SparseConvPatches&);                                 // null where a vector is no 4 x 4 patches
-  void (*restore)(float* planes, int64_t count, int side);                // [count, side*side vectors] -> [count, 4*side, 4*side], in place
-  int64_t (*forward)(const SparseConvList&, int64_t begin, int64_t end);  // as the list kernels': one channel, one weight per entry
+constexpr int64_t kMaxPatchSums = 16;                                     // vectors of out of a strip
+constexpr int64_t kMaxPatchVectors = 128;                                 // of a channel and strip
+struct SparseConvPatchKernels {                                           // all null where a vector is not of 16 lanes
+  int64_t (*forward)(const SparseConvList&, int64_t begin, int64_t end);  // as the list kernels', of one weight per entry and channel
+};
+struct SparseConvPatchCopyKernels {
+  // Channels of x, whose pixels or channels lie side by side, from patch row `first_row` on -> out [channels, channel_floats].
+  void (*fill)(const SparseConvPatches&, int64_t first_row, const float* x, int64_t channel_stride, int64_t pixel_stride, int64_t channels,
+               float* out, float* room);
+  // sums [channels, sums_stride] of patch rows [y, y + rows) -> out
+  void (*restore)(const SparseConvPatches&, int64_t y, int64_t rows, const float* sums, int64_t sums_stride, int64_t channels, float* out,
+                  int64_t channel_stride, int64_t pixel_stride);
 };
 struct SparseConvCopyKernels {
   void (*shift)(const SparseConvShift&);              // out [channels][shift][phase][row]
@@ -128,5 +142,6 @@ SK_DECLARE_KERNELS(SparseConvTileKernels, sparse_conv_tile_kernels)
 SK_DECLARE_KERNELS(SparseConvListKernels, sparse_conv_list_kernels)
 SK_DECLARE_KERNELS(SparseConvCopyKernels, sparse_conv_copy_kernels)
 SK_DECLARE_KERNELS(SparseConvPatchKernels, sparse_conv_patch_kernels)
+SK_DECLARE_KERNELS(SparseConvPatchCopyKernels, sparse_conv_patch_copy_kernels)
 
 }  // namespace sk

@@ -8,18 +8,22 @@ namespace sk {
 namespace {
 
 constexpr int64_t kChannelBytes = 4096;    // copies of one channel: several fit a first-level cache
-constexpr int64_t kBlockBytes = 40 << 10;  // copies of a channel block
+constexpr int64_t kBlockBytes = 32 << 10;  // copies of a channel block
 constexpr int64_t kMaxBlockBytes = 512 << 10;
-constexpr int64_t kRowsAhead = 3;       // whose entries are prefetched
-constexpr double kBlockWeights = 10;    // weights per filter and channel block that pay for loading and storing its sums
-constexpr double kDotBlockWeights = 6;  // the same for grad_weight, which only loads its row of grad_out anew
+constexpr int64_t kFillBytes = 384 << 10;  // patches of the channels of a strip
+constexpr int64_t kRowsAhead = 3;          // whose entries are prefetched
+constexpr double kBlockWeights = 10;       // weights per filter and channel block that pay for loading and storing its sums, and some more
+constexpr double kDotBlockWeights = 6;     // the same for grad_weight, which only loads its row of grad_out anew
 
 // What a list walk needs besides the pixels; the same for forward, grad_x and grad_weight.
 struct ListGeometry {
   int64_t lanes, src_block, src_blocks, dst_block, dst_blocks;
   SparseConvCopies copies;
-  int64_t strips, channel_block;  // source blocks per channel block
-  SparseConvPatches patches{};    // side 0: not used
+  int64_t strip_rows = 0, above = 0;  // of patches
+  int64_t strips, channel_block;      // source blocks per channel block
+  bool in_patches = false;
+  SparseConvPatches patches{};
+  int64_t fill_block = 0;  // source blocks copied at a time, whole channel blocks
   std::vector<int32_t> table, inner_x, inner_weight;
 
   // `block_weights`: wanted per row and channel block
@@ -30,8 +34,8 @@ struct ListGeometry {
         dst_block(grad ? s.BI : s.BO),
         dst_blocks(grad ? s.IB() : s.OB()),
         copies(strip_of(w)) {
-    if (may_patch && in_patches(s, w)) use_patches(w);
-    strips = sparse_conv_ceil(w.rows, copies.strip);
+    if (may_patch && s.BO * s.BI * s.BT == 1) use_patches(w, s.channels_last);
+    strips = in_patches ? sparse_conv_ceil(patches.side_h, strip_rows) : sparse_conv_ceil(w.rows, copies.strip);
     if (copies.channel_floats > INT32_MAX / src_block) throw std::length_error("sparse_conv2d: x must be of rows that fit a cache");
     const int64_t block_bytes = 4 * copies.channel_floats * src_block;
     const double row_weights = double(s.nnz) * src_block * s.BT / std::max<int64_t>(1, dst_blocks);
@@ -39,10 +43,14 @@ struct ListGeometry {
     const int64_t wanted = int64_t(std::min(1e9, block_weights / weights_per_block)) + 1;
     channel_block = std::max(kBlockBytes / block_bytes, std::min(wanted, kMaxBlockBytes / block_bytes));
     channel_block = std::min(std::max<int64_t>(1, channel_block), std::max<int64_t>(1, src_blocks));
+    // channels_last pixels become patches 16 channels at a time, and stay in a second-level cache
+    fill_block = channel_block;
+    if (in_patches && s.channels_last)
+      fill_block = std::min(src_blocks, sparse_conv_ceil(std::max(channel_block, kFillBytes / block_bytes), 16) * 16);
 
     const int64_t TB = s.TB();
     const auto short_offset = [](int64_t o) { return o == kAbsentTap ? kAbsentOffset : int32_t(o); };
-    for (int64_t b = 0; b < channel_block; ++b)
+    for (int64_t b = 0; b < fill_block; ++b)
       for (int64_t t = 0; t < TB; ++t) {
         const int64_t tap = s.BT == 1 ? copies.tap_offset[t] : 0;
         table.push_back(short_offset(tap == kAbsentTap ? tap : b * src_block * copies.channel_floats + tap));
@@ -71,36 +79,39 @@ struct ListGeometry {
     return SparseConvCopies(w, strip, row_floats);
   }
 
-  // A map that is 4 x 4 patches of few pixels, one weight per entry, and a walk over all of it that reads a map of the same size.
-  static bool in_patches(const SparseConv2dShape& s, const SparseConvWalk& w) {
-    return SK_PICK_KERNELS(sparse_conv_patch_kernels).fill != nullptr && s.BO * s.BI * s.BT == 1 && (w.rows == 8 || w.rows == 16) &&
-           w.cols == w.rows && w.src_h == w.rows && w.src_w == w.cols && w.step_h == 1 && w.step_w == 1 && w.dst_step_h == 1 && w.dst_step_w == 1;
-  }
-  void use_patches(const SparseConvWalk& w) {
-    const int64_t side = w.rows / 4;
+  // Sees the map as patches if those take fewer vectors than rows do, or as few and are as quickly made; as rows of patches in strips that fill the
+  // registers.
+  void use_patches(const SparseConvWalk& w, bool channels_last) {
+    if (SK_PICK_KERNELS(sparse_conv_patch_copy_kernels).fill == nullptr || w.step_h * w.step_w * w.dst_step_h * w.dst_step_w != 1) return;
     const auto [top, bottom] = std::minmax_element(w.dy.begin(), w.dy.end());
     const auto [left, right] = std::minmax_element(w.dx.begin(), w.dx.end());
-    SparseConvPatches p{};
-    p.first_row = *top, p.rows = side + *bottom - *top;
-    p.first_col = *left, p.cols = side + *right - *left;
-    if (p.rows * p.cols > kMaxPatchVectors) return;
-    p.side = int(side);
-    p.channel_floats = (p.rows * p.cols | 1) * lanes;  // an odd number of vectors spreads channels over the cache sets
-    patches = p;
-    copies.strip = w.rows;
-    copies.channel_floats = p.channel_floats;
-    for (size_t t = 0; t < w.dy.size(); ++t) copies.tap_offset[t] = ((w.dy[t] - *top) * p.cols + w.dx[t] - *left) * lanes;
+    const bool small_square = w.rows == w.cols && (w.rows == 8 || w.rows == 16);
+    const int64_t most = sparse_conv_ceil(w.rows * copies.row_floats, lanes) - !(channels_last || small_square);
+    double least = 1e30;
+    for (int64_t lanes_x : {1, 2, 4, 8, 16}) {
+      SparseConvPatches p{};
+      p.lanes_x = lanes_x;
+      p.side_h = sparse_conv_ceil(w.rows, 16 / lanes_x), p.side_w = sparse_conv_ceil(w.cols, lanes_x);
+      p.map_h = w.rows, p.map_w = w.cols, p.src_h = w.src_h, p.src_w = w.src_w;
+      if (p.side_w > kMaxPatchSums || p.side_h * p.side_w > most) continue;
+      int64_t rows = std::min(p.side_h, kMaxPatchSums / p.side_w);
+      rows = sparse_conv_ceil(p.side_h, sparse_conv_ceil(p.side_h, rows));
+      p.rows = rows + *bottom - *top;
+      p.first_col = *left, p.cols = p.side_w + *right - *left;
+      if (p.rows * p.cols > kMaxPatchVectors) continue;
+      const double tile = double(rows * p.side_w), sums = double(p.side_h * p.side_w);
+      const double cost = sums * (1 + 4 / tile + 0.03 * double(p.rows * p.cols) / tile);
+      if (cost >= least) continue;
+      least = cost;
+      p.channel_floats = (p.rows * p.cols | 1) * lanes;  // an odd number of vectors spreads channels over the cache sets
+      patches = p, in_patches = true, strip_rows = rows, above = *top;
+    }
+    if (!in_patches) return;
+    copies.channel_floats = patches.channel_floats;
+    for (size_t t = 0; t < w.dy.size(); ++t) copies.tap_offset[t] = ((w.dy[t] - *top) * patches.cols + w.dx[t] - *left) * lanes;
   }
 
-  // Copies of `channels` channels of x for the grid rows from `row` on.
-  void fill(const SparseConvWalk& w, const float* x, int64_t channels, int64_t row, float* out) const {
-    if (patches.side == 0) return copies.fill(SK_PICK_KERNELS(sparse_conv_copy_kernels), w, x, channels, row, out);
-    SparseConvPatches p = patches;
-    p.x = x, p.out = out, p.channels = channels;
-    SK_PICK_KERNELS(sparse_conv_patch_kernels).fill(p);
-  }
-
-  int64_t copy_floats() const { return channel_block * src_block * copies.channel_floats + lanes; }
+  int64_t copy_floats() const { return fill_block * src_block * copies.channel_floats + lanes; }
   int64_t channel_blocks() const { return sparse_conv_ceil(src_blocks, channel_block); }
 
   SparseConvList arguments(const SparseConv2dShape& s, bool grad) const {
@@ -133,40 +144,54 @@ void sparse_conv_list_run(const SparseConvJob& job, const SparseConvWalk& w) {
   const SparseConv2dShape& s = job.shape;
   // filters that share each input are served from the second-level cache too
   const int64_t sharing = std::min<int64_t>(4, job.grad ? s.BI : s.BO);
-  const ListGeometry g(s, w, job.grad, kBlockWeights * double(sharing), true);
+  const ListGeometry g(s, w, job.grad, 6 + kBlockWeights * double(sharing), true);
   const SparseConvCopies& copies = g.copies;
-  const bool patches = g.patches.side != 0, flat = patches || job.flat(w, copies.row_floats);
-  const int64_t src_pixels = w.src_h * w.src_w, TB = s.TB();
-  const int64_t sums_stride = sparse_conv_ceil(copies.strip * copies.row_floats, g.lanes) * g.lanes;
+  const SparseConvPatchCopyKernels& patch_copies = SK_PICK_KERNELS(sparse_conv_patch_copy_kernels);
+  const SparseConvCopyKernels& copy_kernels = SK_PICK_KERNELS(sparse_conv_copy_kernels);
+  const bool flat = !g.in_patches && !s.channels_last && job.flat(w, copies.row_floats);  // else into sums, which are then put where they belong
+  const int64_t src_pixels = w.src_h * w.src_w, dst_pixels = job.dst_h * job.dst_w, TB = s.TB(), row_floats = copies.row_floats;
+  const int64_t strip_rows = g.in_patches ? g.strip_rows : copies.strip, all_rows = g.in_patches ? g.patches.side_h : w.rows;
+  const int64_t sums_stride = sparse_conv_odd_lines(g.in_patches ? strip_rows * g.patches.side_w * g.lanes : strip_rows * row_floats);
   const int32_t* row_start = job.grad ? job.plan.t_indptr : job.plan.indptr;
   const int32_t* codes = job.grad ? job.plan.t_code : job.plan.index;
+  const auto forward = g.in_patches ? patch_kernels.forward : kernels.forward;
 
   // A unit is one block of destination channels of one strip; a thread builds the copies once for all its units of a strip.
   const int64_t units = s.N * g.strips * g.dst_blocks;
   parallel(job.pool, units, std::max<int64_t>(1, g.dst_blocks / 4), [&](int64_t begin, int64_t end) {
     const Scratch copied(sizeof(float) * g.copy_floats());
     const Scratch sums(flat ? 0 : sizeof(float) * std::min(g.dst_blocks, end - begin) * g.dst_block * sums_stride);
+    const Scratch room(sizeof(float) * (g.in_patches ? g.patches.room_floats() : job.planes_floats(job.src_channels(), copies.most_pixels(w))));
     std::vector<int64_t> next(g.dst_blocks);
     SparseConvList a = g.arguments(s, job.grad);
     a.x = copied.as<float>();
     a.code = codes;
     a.entry = job.grad ? job.plan.t_entry : nullptr;
     a.weight = job.weight;
+    a.out_stride = flat ? dst_pixels : sums_stride;
+    a.patch_cols = g.patches.side_w;
     a.patch_row = g.patches.cols * g.lanes;
-    const auto forward = patches ? patch_kernels.forward : kernels.forward;
     while (begin < end) {
       const int64_t first = begin % g.dst_blocks, last = std::min(g.dst_blocks, first + end - begin);
-      const int64_t row = begin / g.dst_blocks % g.strips * copies.strip, n = begin / g.dst_blocks / g.strips;
-      const int64_t rows = std::min(copies.strip, w.rows - row), pixels = rows * (patches ? w.cols : copies.row_floats);
+      const int64_t row = begin / g.dst_blocks % g.strips * strip_rows, n = begin / g.dst_blocks / g.strips;
+      const int64_t rows = std::min(strip_rows, all_rows - row), pixels = rows * row_floats;
+      a.patch_rows = rows;
       a.vectors = sparse_conv_ceil(pixels, g.lanes);
       a.tail = flat ? int(pixels - (a.vectors - 1) * g.lanes) : int(g.lanes);
-      a.out_stride = flat ? job.dst_h * job.dst_w : sums_stride;
       float* out = flat ? job.dst + (n * job.dst_channels() + first * g.dst_block) * a.out_stride + row * w.cols : sums.as<float>();
       for (int64_t b = first; b < last; ++b) next[b] = row_start[b];
-      for (int64_t block = 0; block < g.src_blocks; block += g.channel_block) {
-        const int64_t block_end = std::min(g.src_blocks, block + g.channel_block), channel = block * g.src_block;
-        g.fill(w, job.src + (n * job.src_channels() + channel) * src_pixels, (block_end - block) * g.src_block, row, copied.as<float>());
-        a.code_begin = int32_t(block * TB);
+      SparseConvPlanes planes{};
+      if (!g.in_patches) planes = job.planes(w, n, 0, job.src_channels(), copies.first_pixel(w, row), copies.last_pixel(w, row), room.as<float>());
+      for (int64_t block = 0, block_end; block < g.src_blocks; block = block_end) {
+        const int64_t fill = block / g.fill_block * g.fill_block, fill_channel = fill * g.src_block;
+        block_end = std::min({g.src_blocks, fill + g.fill_block, block + g.channel_block});
+        const int64_t channels = (std::min(g.src_blocks, fill + g.fill_block) - fill) * g.src_block;
+        if (block == fill && g.in_patches)
+          patch_copies.fill(g.patches, row + g.above, job.source(n, fill_channel, src_pixels), s.channels_last ? 1 : src_pixels,
+                            s.channels_last ? job.src_channels() : 1, channels, copied.as<float>(), room.as<float>());
+        else if (block == fill)
+          copies.fill(copy_kernels, w, {planes.x + fill_channel * planes.stride, planes.stride}, channels, row, copied.as<float>());
+        a.code_begin = int32_t(fill * TB);
         a.code_end = int32_t(block_end * TB);
         a.first = block == 0;
         for (int64_t b = first; b < last; ++b) {
@@ -178,8 +203,12 @@ void sparse_conv_list_run(const SparseConvJob& job, const SparseConvWalk& w) {
           next[b] = forward(a, next[b], row_end);
         }
       }
-      if (patches) patch_kernels.restore(out, last - first, g.patches.side);
-      if (!flat) job.scatter(w, out, sums_stride, copies.row_floats, n, first * g.dst_block, (last - first) * g.dst_block, row, rows);
+      if (g.in_patches)
+        patch_copies.restore(g.patches, row, rows, out, sums_stride, last - first,
+                             job.dst + n * dst_pixels * job.dst_channels() + first * (s.channels_last ? 1 : dst_pixels),
+                             s.channels_last ? 1 : dst_pixels, s.channels_last ? job.dst_channels() : 1);
+      else if (!flat)
+        job.scatter(w, out, sums_stride, row_floats, n, first * g.dst_block, (last - first) * g.dst_block, row, rows);
       begin += last - first;
     }
   });
@@ -244,7 +273,7 @@ void sparse_conv_list_grad_weight(const SparseConv2dShape& s, const SparseConvPl
             }
         float* shown = flat ? const_cast<float*>(grads) : padded.as<float>();
         for (const Segment& segment : segments) {
-          copies.fill(copy_kernels, w, x + (n * s.C + segment.block * s.BI) * in_pixels, (segment.block_end - segment.block) * s.BI, row,
+          copies.fill(copy_kernels, w, {x + (n * s.C + segment.block * s.BI) * in_pixels, in_pixels}, (segment.block_end - segment.block) * s.BI, row,
                       copied.as<float>());
           a.code_begin = int32_t(segment.block * TB);
           a.code_end = int32_t(segment.block_end * TB);

@@ -8,6 +8,8 @@ namespace sk {
 namespace {
 
 constexpr int64_t kCopyBytes = 768 << 10;  // shifted copies of one strip stay in a second-level cache
+constexpr int64_t kBandBytes = 256 << 10;  // pixels and sums of a band of a channels_last image
+constexpr int64_t kLeastBand = 12;         // vectors of a band: two blocks of a forward pass
 constexpr int64_t kFilterBlock = 48;       // filters whose gradient is read together in grad_x
 constexpr int64_t kAheadFloats = 1 << 20;  // outputs of more are not in a cache when they are written
 constexpr int64_t kFiltersPerTap = 8;      // fewer do not pay for copies that masks make unnecessary
@@ -41,6 +43,15 @@ void set_blocks(SparseConvTile& a, int64_t vectors, bool aligned) {
   a.block_channels = 96;
 }
 
+// Vectors of a channels_last image that are turned together: a second-level cache holds their pixels and sums, and every thread gets some.
+int64_t band_vectors(const SparseConvJob& job, int64_t vectors, int64_t halo, int64_t lanes) {
+  const int64_t in_bytes = 4 * lanes * job.src_channels(), out_bytes = 4 * lanes * job.dst_channels();
+  const int64_t fit = std::max<int64_t>(kLeastBand, (kBandBytes - halo * in_bytes) / (in_bytes + out_bytes));
+  const int64_t bands =
+      std::max(sparse_conv_ceil(vectors, fit), std::min(sparse_conv_ceil(vectors, kLeastBand), sparse_conv_ceil(job.pool.threads, job.shape.N)));
+  return sparse_conv_ceil(vectors, bands);
+}
+
 // [filter blocks + 1, columns]: where each column crosses into the next block of filters
 std::vector<int32_t> split_filters(const SparseConvJob& job, int64_t* blocks) {
   const int64_t columns = SparseConvPlan::columns(job.shape), step = std::max<int64_t>(1, kFilterBlock / job.shape.BO);
@@ -56,46 +67,68 @@ std::vector<int32_t> split_filters(const SparseConvJob& job, int64_t* blocks) {
   return splits;
 }
 
-// Stride 1 and an output as wide as the input: pixel p of the output reads pixel p + dy*W + dx of the input, in place.
+// Stride 1 and an output as wide as the input: pixel p of the output reads pixel p + dy*W + dx of the input, in place. Of a channels_last
+// image a band of pixels at a time is turned, and its sums are turned back.
 void run_masked(const SparseConvJob& job, const SparseConvWalk& w, const SparseConvTileKernels& kernels) {
   const SparseConvCopyKernels& copies = SK_PICK_KERNELS(sparse_conv_copy_kernels);
   const SparseConv2dShape& s = job.shape;
-  const int64_t pixels = w.rows * w.cols, vectors = sparse_conv_ceil(pixels, kernels.lanes);
+  const int64_t lanes = kernels.lanes, pixels = w.rows * w.cols, src_pixels = w.src_h * w.src_w, vectors = sparse_conv_ceil(pixels, lanes);
   const Scratch masks(sizeof(uint16_t) * s.taps() * vectors);
   copies.masks(w.rows, w.cols, w.src_h, w.src_w, s.taps(), w.dy.data(), w.dx.data(), masks.as<uint16_t>());
   std::vector<int64_t> offset;
   for (int64_t t = 0; t < s.taps(); ++t) offset.push_back(w.dy[t] * w.src_w + w.dx[t]);
+  const auto [least, most] = std::minmax_element(offset.begin(), offset.end());
+  const int64_t above = -*least, below = *most;
   int64_t filter_blocks;
   const std::vector<int32_t> splits = split_filters(job, &filter_blocks), order = tap_order(w, false);
 
-  parallel(job.pool, s.N * vectors, 6, [&](int64_t begin, int64_t end) {
+  const int64_t band = s.channels_last ? band_vectors(job, vectors, (above + below) / lanes, lanes) : vectors,
+                bands = sparse_conv_ceil(vectors, band);
+  const int64_t band_pixels = std::min(src_pixels, band * lanes + above + below), sums_stride = sparse_conv_odd_lines(band * lanes);
+  const auto work = [&](int64_t n, int64_t v_begin, int64_t v_end, float* turned, float* sums) {
     SparseConvTile a = tile_arguments(job);
-    a.x_stride = w.src_h * w.src_w;
-    a.v_stride = kernels.lanes;
-    a.out_stride = pixels;
+    a.v_stride = lanes;
     a.tap_offset = offset.data();
     a.tap_order = order.data();
     a.splits = splits.data();
     a.filter_blocks = filter_blocks;
     a.mask = masks.as<uint16_t>();
     a.mask_stride = vectors;
-    a.reach = *std::max_element(offset.begin(), offset.end());
-    a.ahead = s.N * a.out_stride * job.dst_channels() > kAheadFloats;
-    while (begin < end) {  // one image, or a part of it
-      const int64_t n = begin / vectors;
-      a.v_begin = begin % vectors;
-      a.v_end = std::min(vectors, a.v_begin + end - begin);
-      set_blocks(a, a.v_end - a.v_begin, false);
-      a.tail = a.v_end == vectors ? int(pixels - (vectors - 1) * kernels.lanes) : kernels.lanes;
-      a.x = job.src + n * job.src_channels() * a.x_stride;
-      a.out = job.dst + n * job.dst_channels() * pixels;
-      const bool more = a.ahead && a.v_end == vectors && n + 1 < s.N;
-      a.next_x = more ? a.x + job.src_channels() * a.x_stride : nullptr;
-      a.next_out = more ? a.out + job.dst_channels() * pixels : nullptr;
-      (job.grad ? kernels.grad_x : kernels.forward)(a);
-      begin += a.v_end - a.v_begin;
-    }
-  });
+    a.reach = below;
+    a.v_begin = v_begin, a.v_end = v_end;
+    set_blocks(a, v_end - v_begin, false);
+    const int64_t first = std::clamp<int64_t>(v_begin * lanes - above, 0, src_pixels),
+                  last = std::clamp<int64_t>(v_end * lanes + below, 0, src_pixels);
+    const SparseConvPlanes planes = job.planes(w, n, 0, job.src_channels(), first, last, turned);
+    a.x = planes.x;
+    a.x_stride = planes.stride;
+    a.out = sums ? sums - v_begin * lanes : job.dst + n * job.dst_channels() * pixels;
+    a.out_stride = sums ? sums_stride : pixels;
+    a.tail = sums || v_end < vectors ? int(lanes) : int(pixels - (vectors - 1) * lanes);
+    a.ahead = !sums && s.N * pixels * job.dst_channels() > kAheadFloats;
+    const bool more = a.ahead && v_end == vectors && n + 1 < s.N;
+    a.next_x = more ? a.x + job.src_channels() * a.x_stride : nullptr;
+    a.next_out = more ? a.out + job.dst_channels() * pixels : nullptr;
+    (job.grad ? kernels.grad_x : kernels.forward)(a);
+    if (sums) job.scatter(sums, sums_stride, n, v_begin * lanes, std::min(pixels, v_end * lanes));
+  };
+  if (s.channels_last)
+    parallel(job.pool, s.N * bands, 1, [&](int64_t begin, int64_t end) {
+      const Scratch turned(sizeof(float) * job.planes_floats(job.src_channels(), band_pixels));
+      const Scratch sums(sizeof(float) * job.dst_channels() * sums_stride);
+      for (; begin < end; ++begin) {
+        const int64_t v = begin % bands * band;
+        work(begin / bands, v, std::min(vectors, v + band), turned.as<float>(), sums.as<float>());
+      }
+    });
+  else
+    parallel(job.pool, s.N * vectors, 6, [&](int64_t begin, int64_t end) {
+      while (begin < end) {  // one image, or a part of it
+        const int64_t v = begin % vectors, size = std::min(vectors - v, end - begin);
+        work(begin / vectors, v, v + size, nullptr, nullptr);
+        begin += size;
+      }
+    });
 }
 
 // Every other geometry, and every other instruction set: strips of rows over shifted copies of all source channels.
@@ -112,14 +145,14 @@ void run_copied(const SparseConvJob& job, const SparseConvWalk& w, const SparseC
   strips = std::max(strips, std::min(w.rows, sparse_conv_ceil(job.pool.threads, s.N)));
   const SparseConvCopies copies(w, sparse_conv_ceil(w.rows, strips), w.cols);
   strips = sparse_conv_ceil(w.rows, copies.strip);
-  const bool flat = job.flat(w, w.cols);
+  const bool flat = job.flat(w, w.cols) && !s.channels_last;  // else into sums, which are then put where they belong
   // Vectors of all channels side by side, where rows are whole vectors: a tile then reads PV streams.
   const bool interleaved = w.cols % lanes == 0;
   std::vector<int64_t> tap_offset = copies.tap_offset;
   if (interleaved)
     for (int64_t& offset : tap_offset)
       if (offset != kAbsentTap) offset *= src_channels;
-  const int64_t sums_stride = sparse_conv_ceil(copies.strip * w.cols, lanes) * lanes;
+  const int64_t sums_stride = sparse_conv_odd_lines(copies.strip * w.cols);
 
   int64_t filter_blocks;
   const std::vector<int32_t> splits = split_filters(job, &filter_blocks), order = tap_order(w, true);
@@ -127,6 +160,7 @@ void run_copied(const SparseConvJob& job, const SparseConvWalk& w, const SparseC
   parallel(job.pool, s.N * strips, 1, [&](int64_t begin, int64_t end) {
     const Scratch copied(sizeof(float) * (src_channels * copies.channel_floats + lanes));
     const Scratch sums(flat ? 0 : sizeof(float) * dst_channels * sums_stride);
+    const Scratch turned(sizeof(float) * job.planes_floats(src_channels, copies.most_pixels(w)));
     SparseConvTile a = tile_arguments(job);
     a.x = copied.as<float>();
     a.x_stride = interleaved ? lanes : copies.channel_floats;
@@ -138,7 +172,8 @@ void run_copied(const SparseConvJob& job, const SparseConvWalk& w, const SparseC
     a.ahead = flat && s.N * dst_channels * job.dst_h * job.dst_w > kAheadFloats;
     for (; begin < end; ++begin) {
       const int64_t n = begin / strips, row = begin % strips * copies.strip, rows = std::min(copies.strip, w.rows - row);
-      copies.fill(copy_kernels, w, job.src + n * src_floats, src_channels, row, copied.as<float>(), interleaved);
+      const SparseConvPlanes planes = job.planes(w, n, 0, src_channels, copies.first_pixel(w, row), copies.last_pixel(w, row), turned.as<float>());
+      copies.fill(copy_kernels, w, planes, src_channels, row, copied.as<float>(), interleaved);
       const int64_t pixels = rows * w.cols;
       a.v_begin = 0;
       a.v_end = sparse_conv_ceil(pixels, lanes);
@@ -157,19 +192,6 @@ void run_copied(const SparseConvJob& job, const SparseConvWalk& w, const SparseC
 }
 
 }  // namespace
-
-void SparseConvJob::scatter(const SparseConvWalk& w, const float* sums, int64_t stride, int64_t row_floats, int64_t n, int64_t channel,
-                            int64_t channels, int64_t row, int64_t rows) const {
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* from = sums + c * stride + r * row_floats;
-      float* to = dst + ((n * dst_channels() + channel + c) * dst_h + w.dst_y + (row + r) * w.dst_step_h) * dst_w + w.dst_x;
-      if (w.dst_step_w == 1)
-        std::memcpy(to, from, sizeof(float) * w.cols);
-      else
-        for (int64_t x = 0; x < w.cols; ++x) to[x * w.dst_step_w] = from[x];
-    }
-}
 
 void sparse_conv_tile_run(const SparseConvJob& job, const SparseConvWalk& w) {
   const SparseConvTileKernels& kernels = SK_PICK_KERNELS(sparse_conv_tile_kernels);
@@ -193,6 +215,9 @@ void sparse_conv_tile_grad_weight(const SparseConv2dShape& s, const SparseConvPl
   const int64_t channel_tiles = sparse_conv_ceil(block_vectors, kernels.max_vectors);
   const int64_t tile_vectors = sparse_conv_ceil(block_vectors, channel_tiles);
   const int64_t block_floats = channel_tiles * tile_vectors * lanes * in_pixels, image_floats = s.IB() * block_floats;
+  // channels_last pixels are read where they lie if no vector reaches over its block, maybe over the end of x
+  const bool in_place = s.channels_last && s.BI % lanes == 0;
+  const int64_t pixel_floats = in_place ? s.C : tile_vectors * lanes;
 
   struct FilterTile {
     int64_t tap, block, entry, o;  // first filter: channel o of the entry's output block
@@ -213,14 +238,23 @@ void sparse_conv_tile_grad_weight(const SparseConv2dShape& s, const SparseConvPl
   }
 
   // A few images at a time, so that the transposed input is still in a cache when the tiles read it.
-  const int64_t chunk = std::max<int64_t>(1, (int64_t(1) << 20) / (4 * std::max<int64_t>(1, image_floats)));
-  const Scratch transposed(sizeof(float) * std::min(chunk, s.N) * image_floats);
+  const int64_t chunk = in_place ? s.N : std::max<int64_t>(1, (int64_t(1) << 20) / (4 * std::max<int64_t>(1, image_floats)));
+  const Scratch transposed(in_place ? 0 : sizeof(float) * std::min(chunk, s.N) * image_floats);
+  const auto make_tiles = [&](int64_t n, int64_t block, float* out) {
+    if (!s.channels_last) return copies.channel_tiles(x + (n * s.C + block * s.BI) * in_pixels, s.BI, in_pixels, int(tile_vectors), out);
+    for (int64_t c = 0; c < s.BI; c += pixel_floats) {
+      const int64_t present = std::min(pixel_floats, s.BI - c);
+      const float* from = x + n * s.C * in_pixels + block * s.BI + c;
+      for (int64_t p = 0; p < in_pixels; ++p, from += s.C, out += pixel_floats) {
+        std::memcpy(out, from, sizeof(float) * present);
+        std::memset(out + present, 0, sizeof(float) * (pixel_floats - present));
+      }
+    }
+  };
   for (int64_t n0 = 0; n0 < s.N; n0 += chunk) {
     const int64_t images = std::min(chunk, s.N - n0);
-    parallel(pool, images * s.IB(), 1, [&](int64_t begin, int64_t end) {
-      for (; begin < end; ++begin)
-        copies.channel_tiles(x + (n0 * s.C + begin * s.BI) * in_pixels, s.BI, in_pixels, int(tile_vectors),
-                             transposed.as<float>() + begin * block_floats);
+    parallel(pool, in_place ? 0 : images * s.IB(), 1, [&](int64_t begin, int64_t end) {
+      for (; begin < end; ++begin) make_tiles(n0 + begin / s.IB(), begin % s.IB(), transposed.as<float>() + begin * block_floats);
     });
     parallel(pool, int64_t(tiles.size()) * channel_tiles, 4, [&](int64_t begin, int64_t end) {
       for (; begin < end; ++begin) {
@@ -239,8 +273,8 @@ void sparse_conv_tile_grad_weight(const SparseConv2dShape& s, const SparseConvPl
         SparseConvOuter a{};
         const float* grads[8];
         float* targets[8];
-        a.x_col = tile_vectors * lanes * s.stride_w;
-        a.x_row = tile_vectors * lanes * s.stride_h * s.W;
+        a.x_col = pixel_floats * s.stride_w;
+        a.x_row = pixel_floats * s.stride_h * s.W;
         a.grad_row = w.cols, a.rows = y1 - y0, a.cols = x1 - x0;
         a.grad_out = grads, a.grad_weight = targets;
         a.count = tile.count;
@@ -254,8 +288,9 @@ void sparse_conv_tile_grad_weight(const SparseConv2dShape& s, const SparseConvPl
             targets[j] = grad_weight + (int64_t(plan.t_entry[entry]) * s.BO + o) * s.BI + channel;
             if (++o == s.BO) o = 0, ++entry;
           }
-          a.x = transposed.as<float>() + n * image_floats + tile.block * block_floats + channel * in_pixels +
-                ((y0 * s.stride_h + dy) * s.W + x0 * s.stride_w + dx) * tile_vectors * lanes;
+          const float* image = in_place ? x + (n0 + n) * s.C * in_pixels + tile.block * s.BI + channel
+                                        : transposed.as<float>() + n * image_floats + tile.block * block_floats + channel * in_pixels;
+          a.x = image + ((y0 * s.stride_h + dy) * s.W + x0 * s.stride_w + dx) * pixel_floats;
           kernels.outer(a);
         }
       }

@@ -52,6 +52,14 @@ inline SparseConvWalk sparse_conv_grad_walk(const SparseConv2dShape& s, int64_t 
   return w;
 }
 
+// Source channels as planes, pixels of a channel side by side.
+struct SparseConvPlanes {
+  const float* x;  // pixel 0; pixels outside those that were asked for need not exist
+  int64_t stride;  // between channels
+};
+// An odd number of 64-byte lines between planes spreads them over the cache sets.
+inline int64_t sparse_conv_odd_lines(int64_t floats) { return ((floats + 15) / 16 | 1) * 16; }
+
 // Shifted copies of one source channel for `strip` grid rows: [shift][phase][plane_rows][row_floats]. A shift is a value of
 // dx; a phase, one of dy modulo step_h. Whatever the padding, stride and dilation, each tap then reads one flat stream.
 struct SparseConvCopies {
@@ -78,8 +86,7 @@ struct SparseConvCopies {
     }
     plane_rows = strip + last_row - first_row;
     const int64_t plane = plane_rows * row_floats;
-    // an odd number of 64-byte lines between channels spreads them over the cache sets
-    channel_floats = ((int64_t(shift.size() * phase.size()) * plane + 15) / 16 | 1) * 16;
+    channel_floats = sparse_conv_odd_lines(int64_t(shift.size() * phase.size()) * plane);
     for (size_t t = 0; t < w.dy.size(); ++t) {
       if (w.dy[t] == kAbsentTap) {
         tap_offset.push_back(kAbsentTap);
@@ -91,11 +98,19 @@ struct SparseConvCopies {
     }
   }
 
-  // Copies `channels` channels of x [channels, src_h, src_w] for the grid rows from `row` on: one channel after the other,
-  // or vector by vector, `channels` times as far apart.
-  void fill(const SparseConvCopyKernels& kernels, const SparseConvWalk& w, const float* x, int64_t channels, int64_t row, float* out,
+  // Pixels [first, last) of the source are shown by the copies for the grid rows from `row` on.
+  int64_t first_pixel(const SparseConvWalk& w, int64_t row) const { return std::clamp<int64_t>((row + first_row) * w.step_h, 0, w.src_h) * w.src_w; }
+  int64_t last_pixel(const SparseConvWalk& w, int64_t row) const {
+    return std::clamp<int64_t>((row + first_row + plane_rows) * w.step_h, 0, w.src_h) * w.src_w;
+  }
+  int64_t most_pixels(const SparseConvWalk& w) const { return std::min(w.src_h, plane_rows * w.step_h) * w.src_w; }
+
+  // Copies `channels` channels for the grid rows from `row` on: one channel after the other, or vector by vector, `channels` times
+  // as far apart.
+  void fill(const SparseConvCopyKernels& kernels, const SparseConvWalk& w, const SparseConvPlanes& planes, int64_t channels, int64_t row, float* out,
             bool interleaved = false) const {
-    const SparseConvShift a{x,
+    const SparseConvShift a{planes.x,
+                            planes.stride,
                             out,
                             w.src_h,
                             w.src_w,
@@ -115,14 +130,14 @@ struct SparseConvCopies {
   }
 };
 
-// The drivers of the two families (NCHW). `grad`: the walk belongs to grad_x, source and destination change places.
+// The drivers of the two families. `grad`: the walk belongs to grad_x, source and destination change places.
 struct SparseConvJob {
   const SparseConv2dShape& shape;
   const SparseConvPlan& plan;
   const float* weight;
   const float* bias;  // [K] or null; forward only
   bool grad;
-  const float* src;  // [N, source channels, src_h, src_w]
+  const float* src;  // [N, source channels, src_h, src_w], in the shape's layout
   float* dst;        // [N, destination channels, dst_h, dst_w]
   int64_t dst_h, dst_w;
   const Pool& pool;
@@ -133,13 +148,21 @@ struct SparseConvJob {
   bool flat(const SparseConvWalk& w, int64_t row_floats) const {
     return w.dst_step_h == 1 && w.dst_step_w == 1 && w.cols == dst_w && row_floats == w.cols;
   }
+  const float* source(int64_t n, int64_t channel, int64_t pixels) const {
+    return src + n * pixels * src_channels() + channel * (shape.channels_last ? 1 : pixels);
+  }
+  // Channels [channel, channel + channels) of image n, pixels [first, last): where they lie or, of a channels_last source, turned in `room`.
+  SparseConvPlanes planes(const SparseConvWalk& w, int64_t n, int64_t channel, int64_t channels, int64_t first, int64_t last, float* room) const;
+  int64_t planes_floats(int64_t channels, int64_t pixels) const { return shape.channels_last ? channels * sparse_conv_odd_lines(pixels) : 0; }
   // sums [channels, stride] of grid rows [row, row + rows) -> channels of image n from `channel` on
   void scatter(const SparseConvWalk& w, const float* sums, int64_t stride, int64_t row_floats, int64_t n, int64_t channel, int64_t channels,
                int64_t row, int64_t rows) const;
+  // sums [destination channels, stride] of pixels [first, last) -> image n, channels_last
+  void scatter(const float* sums, int64_t stride, int64_t n, int64_t first, int64_t last) const;
 };
 void sparse_conv_tile_run(const SparseConvJob& job, const SparseConvWalk& walk);
 void sparse_conv_list_run(const SparseConvJob& job, const SparseConvWalk& walk);
-// grad_weight [nnz, BO, BI, BT] += products of x [N, C, H, W] and grad_out [N, K, OH, OW]
+// grad_weight [nnz, BO, BI, BT] += products of x [N, C, H, W], of the tile kernels in the shape's layout, and grad_out [N, K, OH, OW]
 void sparse_conv_tile_grad_weight(const SparseConv2dShape& shape, const SparseConvPlan& plan, const float* x, const float* grad_out,
                                   float* grad_weight, const Pool& pool);
 void sparse_conv_list_grad_weight(const SparseConv2dShape& shape, const SparseConvPlan& plan, const float* x, const float* grad_out,
