@@ -9,7 +9,7 @@ namespace sk {
 // n / d for n, d < 65536 by one multiplication: with m = floor(2^32 / d) + 1, n * m / 2^32 is off by less than n * d / 2^32 / d.
 struct Divider {
   uint32_t d, m;
-  static Divider by(int divisor) { return {uint32_t(divisor), divisor > 1 ? uint32_t((uint64_t(1) << 32) / unsigned(divisor) + 1) : 0}; }
+  SK_HD static Divider by(int divisor) { return {uint32_t(divisor), divisor > 1 ? uint32_t((uint64_t(1) << 32) / unsigned(divisor) + 1) : 0}; }
   SK_HD int divide(int n) const { return m ? int((uint64_t(uint32_t(n)) * m) >> 32) : n; }
   SK_HD int remainder(int n) const { return n - divide(n) * int(d); }
 };

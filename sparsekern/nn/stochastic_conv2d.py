@@ -11,6 +11,7 @@ from torch.nn.modules.utils import _pair
 from sparsekern.nn.group_weights import dense_twin, inside_groups, spread_groups
 from sparsekern.nn.planned import PlannedModule
 from sparsekern.ops import backends
+from sparsekern.ops.cuda_sparse_conv2d import explain
 from sparsekern.ops.sparse_conv2d import (
     block_view,
     dense_weight,
@@ -331,6 +332,8 @@ class StochasticConv2d(PlannedModule):
             if not self._kernel_pads:
                 shape = (*shape[:2], *(size + total for size, total in zip(shape[2:], self._pad_total)))
             window = (*self.kernel_size, *self.stride, *pad, *self.dilation)
-            for door, c in explain_sparse_conv2d(shape, self.out_channels, window, self.block, len(self.index), self.weight.dtype).items():
+            sizes = (shape, self.out_channels, window, self.block, len(self.index), self.weight.dtype)
+            on_gpu = who in backends.GPU_PROVIDERS
+            for door, c in (explain(*sizes, self.weight.device) if on_gpu else explain_sparse_conv2d(*sizes)).items():
                 lines.append(f"  {door:12s} {c['kernel']:10s} sparse kernels estimated at {c['relative_cost']:.2f} of dense time")
         return "\n".join(lines)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, linear
 
-from sparsekern.ops import backends, cuda_cost
+from sparsekern.ops import cuda_cost, cuda_sparse_conv2d
+from sparsekern.ops.cuda_choice import takes_torch as _takes_torch
+from sparsekern.ops.cuda_choice import tf32 as _tf32
 from sparsekern.ops.define import OPS
 from sparsekern.ops.grouped_conv2d import _laid_out_like as image_like
 from sparsekern.ops.grouped_conv2d import is_channels_last
@@ -23,7 +25,7 @@ from sparsekern.ops.sparse_linear import _laid_out_like as rows_like
 from sparsekern.ops.sparse_linear import check, dense_weight, kept_weight
 
 #: The ops that have kernels.
-SERVED = ("grouped_conv2d", "sparse_linear")
+SERVED = ("grouped_conv2d", "sparse_linear", "sparse_conv2d")
 
 Routes = dict[str, Callable[..., Tensor]]
 
@@ -34,26 +36,10 @@ def register(kernels: Any, key: str) -> torch.library.Library:
     ``kernels`` is the namespace of the compiled library. Tensors on a GPU never reach it with another key than ``"CUDA"``.
     """
     library = torch.library.Library("sparsekern", "IMPL")
-    for name, route in {**_convolutions(kernels), **_linears(kernels)}.items():
+    for name, route in {**_convolutions(kernels), **_linears(kernels), **cuda_sparse_conv2d.routes(kernels)}.items():
         library.impl(name, route, key)
         library.impl("_" + name, route, key)
     return library
-
-
-def _takes_torch(estimate: cuda_cost.Estimate) -> bool:
-    """With policy "never" a kernel that does not take the sizes (:mod:`~sparsekern.ops.cuda_fits`) is asked all the same, and says so."""
-    policy = backends.dense_policy()
-    return policy == "always" or (policy == "auto" and not estimate.ours)
-
-
-def _tf32(of: Any, dtype: torch.dtype) -> bool:
-    """Whether torch's flags allow ten bits of fraction. ``of``: torch.backends.cudnn or torch.backends.cuda.matmul."""
-    if dtype != torch.float32:
-        return False
-    try:
-        return of.allow_tf32
-    except RuntimeError:  # set through the newer name
-        return (of.conv if hasattr(of, "conv") else of).fp32_precision == "tf32"
 
 
 # ---- grouped_conv2d

@@ -168,3 +168,39 @@ def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple
     )
     fits = cuda_fits.linear(product, rows, in_features, index, block)
     return Estimate(ours_us, (making + product_s) * 1e6 + 3 * card.node_us, bound, fits)
+
+
+def shared_width(product: str, block: tuple[int, int, int]) -> int:
+    """How many target channels of ``product`` share a list of kept weights; from 8 on they are columns of a product of matrices."""
+    return {"forward": block[0], "grad_x": block[1], "grad_weight": 1}[product]
+
+
+@lru_cache(maxsize=4096)
+def sparse_convolution(
+    product: str, x: tuple, filters: int, block: tuple, nnz: int, window: tuple, dtype: torch.dtype, tf32: bool, card: Card
+) -> Estimate:
+    """``product`` of ``x [N, C, H, W]`` and ``nnz`` kept blocks ``(BO, BI, BT)``; ``window`` as in the schema. torch's makes the
+    weight dense first, at every call."""
+    (n, c, h, w), (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w) = x, window
+    out_h = (h + 2 * pad_h - dilation_h * (kernel_h - 1) - 1) // stride_h + 1
+    out_w = (w + 2 * pad_w - dilation_w * (kernel_w - 1) - 1) // stride_w + 1
+    size, kept, dense = dtype.itemsize, nnz * math.prod(block), filters * c * kernel_h * kernel_w
+    images = size * (n * c * h * w + n * filters * out_h * out_w)
+    out_pixels, pixels = n * out_h * out_w, n * (h * w if product == "grad_x" else out_h * out_w)
+    width, rounded = shared_width(product, block), _up(pixels, 128) * 128
+    if width >= 8:
+        tile = 16 if width <= 16 else 64
+        chunks = _up(width, tile)
+        seconds = {  # with a stride each phase of grad_x goes through all weights: as many products as without
+            "padded products": 2 * rounded * kept // width * chunks * tile / _ours_rate(card, dtype, tf32),
+            "shared memory": 2 * rounded * kept // width * chunks / card.words,  # gathered, with conflicts of banks
+        }
+    else:
+        words = out_pixels * kept * (2.0 if product == "grad_weight" else 1.5 if width == 1 else 0.6)
+        seconds = {"shared memory": words / (0.7 * card.words)}
+    seconds["memory"] = (images + size * kept) / (0.8 * card.copy)
+    ours_us, bound = _slowest(card, 2 if product == "grad_weight" else 1, seconds)
+    making = size * (5 * dense + 2 * kept) / (0.8 * card.copy)
+    product_s = max((images + size * dense) / (0.8 * card.copy), 2 * out_pixels * dense / (0.7 * _vendor_rate(card, dtype, tf32)))
+    fits = cuda_fits.sparse_convolution(product, x, filters, block, window, (out_h, out_w), size, card.shared_bytes)
+    return Estimate(ours_us, (making + product_s) * 1e6 + 8 * card.node_us, bound, fits)

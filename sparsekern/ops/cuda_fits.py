@@ -106,3 +106,29 @@ def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple
         return out_blocks * fan_in * _up(block_out, 32) * _up(block_in, 64) < 2**31
     targets, blocks = (block_in, in_features // block_in) if product == "grad_x" else (block_out, out_blocks)
     return blocks * _up(targets, 16 if targets <= 16 else 64) <= GRID
+
+
+def sparse_convolution(
+    product: str, x: tuple, filters: int, block: tuple, window: tuple, out: tuple, itemsize: int, shared_bytes: int
+) -> bool:
+    """``product`` of ``x [N, C, H, W]`` and blocks ``(BO, BI, BT)`` of kept weights; ``window``: kernel, stride, padding, dilation."""
+    (n, c, h, w), (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w) = x, window
+    backwards, taps = product == "grad_x", kernel_h * kernel_w // block[2]
+    if max(*x, filters, *window, *out, c // block[1] * taps) > 2**29 or (backwards and stride_h * stride_w > GRID):
+        return False
+    _, span_y = _taps(kernel_h, stride_h, pad_h, dilation_h, backwards)
+    _, span_x = _taps(kernel_w, stride_w, pad_w, dilation_w, backwards)
+    rows, columns = (_up(h, stride_h), _up(w, stride_w)) if backwards else out
+    steps = (1, 1) if backwards else (stride_h, stride_w)
+    halos = {_tile(n, rows, columns, (span_y, span_x), steps, limit) for limit in _LIMITS} - {None}
+    targets, width, sources = (c, block[1], filters) if backwards else (filters, block[0], c)
+    if product == "grad_weight":
+        return any((halo | 1) * 4 + 8 * 32 * 16 + 32 <= shared_bytes for halo in halos)
+    if width >= 8:
+        tile = 16 if width <= 16 else 64
+        pixel = 16 if sources * itemsize <= 16 else 48
+        step = 32 // itemsize * 12 + tile * 32
+        return targets // width * _up(width, tile) <= GRID and any(halo * pixel + step + 32 <= shared_bytes for halo in halos)
+    chunk = max(1, 32 // width) * width
+    other = _up(chunk * 129 * 4, 16) * 16 + 8 * 32 * 4 * (2 if width == 1 else 5)
+    return _up(targets, chunk) <= GRID and any((halo | 1) * 4 + other + 32 <= shared_bytes for halo in halos)

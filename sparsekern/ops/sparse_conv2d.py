@@ -55,8 +55,8 @@ def _arguments(window) -> tuple[list[int], list[int], list[int]]:
 # ---- check
 
 
-def check(x: Any, weight: Any, bias: Any, indptr: Any, index: Any, plan: Any, *window: int) -> None:
-    """Everything that can be wrong with the arguments; the values of the tables too, where they can be read."""
+def check(x: Any, weight: Any, bias: Any, indptr: Any, index: Any, plan: Any, *window: int, values: bool = True) -> None:
+    """Everything that can be wrong with the arguments; with ``values`` those of the tables too, where they can be read."""
     KH, KW, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = window
     d.check_floating(NAME, "x", x)
     d.must(x.dim() == 4, NAME, "x", "[N, C, H, W] or [C, H, W]", list(x.shape))
@@ -85,7 +85,8 @@ def check(x: Any, weight: Any, bias: Any, indptr: Any, index: Any, plan: Any, *w
         d.must(tuple(bias.shape) == (channels,), NAME, "bias", f"[{channels}]", list(bias.shape))
     d.check_int32(NAME, "index", index, x, 1)
     d.must(index.shape[0] == nnz, NAME, "index", f"[{nnz}] like weight", list(index.shape))
-    check_tables(indptr, index, x.shape[1] // block_in * (KH * KW // block_taps))
+    if values:
+        check_tables(indptr, index, x.shape[1] // block_in * (KH * KW // block_taps))
     if plan is not None:
         d.check_int32(NAME, "plan", plan, x, 1)
         if d.readable(plan) and plan.device.type == "cpu":
@@ -413,6 +414,11 @@ def plan_sparse_conv2d(
     d.must(block[2] in (1, taps) and min(block) > 0, NAME, "block", f"(BO, BI, 1 or {taps})", tuple(block))
     d.must(channels > 0 and channels % block[1] == 0, NAME, "channels", f"a positive multiple of BI={block[1]}", channels)
     codes = channels // block[1] * (taps // block[2])
+    if index.device.type == "cuda" and d.backends.has_kernels("cuda"):
+        from sparsekern.ops.cuda_sparse_conv2d import make_plan  # imports this file
+
+        check_tables(indptr, index, codes)
+        return make_plan(indptr, index, channels, tuple(kernel_size), tuple(block))
     if index.device.type != "cpu" or not d.backends.has_kernels("cpu"):
         check_tables(indptr, index, codes)
         return None

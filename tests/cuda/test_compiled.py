@@ -12,13 +12,14 @@ pytestmark = pytest.mark.skipif(
     not compiled.nvcc(), reason="no nvcc: the CUDA kernels are not compiled (their source still runs in the emulator)"
 )
 
-#: The newest architecture always; the older one, which takes as long, only with --full.
+#: The newest architecture always; the older one, which takes as long, and the kernels that take longest, only with --full.
+LONG = {"sparse_conv2d_list.cu", "sparse_conv2d_matrix.cu"}
 CASES = [
     pytest.param(
         source,
         architecture,
         id=f"{source.name}-{architecture}",
-        marks=[] if architecture == compiled.ARCHITECTURES[-1] else pytest.mark.slow,
+        marks=[] if architecture == compiled.ARCHITECTURES[-1] and source.name not in LONG else pytest.mark.slow,
     )
     for architecture in compiled.ARCHITECTURES
     for source in compiled.SOURCES

@@ -8,7 +8,7 @@ import emulated
 import pytest
 import torch
 
-from sparsekern.ops import OPS, cuda, cuda_fits
+from sparsekern.ops import OPS, cuda, cuda_fits, cuda_sparse_conv2d
 
 from ops.test_contract import hold_to_contract
 
@@ -20,13 +20,17 @@ pytestmark = [
 #: Samples with more multiply-adds than this only with --full: the emulator makes some hundred thousand of them per second.
 MANY = 100_000
 
+#: Of an op with many kinds of samples, those that are always run.
+FEW = {"sparse_conv2d": {"odd_batch", "spatial_strided", "shared_spatial", "empty_mask"}}
+
 
 def _cases():
     for op in (OPS[name] for name in cuda.SERVED):
         for sample in op.samples(torch.device("cpu"), torch.float32):
             x, weight = sample.inputs["x"], sample.inputs["weight"]
             rows = x.numel() // x.shape[-1 if op.name == "sparse_linear" else -3]
-            yield pytest.param(op, sample.name, id=f"{op.name}-{sample.name}", marks=[pytest.mark.slow] * (rows * weight.numel() > MANY))
+            slow = rows * weight.numel() > MANY or sample.name not in FEW.get(op.name, {sample.name})
+            yield pytest.param(op, sample.name, id=f"{op.name}-{sample.name}", marks=[pytest.mark.slow] * slow)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda t: str(t).removeprefix("torch."))
@@ -39,7 +43,7 @@ def _inputs(op, name, dtype=torch.float32):
     return {s.name: s.inputs for s in op.samples(torch.device("cpu"), dtype)}[name]
 
 
-@pytest.mark.parametrize(("op", "name"), [("grouped_conv2d", "odd_batch"), ("sparse_linear", "odd_block")])
+@pytest.mark.parametrize(("op", "name"), [("grouped_conv2d", "odd_batch"), ("sparse_linear", "odd_block"), ("sparse_conv2d", "block")])
 def test_tf32_is_coarser_and_within_its_bound(op, name):
     op = OPS[op]
     inputs = _inputs(op, name)
@@ -76,6 +80,22 @@ def test_a_plan_serves_in_place_of_the_table():
         x = inputs["x"].detach().requires_grad_()
         with emulated.use(), pytest.raises(ValueError, match="sparse_linear: plan must be made by plan_sparse_linear"):
             op.function(**{**inputs, "x": x, "plan": plan[:-1]})
+
+
+def test_a_plan_serves_in_place_of_the_tables():
+    op = OPS["sparse_conv2d"]
+    for name in ("odd_batch", "shared_spatial"):
+        inputs = _inputs(op, name)
+        sizes = inputs["x"].shape[1], inputs["kernel_size"], tuple(inputs["weight"].shape[1:])
+        plan, gradients = cuda_sparse_conv2d.make_plan(inputs["indptr"], inputs["index"], *sizes), []
+        for given in (None, plan):
+            x, weight = (inputs[k].detach().requires_grad_() for k in ("x", "weight"))
+            with emulated.use():
+                op.function(**{**inputs, "x": x, "weight": weight, "plan": given}).square().sum().backward()
+            gradients.append((x.grad, weight.grad))
+        assert all(map(torch.equal, *gradients))
+        with emulated.use(), pytest.raises(RuntimeError, match="sparse_conv2d: plan"):
+            op.function(**{**inputs, "plan": plan[:-1]})
 
 
 @pytest.mark.parametrize("name", cuda.SERVED)

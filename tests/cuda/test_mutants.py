@@ -132,12 +132,75 @@ LINEAR = {
         "wrong value|are outside",
     ),
 }
-MUTANTS = {
-    f"{driver}: {name}": (driver, *m) for driver, all in (("conv", CONV), ("weight", WEIGHT), ("linear", LINEAR)) for name, m in all.items()
+LIST, MATRIX = "sparse_conv2d_list.cuh", "sparse_conv2d_matrix.cuh"
+MASKED = {
+    "as it stands": (LIST, "", "", " 0 failures"),
+    "no barrier after staging": (
+        LIST,
+        "staged);\n    __syncthreads();\n    const int per_entry",
+        "staged);\n    const int per_entry",
+        "race",
+    ),
+    "list: refill too early": (LIST, "__syncthreads();  // nobody refills what is still read; sums are there", "", "race"),
+    "list: weights fetched over": (LIST, "__syncwarp();  // nobody fetches over weights that are still read", "", "race"),
+    "list: weights not waited for": (LIST, "        __syncwarp();\n        SK_UNROLL_2", "        SK_UNROLL_2", "race"),
+    "list: sums begin anew": (LIST, "number && v < width ?", "number > 99 && v < width ?", "wrong value"),
+    "list: a filter of the next block": (LIST, "reaches && v < width ?", "reaches ?", "outside|wrong value"),
+    "list: a target too many": (LIST, "!p.inside || t >= targets", "!p.inside || t > targets", "outside|twice"),
+    "list: a pixel too many": (
+        LIST,
+        "store_shared((channel * pitch + pixel) * 4, p.inside ?",
+        "store_shared((channel * pitch + pixel) * 4, true ?",
+        WRONG,
+    ),
+    "weight: staged too early": (LIST, "__syncthreads();  // nobody stages over pixels that are still read", "", "race"),
+    "weight: the filter of the last weight": (LIST, "if (it.v[2] != of) {", "if (of < 0) {", "wrong value"),
+    "weight: a channel of the next round": (
+        LIST,
+        "it.v[0] >= staged.end) continue;",
+        "false) continue;",
+        "outside|wrong value|race|read at",
+    ),
+    "weight: half the lanes": (LIST, "with = 16; with", "with = 8; with", "wrong value"),
+    "another phase's tap": (
+        "sparse_conv2d_job.h",
+        "return v % axis.stride ? Reach{false, 0}",
+        "return v % axis.stride > 9 ? Reach{false, 0}",
+        "wrong value",
+    ),
+    "a round's last block left out": (
+        "sparse_conv2d_job.h",
+        "first_entry(job, first, end, r.blocks.end)}",
+        "first_entry(job, first, end, r.blocks.end - 1)}",
+        "wrong value",
+    ),
+    "matrix: places not waited for": (
+        MATRIX,
+        "          __syncthreads();\n          k.prepare_weights",
+        "          k.prepare_weights",
+        "race",
+    ),
+    "matrix: weights not waited for": (
+        MATRIX,
+        "        __syncthreads();\n        k.multiply",
+        "        k.multiply",
+        "race|is being copied to",
+    ),
+    "matrix: refill too early": (MATRIX, "__syncthreads();  // nobody refills what is still read", "", "race|is being copied to"),
+    "matrix: the halves of a step exchanged": (MATRIX, "row[m][r % 2] + at[r / 2][q]", "row[m][r / 2] + at[r % 2][q]", "wrong value"),
+    "matrix: an item too many": (MATRIX, "if (m < count) {", "if (m <= count) {", "outside|wrong value"),
+    "matrix: a target too many": (MATRIX, "place >= 0 && t < job.kept.target_block", "place >= 0", "outside|wrong value"),
+    "matrix: prepared for another batch": (MATRIX, "kept.rounds == 1 && items <= capacity", "true", "wrong value"),
 }
+DRIVERS = {"conv": CONV, "weight": WEIGHT, "linear": LINEAR, "masked": MASKED}
+MUTANTS = {f"{driver}: {name}": (driver, *m) for driver, all in DRIVERS.items() for name, m in all.items()}
+
+#: Always run are those of the first kernels, and of each later one a single mutant; the rest with --full.
+FEW = {"masked: matrix: refill too early"}
+ALWAYS = [name for name in MUTANTS if MUTANTS[name][0] in ("conv", "weight", "linear") or name in FEW]
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in ALWAYS else pytest.mark.slow) for name in MUTANTS])
 def test_mutant_is_caught(name, tmp_path):
     driver, file, old, new, expected = MUTANTS[name]
     shutil.copytree(ROOT / "csrc" / "cuda", tmp_path / "cuda")

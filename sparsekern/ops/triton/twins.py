@@ -1,7 +1,7 @@
 """Which twins there are, and how they stand in for the CUDA library.
 
-Where the CUDA library would choose between its kernels and torch, these stand in for its kernels (:func:`kernels`). The twins of
-sparse_conv2d and grouped_mm are there to be called; until they are measured against torch on a GPU, torch serves those ops there.
+Where the CUDA library would choose between its kernels and torch, these stand in for its kernels (:func:`kernels`). The twin of
+grouped_mm is there to be called; until it is measured against torch on a GPU, torch serves that op there.
 
 A twin takes and returns what the card's reference does (its schema), in float32, float16 and bfloat16 with sums in float32; float64
 goes to the reference. Nothing is summed by atomics, so results do not change between runs.
@@ -26,9 +26,9 @@ def twin(op: str):
 def kernels() -> SimpleNamespace:
     """What the compiled CUDA library offers, by twins: for :func:`sparsekern.ops.cuda.register`, which chooses between these and torch.
 
-    The last argument of each, whether ten bits of fraction would do, goes unheeded: twins multiply float32 as it is.
+    The last argument of most, whether ten bits of fraction would do, goes unheeded: twins multiply float32 as it is.
     """
-    conv, linear = twin("grouped_conv2d"), twin("sparse_linear")
+    conv, linear, masked = twin("grouped_conv2d"), twin("sparse_linear"), twin("sparse_conv2d")
 
     def grouped_conv2d(x, weight, bias, *rest):
         *window, relu, _ = rest
@@ -45,5 +45,8 @@ def kernels() -> SimpleNamespace:
         grouped_conv2d_grad_weight=lambda *args: conv.grad_weight(*args[:-1]),
         sparse_linear=lambda x, weight, bias, index, _: linear.forward(x, weight, bias, index, None, checked=True),  # by who asks
         sparse_linear_grad_x=sparse_linear_grad_x,
+        sparse_conv2d=lambda *args: masked.forward(*args[:-1], checked=True),  # by who asks
+        sparse_conv2d_grad_x=lambda *args: masked.grad_x(*args[:-1]),
+        sparse_conv2d_grad_weight=masked.grad_weight,
         sparse_linear_grad_weight=lambda grad_out, x, index, *rest: linear.grad_weight(grad_out, x, index, None, *rest[:-1]),
     )
