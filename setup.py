@@ -98,7 +98,8 @@ class CMakeBuild(build_ext):
         print(f"sparsekern: building against torch {version}, {kernels} CUDA kernels", flush=True)
         subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), *arguments, *options])
         subprocess.check_call(["cmake", "--build", str(build), "-j", os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))])
-        if with_python and subprocess.call(["cmake", "--build", str(build), "--target", "_quick_call"]):
+        quick = ["cmake", "--build", str(build), "-j", os.environ.get("MAX_JOBS", str(os.cpu_count() or 1)), "--target", "_quick_call"]
+        if with_python and os.environ.get("SPARSEKERN_QUICK_CALL", "on") != "off" and subprocess.call(quick):
             print("sparsekern: _quick_call does not build against this torch: calls take a few microseconds more", flush=True)
         for old in out.glob(QUICK_CALL):  # of another torch, and of an older core
             old.unlink()

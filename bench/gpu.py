@@ -1,7 +1,7 @@
 """One command for a machine with a GPU: builds, proves and times the CUDA kernels, in ten minutes, a row after each step.
 
     python bench/gpu.py                    # build, facts, ceilings, correctness, timing, sanitizer -> bench/results/gpu/rows.jsonl
-    python bench/gpu.py --resume           # what an interrupted run left out
+    python bench/gpu.py --resume           # what an interrupted run left out; --earlier FILE: of a run whose rows are elsewhere
     python bench/gpu.py --dry-run          # every step on the CPU, small: proves this script, times nothing
 
 Nothing is timed that is not right: a provider whose result is not close to float64 gets a row that says so, and no time; if it
@@ -11,6 +11,7 @@ is ours, the exit status says so too.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -23,6 +24,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]  # the package that was just built here: an installation is seen by later processes only
+LIBRARY = ROOT / "sparsekern" / "_C_cuda.so"
 STEPS = ("build", "facts", "ceilings", "correctness", "timing", "sanitizer")
 
 
@@ -42,6 +45,18 @@ class Rows:
                 except (json.JSONDecodeError, KeyError):
                     continue  # the line at which the last run was cut off
             path.write_text("".join(json.dumps(row) + "\n" for row in self.done.values()))
+        self.begun = path.with_suffix(".begun")
+        if not resume:
+            self.begun.unlink(missing_ok=True)
+
+    def begin(self, step: str, key: str) -> bool:
+        """To be said before something that the process may not survive; False if two did not."""
+        at, times = f"{step} {key}", 1
+        if self.begun.is_file():
+            last, _, count = self.begun.read_text().rpartition(" ")
+            times += int(count) if last == at and count.isdigit() else 0
+        self.begun.write_text(f"{at} {times}")
+        return times <= 2
 
     def write(self, step: str, key: str, **values) -> None:
         row = {"step": step, "key": key, **values}
@@ -57,20 +72,53 @@ class Rows:
         return [row for (s, _), row in self.done.items() if s == step]
 
 
-def build(rows: Rows, dry: bool) -> None:
+def sources() -> str:
+    """What the library is built from, as a short hash."""
+    digest = hashlib.sha1()
+    for path in (ROOT / "CMakeLists.txt", *sorted((ROOT / "csrc").rglob("*"))):
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def build(rows: Rows, dry: bool, seconds: float = 420.0) -> None:
     """The package with its CUDA library, into this tree."""
-    command = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-q", "-e", str(ROOT)]
     if dry:
-        return rows.write("build", "package", seconds=0.0, ok=True, note="dry run: not built")
-    asked = subprocess.run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True, check=True)
-    number = asked.stdout.split()[0].replace(".", "")
+        return rows.write("build", "package", seconds=0.0, ok=True, sources=sources(), note="dry run: not built")
+    ask = "import torch; print(*torch.cuda.get_device_capability(), sep='')"
+    asked = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
+    if asked.returncode:
+        raise SystemExit(f"gpu: no GPU here; --dry-run goes through the steps on the CPU\n{asked.stderr[-500:]}")
+    number = asked.stdout.split()[-1]
     architecture = f"{number}a-real" if int(number) >= 90 else f"{number}-real"  # this card's only: quicker
-    environment = {**os.environ, "SPARSEKERN_CUDA": "on", "CMAKE_ARGS": f"-DSPARSEKERN_CUDA_ARCHITECTURES={architecture}"}
-    begin = time.monotonic()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    rows.write("build", "package", seconds=round(time.monotonic() - begin, 1), ok=done.returncode == 0, tail=done.stdout[-500:])
-    if done.returncode:
-        raise SystemExit(f"gpu: the build failed\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    # tools of this environment need not be on the path of who started it
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
+    environment = {**os.environ, "PATH": path, "SPARSEKERN_CUDA": "on", "SPARSEKERN_QUICK_CALL": "off"}
+    environment["CMAKE_ARGS"] = f"-DSPARSEKERN_CUDA_ARCHITECTURES={architecture}"
+    install = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "-q", "-e", str(ROOT)]
+    in_place = [sys.executable, str(ROOT / "setup.py"), "build_ext", "--inplace"]  # where nothing may be installed
+    begin, said = time.monotonic(), ""
+    for command in (install, in_place):
+        try:
+            left = seconds - (time.monotonic() - begin)
+            done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=left)
+        except subprocess.TimeoutExpired:
+            raise SystemExit(f"gpu: the build took longer than {seconds:.0f} s") from None
+        said += done.stdout[-3000:] + done.stderr[-3000:]
+        if done.returncode == 0 and LIBRARY.is_file():
+            break
+    ok = done.returncode == 0 and LIBRARY.is_file()
+    rows.write(
+        "build",
+        "package",
+        seconds=round(time.monotonic() - begin, 1),
+        ok=ok,
+        sources=sources(),
+        by=command[2],
+        tail="" if ok else said[-500:],
+    )
+    if not ok:
+        raise SystemExit(f"gpu: the build failed\n{said}")
 
 
 def facts(rows: Rows, dry: bool) -> None:
@@ -96,8 +144,9 @@ def ceilings(rows: Rows, dry: bool) -> None:
     rows.write("ceilings", "card", dry=dry, **gpu_timing.ceilings())
 
 
-def correctness(rows: Rows, dry: bool, small: bool = False) -> None:
+def correctness(rows: Rows, dry: bool, left, small: bool = False) -> None:
     """Every sample of every op that has CUDA kernels: values and gradients against float64, twice, out of poisoned memory."""
+    import gpu_watch
     import torch
 
     sys.path.insert(0, str(ROOT / "tests"))
@@ -111,23 +160,43 @@ def correctness(rows: Rows, dry: bool, small: bool = False) -> None:
         import emulated
 
         device, serving = "cpu", emulated.use if emulated.LIBRARY.is_file() else lambda: backends.use(backends.providers()[-1])
-    names = {"odd_batch", "two_no_bias", "odd_block", "last_odd_batch"}
+    names = {"odd_batch", "two_no_bias", "odd_block", "last_odd_batch", "shared_spatial", "spatial_strided"}
     for name in cuda.SERVED:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             for sample in OPS[name].samples(torch.device("cpu"), dtype):
                 key = f"{name}/{sample.name}/{str(dtype)[6:]}"
                 if ("correctness", key) in rows.done or ((dry or small) and sample.name not in names):
                     continue
-                failure = ""
+                if left() < 10:
+                    print("gpu: out of time; go on with --resume", flush=True)
+                    return
+                failure = "" if rows.begin("correctness", key) else "two processes did not survive it"
                 try:
+                    if failure:
+                        raise RuntimeError(failure)
                     poison(device)
                     with float32(tf32=False):
                         hold_to_contract(OPS[name], sample.name, dtype, serving, tensor_cores=True, device=device)
-                except (AssertionError, RuntimeError, ValueError) as error:
+                except Exception as error:
                     failure = f"{type(error).__name__}: {error}"[:400]
                 rows.write("correctness", key, ok=not failure, failure=failure)
                 if failure:
                     print(f"WRONG {key}: {failure}", flush=True)
+                    if lost():
+                        raise SystemExit(gpu_watch.LOST)
+
+
+def lost() -> bool:
+    """Whether this process can use the device no more: an access outside of memory, for example, is for ever."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+        return False
+    except RuntimeError:
+        return True
 
 
 def float32(tf32: bool):
@@ -193,7 +262,8 @@ def sanitizer(rows: Rows, dry: bool, left) -> None:
             return
         log = rows.path.with_suffix(f".{check}.txt")
         log.unlink(missing_ok=True)
-        inner = [sys.executable, __file__, "--steps", "correctness", "--small", "--out", str(rows.path.with_suffix(f".{check}.jsonl"))]
+        inner = [sys.executable, __file__, "--worker", "--steps", "correctness", "--small"]
+        inner += ["--out", str(rows.path.with_suffix(f".{check}.jsonl"))]
         environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         status = run_limited([tool, "--tool", check, "--log-file", str(log), *inner], limit, environment)
         said = log.read_text() if log.is_file() else ""
@@ -212,23 +282,45 @@ def timing(rows: Rows, dry: bool, left) -> None:
 def _timing(rows: Rows, dry: bool, left) -> None:
     import gpu_cases
     import gpu_timing
+    import gpu_watch
     import torch
 
     from sparsekern.ops import backends
 
     torch.backends.cudnn.benchmark = True
+
+    def give_up(key: str, why: str, **row) -> None:
+        print(f"WRONG {key}: {why}", flush=True)
+        rows.write(
+            "timing",
+            key,
+            **{"case": key, "times": {}, "dry": dry, **row, "refused": {**row.get("refused", {}), "ours": why}, "failed": ["ours"]},
+        )
+
     for key, make in gpu_cases.cases(dry):
         if ("timing", key) in rows.done:
             continue
         if left() < 15:
             print("gpu: out of time; go on with --resume", flush=True)
             return
-        setup = make()
+        if not rows.begin("timing", key):
+            give_up(key, "two processes did not survive it")
+            continue
+        try:
+            setup = make()
+            truth = setup.truth()
+        except Exception as error:  # too large for this card's memory, for example
+            give_up(key, f"{type(error).__name__}: {error}"[:200])
+            if lost():
+                raise SystemExit(gpu_watch.LOST) from None
+            torch.cuda.empty_cache()
+            continue
         served = backends.serves(setup.key.split("/")[0], gpu_timing.DEVICE)
         row = {"case": setup.key, "served_by": served, "flops": setup.flops, "bytes": setup.bytes, "modelled": setup.estimates}
         row |= {"tf32": "float32" in setup.key, "hot": gpu_timing.is_hot(setup.sets, setup.bytes)}
         ready, refused, errors = {}, dict(setup.refused), {}
-        truth = setup.truth()
+        if left() < 180 and setup.providers.pop("max_autotune", None):
+            refused["max_autotune"] = "no time to compile"
         for name, provider in setup.providers.items():
             try:
                 calls = [provider(i) for i in range(setup.sets)]
@@ -240,6 +332,9 @@ def _timing(rows: Rows, dry: bool, left) -> None:
                 ready[name] = calls
             except Exception as error:
                 refused[name] = f"{type(error).__name__}: {error}"[:200]
+                if lost():
+                    give_up(key, f"the device was lost in {name}", **row, refused=refused)
+                    raise SystemExit(gpu_watch.LOST) from None
         taken = gpu_timing.samples_us(ready)
         times = {name: {**gpu_timing.spread(t["us"]), "by": t["by"]} for name, t in taken.items()}
         for name in times if left() > 60 else ():
@@ -296,17 +391,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there, do the rest")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--small", action="store_true", help="few samples only (what the sanitizer runs)")
+    parser.add_argument("--earlier", type=Path, help="rows of an earlier run, to go on from where --out has none")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # who does the work; the other one watches
     parser.add_argument("--budget", type=float, default=540.0, help="seconds for all of it")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "gpu" / "rows.jsonl")
     options = parser.parse_args(arguments)
     begin = time.monotonic()
     left = lambda: options.budget - (time.monotonic() - begin)  # noqa: E731
-    rows = Rows(options.out, options.resume)
-    built = rows.of("build")
-    if "build" in options.steps and not all(row.get("ok") for row in built or [{}]):
-        if built:
+    if options.earlier and not options.out.is_file():
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(options.earlier, options.out)
+    rows = Rows(options.out, options.resume or options.earlier is not None)
+    if "build" in options.steps and not options.worker:
+        built = rows.of("build")
+        same = built and all(row.get("ok") and row.get("sources", sources()) == sources() for row in built)
+        if built and not same:
             rows.drop("build", "correctness", "timing", "sanitizer")  # what an older library did
-        build(rows, options.dry_run)
+        if not same or not (options.dry_run or LIBRARY.is_file()):
+            build(rows, options.dry_run, left() - 60)
     import torch
 
     if not options.dry_run and not torch.cuda.is_available():
@@ -315,11 +417,18 @@ def main(arguments: list[str] | None = None) -> int:
 
     if not options.dry_run and backends.missing_cuda:  # twins are not what is measured here
         raise SystemExit(f"gpu: {backends.missing_cuda}")
+    if not (options.worker or options.dry_run):
+        import gpu_watch
+
+        steps = [step for step in options.steps if step != "build"]
+        flags = ["--small"] * options.small + ["--out", str(options.out)]
+        command = [sys.executable, __file__, "--worker", "--resume", *flags, "--steps", *steps, "--budget"]
+        return gpu_watch.watch(command, (rows.path, rows.begun), left()) if steps else 0
     for step in options.steps:
         if step in ("facts", "ceilings") and not rows.of(step):
             {"facts": facts, "ceilings": ceilings}[step](rows, options.dry_run)
         elif step == "correctness":
-            correctness(rows, options.dry_run, options.small)
+            correctness(rows, options.dry_run, left, options.small)
         elif step == "sanitizer":
             sanitizer(rows, options.dry_run, left)
         elif step == "timing":

@@ -15,7 +15,8 @@ from gpu_timing import DEVICE, Call, sets_for
 from torch.nn import functional as F
 
 from sparsekern import ops, topology
-from sparsekern.ops import backends, cuda
+from sparsekern.ops import backends, cuda, cuda_sparse_conv2d
+from sparsekern.ops.sparse_conv2d import dense_weight as masked_dense
 from sparsekern.ops.sparse_linear import dense_weight
 
 Make = Callable[[int], Call]  # set -> its call
@@ -231,6 +232,67 @@ def _sparse_product(weight, x, bias, name):
     return F.linear(x, weight, bias) if name == "two_of_four" else (weight @ x.t()).t() + bias
 
 
+# ---- masked convolutions
+
+#: (what, N, C, H, K, kernel, density, block): the papers' spatial masks, single weights, and blocks
+MASKS = [
+    *(("nin conv2a", n, 96, 16, 192, 5, d, (1, 96, 1)) for n in (128, 1) for d in (0.25, 0.067)),
+    *(("nin conv3a", 128, 192, 8, 192, 3, d, (1, 192, 1)) for d in (0.25, 0.067)),
+    *(("nin conv2a", n, 96, 16, 192, 5, 0.067, (1, 1, 1)) for n in (128, 1)),
+    *(("nin conv2a", 128, 96, 16, 192, 5, d, b) for d in (0.25, 0.067) for b in ((4, 1, 1), (16, 1, 1), (64, 16, 1))),
+    ("resnet conv4", 64, 256, 14, 256, 3, 0.1, (16, 16, 9)),
+]
+DRY_MASKS = [("dry", 2, 8, 6, 12, 3, 0.3, (1, 8, 1)), ("dry", 1, 8, 5, 16, 3, 0.3, (16, 1, 1))]
+
+
+def masked(case, dtype: torch.dtype, training: bool) -> Setup:
+    what, n, c, size, k, kernel, density, block = case
+    codes = c // block[1] * (kernel * kernel // block[2])
+    kept = max(1, round(density * k // block[0] * codes))
+    keep = torch.randperm(k // block[0] * codes, generator=torch.Generator().manual_seed(1))[:kept].sort().values
+    indptr = torch.searchsorted(keep, torch.arange(k // block[0] + 1) * codes).int().to(DEVICE)
+    index = (keep % codes).int().to(DEVICE)
+    moved = dtype.itemsize * (n * c * size * size + n * k * size * size + kept * math.prod(block)) + 4 * kept
+    sets = sets_for(moved)
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    draw = lambda *shape: torch.randn(shape, device=DEVICE, generator=generator).to(dtype)  # noqa: E731
+    weights, bias = [draw(kept, *block) / math.sqrt(density * c * kernel * kernel) for _ in range(sets)], draw(k)
+    images, cotangents = [draw(n, c, size, size) for _ in range(sets)], [draw(n, k, size, size) for _ in range(sets if training else 1)]
+    last, cotangents_last = ([t.to(memory_format=torch.channels_last) for t in all_] for all_ in (images, cotangents))
+    indices, indptrs = [index.clone() for _ in range(sets)], [indptr.clone() for _ in range(sets)]
+    plan = ops.plan_sparse_conv2d(indptr, index, c, (kernel, kernel), block)
+    plans = [None if plan is None else plan.clone() for _ in range(sets)]
+    full = [masked_dense(w, indptr, index, c, (kernel, kernel)) for w in weights]
+    full_last = [w.to(memory_format=torch.channels_last) for w in full]
+    pad = kernel // 2
+
+    def ours(i: int):
+        return lambda x, w, b: ops.sparse_conv2d(x, w, indptrs[i], indices[i], kernel, b, padding=pad, plan=plans[i])
+
+    def dense(_: int):
+        return lambda x, w, b: F.conv2d(x, w, b, padding=pad)
+
+    def calls(function, xs, ws, gs) -> Make:
+        if not training:
+            return lambda i: functools.partial(function(i), xs[i], ws[i], bias)
+        leaves = [[t.detach().requires_grad_() for t in (x, w, bias)] for x, w in zip(xs, ws)]
+        return lambda i: _with_gradients(function(i), leaves[i], gs[i])
+
+    mine = {"ours_nhwc": calls(ours, last, weights, cotangents_last), "ours_nchw": calls(ours, images, weights, cotangents)}
+    providers = {name: (lambda i, make=make: _never(make(i))) for name, make in mine.items()}
+    providers |= {"cudnn_nhwc": calls(dense, last, full_last, cotangents_last), "cudnn_nchw": calls(dense, images, full, cotangents)}
+    window = (kernel, kernel, 1, 1, pad, pad, 1, 1)
+    doors = DOORS if training else DOORS[:1]
+    estimates = [cuda_sparse_conv2d.estimate(door, images[0], c, (size, size), k, block, kept, window) for door in doors]
+    name = f"sparse_conv2d/{what} n{n} {c}-{k}@{size} {kernel}x{kernel} {density:g} {'x'.join(map(str, block))}/{str(dtype)[6:]}"
+    flops = 2 * n * size * size * kept * math.prod(block)
+    wide = lambda x, w, b: F.conv2d(x, masked_dense(w, indptr, index, c, (kernel, kernel)), b, padding=pad)  # noqa: E731
+    truth = _truth(wide, (images[0], weights[0], bias), cotangents[0], training)
+    return Setup(
+        f"{name}/{'step' if training else 'fwd'}", flops * (3 if training else 1), moved, _modelled(estimates), providers, truth, sets
+    )
+
+
 # ---- many products at once: torch's own serve on a GPU so far
 
 MULTIPLICATIONS = [(64, 256, 256, 256), (128, 64, 64, 64), (4096, 16, 16, 16), (512, 128, 32, 32)]
@@ -264,6 +326,7 @@ def cases(dry: bool):
     kinds = (
         (convolution, DRY_CONVOLUTIONS if dry else CONVOLUTIONS),
         (linear, DRY_LINEARS if dry else LINEARS),
+        (masked, DRY_MASKS if dry else MASKS),
         (multiplication, DRY_MULTIPLICATIONS if dry else MULTIPLICATIONS),
     )
     for training in (False, True):

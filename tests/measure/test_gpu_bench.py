@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -97,15 +98,61 @@ def test_nothing_outlives_its_limit(gpu, tmp_path):
     assert gpu.run_limited(["sh", "-c", "exit 3"], 10) == 3
 
 
+def test_what_no_process_survives_is_called_failed(gpu, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "gpu.jsonl"
+    for expected in (True, True, False):
+        assert gpu.Rows(out, resume=True).begin("timing", "case") is expected
+    assert gpu.Rows(out, resume=True).begin("timing", "another") is True
+    monkeypatch.setattr(gpu.Rows, "begin", lambda *_: False)
+    assert gpu.main(["--dry-run", "--steps", "timing", "correctness", "--out", str(out)]) == 1
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) > 20 and all(row.get("failed") or row["failure"] for row in rows)
+    assert "FAILED" in capsys.readouterr().out
+
+
+CHILD = """
+import pathlib, sys, time
+file, seconds = pathlib.Path(sys.argv[1]), float(sys.argv[-1])
+with file.open("a") as f: f.write(f"{seconds:.1f}\\n")
+runs = len(file.read_text().splitlines())
+if runs == 1: sys.exit(75)
+if runs == 2: time.sleep(60)
+sys.exit(0)
+"""
+
+
+def test_a_child_that_is_lost_or_silent_is_followed_by_another(gpu, tmp_path, capsys):
+    import gpu_watch
+
+    script, file = tmp_path / "child.py", tmp_path / "rows"
+    script.write_text(CHILD)
+    begin = time.monotonic()
+    assert gpu_watch.watch([sys.executable, str(script), str(file)], [file], 50.0, silence=2.0, least=1.0) == 0
+    assert time.monotonic() - begin < 40 and len(file.read_text().splitlines()) == 3
+    said = capsys.readouterr().out
+    assert said.count("goes on in a new process") == 2 and "the child is ended" in said
+    file.unlink()
+    assert gpu_watch.watch([sys.executable, str(script), str(file)], [file], 50.0, silence=2.0, least=60.0) == 1  # no time for another
+
+
+def test_rows_of_an_earlier_run_are_gone_on_from(gpu, tmp_path):
+    earlier, out = tmp_path / "earlier.jsonl", tmp_path / "new" / "gpu.jsonl"
+    assert gpu.main(["--dry-run", "--steps", "build", "facts", "--out", str(earlier)]) == 0
+    assert gpu.main(["--dry-run", "--steps", "build", "facts", "ceilings", "--earlier", str(earlier), "--out", str(out)]) == 0
+    lines = out.read_text().splitlines()
+    assert lines[:2] == earlier.read_text().splitlines() and json.loads(lines[2])["step"] == "ceilings"
+
+
 def test_sets_share_no_operand(gpu, monkeypatch):
     import gpu_cases
 
     read = []
-    for name in ("sparse_linear", "grouped_conv2d", "grouped_mm"):
-        take = lambda *args, name=name, **_: read.append([a.data_ptr() for a in args[: 3 if name == "sparse_linear" else 2]])  # noqa: E731
+    tensors = {"sparse_linear": 3, "grouped_conv2d": 2, "grouped_mm": 2, "sparse_conv2d": 4}
+    for name in tensors:
+        take = lambda *args, name=name, **_: read.append([a.data_ptr() for a in args[: tensors[name]]])  # noqa: E731
         monkeypatch.setattr(gpu_cases.ops, name, take)
     for make, case in ((gpu_cases.linear, (3, 40, 24, 0.25, (1, 1))), (gpu_cases.convolution, gpu_cases.DRY_CONVOLUTIONS[0]),
-                       (gpu_cases.multiplication, (2, 3, 4, 5))):  # fmt: skip
+                       (gpu_cases.multiplication, (2, 3, 4, 5)), (gpu_cases.masked, gpu_cases.DRY_MASKS[0])):  # fmt: skip
         providers = make(case, torch.float32, False).providers
         read.clear()
         for i in (0, 1):
@@ -116,7 +163,12 @@ def test_sets_share_no_operand(gpu, monkeypatch):
 def test_a_step_is_modelled_by_its_three_products(gpu):
     import gpu_cases
 
-    for make, case in ((gpu_cases.linear, gpu_cases.DRY_LINEARS[1]), (gpu_cases.convolution, gpu_cases.DRY_CONVOLUTIONS[0])):
+    cases = (
+        (gpu_cases.linear, gpu_cases.DRY_LINEARS[1]),
+        (gpu_cases.convolution, gpu_cases.DRY_CONVOLUTIONS[0]),
+        (gpu_cases.masked, gpu_cases.DRY_MASKS[0]),
+    )
+    for make, case in cases:
         forward, step = (make(case, torch.float32, training).estimates for training in (False, True))
         assert all(step[who] > 1.5 * forward[who] for who in forward)
 
