@@ -9,6 +9,7 @@
 #include "core/grouped_conv2d_bf16.h"
 #include "core/grouped_conv2d_impl.h"
 #include "core/grouped_conv2d_tiles.h"
+#include "core/seal.h"
 
 namespace sk {
 namespace {
@@ -32,9 +33,10 @@ enum Word : int {
   kStride,
   kDilation,
   kPixels,
-  kHeader = 32
+  kSeal = 31,
+  kHeader
 };
-constexpr int32_t kMagicValue = 0x534b4331, kVersionValue = 1;
+constexpr int32_t kMagicValue = 0x534b4331, kVersionValue = 2;
 enum Content : int32_t { kNatural = 0, kBlocks = 1, kTiles = 2 };  // kBlocked
 constexpr int64_t kTail = 16;                                      // words after the last block
 
@@ -77,6 +79,8 @@ int64_t promised_words(const int32_t* pack) {
   return runs * ((run + width - 1) / width) * columns * width;
 }
 
+void add_seal(std::vector<int32_t>& pack) { pack[kSeal] = int32_t(seal_of(pack.data(), int64_t(pack.size()), kSeal)); }
+
 // f(weight in natural order, weight in the blocks) for every kept weight, as indices
 template <class F>
 void for_each_kept(const ConvJob& job, const ConvWeights& weights, const F& f) {
@@ -93,7 +97,7 @@ void for_each_kept(const ConvJob& job, const ConvWeights& weights, const F& f) {
 
 }  // namespace
 
-void grouped_conv2d_pack(const Conv2dShape& shape, const float* weight, std::vector<int32_t>& pack) {
+static void fill_pack(const Conv2dShape& shape, const float* weight, std::vector<int32_t>& pack) {
   const ConvJob job{shape};
   const bool ours = grouped_conv2d_choice(shape, ConvProduct::forward, ConvType::fp32).ours && shape.N * shape.OH * shape.OW > 0;
   const int64_t natural = job.K * (job.C / job.groups) * job.KH * job.KW;
@@ -130,6 +134,11 @@ void grouped_conv2d_pack(const Conv2dShape& shape, const float* weight, std::vec
   }
 }
 
+void grouped_conv2d_pack(const Conv2dShape& shape, const float* weight, std::vector<int32_t>& pack) {
+  fill_pack(shape, weight, pack);
+  add_seal(pack);
+}
+
 void grouped_conv2d_tiles_pack(const Conv2dShape& shape, const uint16_t* weight, std::vector<int32_t>& pack) {
   const ConvTilePackSizes sizes = conv_tile_pack_sizes(shape);
   pack.assign(size_t(kHeader + conv_tile_pack_words(shape, sizes) + kTail), 0);
@@ -139,12 +148,13 @@ void grouped_conv2d_tiles_pack(const Conv2dShape& shape, const uint16_t* weight,
   pack[kBundle] = int32_t(sizes.groups), pack[kSteps] = int32_t(sizes.steps), pack[kPixels] = int32_t(sizes.pixels);
   pack[kStride] = int32_t(shape.stride_w), pack[kDilation] = int32_t(shape.dilation_w);
   conv_tile_pack(shape, weight, pack.data() + kHeader);
+  add_seal(pack);
 }
 
 bool grouped_conv2d_pack_shape(const int32_t* pack, int64_t length, Conv2dShape* shape) {
   if (length < kHeader || pack[kMagic] != kMagicValue || pack[kVersion] != kVersionValue || pack[kLength] != length) return false;
   const int64_t size = promised_words(pack);
-  if (size < 0 || kHeader + size + kTail != length) return false;
+  if (size < 0 || kHeader + size + kTail != length || !sealed(pack, length, kSeal)) return false;
   *shape = job_of(pack);
   return true;
 }

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/seal.h"
+
 namespace sk {
 namespace {
 
@@ -39,7 +41,7 @@ bool sparse_conv2d_plan_matches(const SparseConv2dShape& s, const int32_t* plan,
   if (size != sparse_conv2d_plan_size(s)) return false;
   int32_t header[SparseConvPlan::kHeader];
   fill_header(s, header);
-  return std::memcmp(header, plan, sizeof header) == 0;
+  return std::memcmp(header, plan, SparseConvPlan::kSeal * sizeof *header) == 0 && sealed(plan, size, SparseConvPlan::kSeal);
 }
 
 SparseConv2dStatus sparse_conv2d_plan(const SparseConv2dShape& s, const int32_t* indptr, const int32_t* index, int32_t* plan) {
@@ -67,6 +69,7 @@ SparseConv2dStatus sparse_conv2d_plan(const SparseConv2dShape& s, const int32_t*
     }
   for (int64_t c = columns; c > 0; --c) start[c] = start[c - 1];
   start[0] = 0;
+  plan[SparseConvPlan::kSeal] = int32_t(seal_of(plan, sparse_conv2d_plan_size(s), SparseConvPlan::kSeal));
   return status;
 }
 

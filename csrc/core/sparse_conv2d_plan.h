@@ -11,8 +11,8 @@ inline bool sparse_conv_tiled(const SparseConv2dShape& s) { return s.BT == 1 && 
 // View of a plan. The transposed structure groups the kept blocks by what they read:
 //   tile: by (input block, tap), t_code[i] = output block;   list: by input block, t_code[i] = output block*TB + tap
 struct SparseConvPlan {
-  static constexpr int32_t kMagic = 0x736b6332, kVersion = 1;
-  static constexpr int64_t kHeader = 12;
+  static constexpr int32_t kMagic = 0x736b6332, kVersion = 2;
+  static constexpr int64_t kHeader = 12, kSeal = 11;
 
   const int32_t* indptr;    // [OB+1]
   const int32_t* index;     // [nnz]

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "core/seal.h"
 #include "core/sparse_linear_balanced.h"
 #include "core/sparse_linear_drive.h"
 #include "core/sparse_linear_tiles.h"
@@ -51,9 +52,10 @@ struct Pack {
     kWindowWeight,
     kRestWeight,
     kRestSource,
-    kHeader = 40
+    kSeal = 39,
+    kHeader
   };
-  static constexpr int32_t kMagicValue = 0x534b5031, kVersionValue = 6;
+  static constexpr int32_t kMagicValue = 0x534b5031, kVersionValue = 7;
   const int32_t* data;
   const int32_t* at(int section) const { return data + data[section]; }
   const uint16_t* halves(int section) const { return reinterpret_cast<const uint16_t*>(at(section)); }
@@ -327,11 +329,12 @@ void sparse_linear_pack(const SparseLinearShape& sizes, const int32_t* plan_data
   if (bf16 && tile_blocks(s) && isa_supported(Isa::amx)) pack_block_tiles(s, bf16, out);
   if (bf16 && tile_panels(s) && isa_supported(Isa::amx)) pack_panel_tiles(s, bf16, out);
   pack[Pack::kLength] = int32_t(pack.size());
+  pack[Pack::kSeal] = int32_t(seal_of(pack.data(), int64_t(pack.size()), Pack::kSeal));
 }
 
 SparseLinearShape sparse_linear_pack_shape(const int32_t* pack, int64_t length) {
   if (length < Pack::kHeader || pack[Pack::kMagic] != Pack::kMagicValue || pack[Pack::kVersion] != Pack::kVersionValue ||
-      pack[Pack::kLength] != length)
+      pack[Pack::kLength] != length || !sealed(pack, length, Pack::kSeal))
     return {0, 0, 0, 0, 0, 0};
   return {0,
           pack[Pack::kOB],

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "core/seal.h"
 #include "core/sparse_linear_balanced.h"
 #include "core/sparse_linear_columns.h"
 
@@ -159,13 +160,14 @@ PlanError sparse_linear_plan(const SparseLinearShape& s, const int32_t* index, s
   }
   if (plan.size() > size_t(INT32_MAX)) throw std::length_error("sparse_linear: plan of more than 2^31 words");
   plan[Plan::kLength] = int32_t(plan.size());
+  plan[Plan::kSeal] = int32_t(seal_of(plan.data(), int64_t(plan.size()), Plan::kSeal));
   return {nullptr, 0, 0, 0};
 }
 
 bool sparse_linear_plan_fits(const SparseLinearShape& s, const int32_t* plan, int64_t length) {
   return length >= Plan::kHeader && plan[Plan::kMagic] == Plan::kMagicValue && plan[Plan::kVersion] == Plan::kVersionValue &&
          plan[Plan::kOB] == s.OB && plan[Plan::kF] == s.F && plan[Plan::kBO] == s.BO && plan[Plan::kBI] == s.BI && plan[Plan::kIB] == s.IB &&
-         plan[Plan::kLength] == length;
+         plan[Plan::kLength] == length && sealed(plan, length, Plan::kSeal);
 }
 
 bool sparse_linear_plan_complete(const SparseLinearShape& s, const int32_t* plan) {

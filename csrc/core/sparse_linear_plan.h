@@ -33,9 +33,10 @@ struct SparseLinearPlan {
     kBalancedOrder,
     kBalancedWords,
     kRowsOf16,  // 0: none; sources of 16 rows side by side, [groups][F][16], see few_connections
-    kHeader = 24
+    kSeal = 23,
+    kHeader
   };
-  static constexpr int32_t kMagicValue = 0x534b4c31, kVersionValue = 4;
+  static constexpr int32_t kMagicValue = 0x534b4c31, kVersionValue = 5;
 
   const int32_t* data;
   explicit SparseLinearPlan(const int32_t* plan) : data(plan) {}

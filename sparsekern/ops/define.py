@@ -17,6 +17,7 @@ library only adds faster ones. A call goes through the first door that fits:
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -334,6 +335,8 @@ def must(condition: bool, op: str, arg: str, rule: str, got: Any) -> None:
 def check_tensor(op: str, arg: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {arg} must be a tensor; got {type(value).__name__}")
+    plain = value.layout == torch.strided and not value.is_nested
+    must(plain, op, arg, "a strided tensor", "a nested one" if value.is_nested else value.layout)
 
 
 def check_floating(op: str, arg: str, value: Any) -> None:
@@ -354,6 +357,46 @@ def check_int32(op: str, arg: str, value: Any, x: Tensor, dim: int, name: str = 
     must(value.dtype == torch.int32, op, arg, "torch.int32", value.dtype)
     must(value.device == x.device, op, arg, f"on {x.device} like {name}", value.device)
     must(value.dim() == dim, op, arg, f"{dim}-dimensional", list(value.shape))
+
+
+def seal_of(array: Tensor, place: int) -> int:
+    """The seal of a plan or a pack, ``array [*]`` int32, whatever its word ``place`` holds, where it stands (csrc/core/seal.cpp)."""
+    total = array.numel()
+    for begin in range(0, array.numel(), 1 << 20):
+        at = torch.arange(begin, min(array.numel(), begin + (1 << 20)))
+        t = (array[begin : begin + (1 << 20)].long() + at * 0x9E3779B1) & 0xFFFFFFFF
+        t = (t ^ (t >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+        t = (t ^ (t >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
+        t ^= t >> 16
+        if begin <= place < begin + len(t):
+            t[place - begin] = 0
+        total += int(t.sum())
+    return total & 0xFFFFFFFF
+
+
+def sealed(array: Tensor, place: int) -> bool:
+    """Whether a plan or a pack is as it was made."""
+    return array.numel() > place and int(array[place]) & 0xFFFFFFFF == seal_of(array, place)
+
+
+_whole: dict[int, tuple[weakref.ref, int]] = {}  # plans and packs that were found whole, by id: who they are, and their version then
+
+
+def require_whole(array: Tensor, place: int, message: str) -> None:
+    """Raise RuntimeError for a plan or a pack that was damaged: each is read once, and again once it was written to."""
+    known = _whole.get(id(array))
+    try:
+        version = array._version
+    except RuntimeError:  # made in inference mode: nothing counts its writes
+        version = -1
+    if known is not None and known[0]() is array and known[1] == version:
+        return
+    if not (readable(array) and array.device.type == "cpu" and array.dtype == torch.int32 and array.dim() == 1 and array.numel() > place):
+        return  # nothing to be read, or no array of ours, which others say
+    if not sealed(array, place):
+        raise RuntimeError(message)
+    key = id(array)
+    _whole[key] = weakref.ref(array, lambda _: _whole.pop(key, None)), version
 
 
 def readable(*tensors: Tensor | None) -> bool:

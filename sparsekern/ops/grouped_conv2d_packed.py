@@ -20,7 +20,7 @@ NAME = "grouped_conv2d_packed"
 
 # words of the header (core/grouped_conv2d_pack.cpp)
 _MAGIC, _SIZES, _LENGTH, _BLOCKED, _ORDER, _VECTORS, _SPANNING, _LANES = 0, slice(2, 7), 7, 8, 9, 10, 11, 12
-_BUNDLE, _STEPS, _HEADER = 13, 14, 32
+_BUNDLE, _STEPS, _SEAL, _HEADER = 13, 14, 31, 32
 _TILES = 2  # in the word _BLOCKED: bf16 in matrix tiles
 _MAGIC_VALUE = 0x534B4331
 _TAP_MAJOR, _ROW_MAJOR = 0, 1
@@ -33,6 +33,7 @@ def check(x: Any, packed: Any, bias: Any, shortcut: Any, out_channels, kernel_h,
     d.must(x.dtype in (torch.float32, torch.float16, torch.bfloat16), NAME, "x", "float32, float16 or bfloat16", x.dtype)
     d.must(x.dim() in (3, 4), NAME, "x", "[N, C, H, W] or [C, H, W]", list(x.shape))
     d.check_int32(NAME, "packed", packed, x, 1)
+    d.must(packed.is_contiguous(), NAME, "packed", "contiguous", f"strides {packed.stride()}")
     d.must(isinstance(groups, int | torch.SymInt) and groups > 0, NAME, "groups", "an int of at least 1", groups)
     if d.readable(packed):
         d.must(_is_pack(packed), NAME, "packed", "made by pack_grouped_conv2d", f"{packed.numel()} other numbers")
@@ -60,7 +61,8 @@ def check(x: Any, packed: Any, bias: Any, shortcut: Any, out_channels, kernel_h,
 
 
 def _is_pack(packed: Tensor) -> bool:
-    return packed.numel() > _HEADER and int(packed[_MAGIC]) == _MAGIC_VALUE and int(packed[_LENGTH]) == packed.numel()
+    whole = packed.numel() > _HEADER and int(packed[_MAGIC]) == _MAGIC_VALUE and int(packed[_LENGTH]) == packed.numel()
+    return whole and d.sealed(packed, _SEAL)
 
 
 def unpack_grouped_conv2d(packed: Tensor) -> Tensor:
@@ -222,6 +224,8 @@ def grouped_conv2d_packed(
     try:
         one = x.dim() == 3
         image, b, added = x.unsqueeze(0) if one else x, bias, shortcut.unsqueeze(0) if one and shortcut is not None else shortcut
+        if not torch.compiler.is_compiling():
+            d.require_whole(packed, _SEAL, "grouped_conv2d_packed: packed")
         if d.autocast_enabled():
             image, b, added = d.autocast(image, b, added)
         if d.backends.forced_reference and not torch.compiler.is_compiling():

@@ -17,7 +17,7 @@ from torch import Tensor
 from sparsekern.ops import define as d
 from sparsekern.ops.flop_formulas import register_flops
 from sparsekern.ops.grouped_conv2d import ACTIVATIONS, _compute, _laid_out_like, _new_like, _out_size
-from sparsekern.ops.grouped_conv2d_packed import _SIZES, _is_pack, pack_grouped_conv2d, unpack_grouped_conv2d  # noqa: F401 (the example)
+from sparsekern.ops.grouped_conv2d_packed import _SEAL, _SIZES, _is_pack, pack_grouped_conv2d, unpack_grouped_conv2d  # noqa: F401 (the example)
 
 NAME = "joined_conv2d"
 NUMBERS = 9  # of a window: kernel, stride, padding, dilation, each (rows, columns); groups
@@ -46,6 +46,7 @@ def check(xs: Any, packed: Any, biases: Any, windows: Sequence[int], relu: bool)
         d.must(x.dim() == 4, NAME, "xs", "[N, C, H, W] each", list(x.shape))
         d.check_like(NAME, "xs", x, xs[0], "the first")
         d.check_int32(NAME, "packed", pack, x, 1)
+        d.must(pack.is_contiguous(), NAME, "packed", "contiguous", f"strides {pack.stride()}")
         d.check_like(NAME, "biases", bias, x)
         d.must(min(window[2:4]) > 0 and min(window[4:6]) >= 0 and min(window[6:]) > 0, NAME, "windows", "of positive numbers", list(window))
         if d.readable(pack):
@@ -118,6 +119,9 @@ def joined_conv2d_packed(
     d.must(activation in ACTIVATIONS, NAME, "activation", f"one of {ACTIVATIONS}", repr(activation))
     arguments = list(xs), list(packed), list(biases), list(windows), activation == "relu"
     try:
+        if not torch.compiler.is_compiling():
+            for pack in packed:
+                d.require_whole(pack, _SEAL, "joined_conv2d: packed")
         if d.autocast_enabled():
             arguments = list(d.autocast(*xs)), list(packed), list(d.autocast(*biases)), *arguments[3:]
         if d.backends.forced_reference and not torch.compiler.is_compiling():

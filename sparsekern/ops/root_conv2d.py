@@ -21,7 +21,7 @@ from sparsekern.ops import define as d
 from sparsekern.ops.flop_formulas import register_flops
 from sparsekern.ops.grouped_conv2d import _WINDOW, ACTIVATIONS, _check_pairs, _compute, _fuses, _laid_out_like, _new_like, _out_size, _pair
 from sparsekern.ops.grouped_conv2d import grouped_conv2d as convolve
-from sparsekern.ops.grouped_conv2d_packed import _SIZES, _is_pack, unpack_grouped_conv2d
+from sparsekern.ops.grouped_conv2d_packed import _SEAL, _SIZES, _is_pack, unpack_grouped_conv2d
 
 NAME = "root_conv2d"
 
@@ -105,6 +105,7 @@ def check_packed(x, packed1, bias1, packed2, bias2, packed3, bias3, shortcut, ou
     channels = x.shape[1]
     for i, (packed, bias) in enumerate(stages, 1):
         d.check_int32(NAME, f"packed{i}", packed, x, 1)
+        d.must(packed.is_contiguous(), NAME, f"packed{i}", "contiguous", f"strides {packed.stride()}")
         if not d.readable(packed):
             continue
         d.must(_is_pack(packed), NAME, f"packed{i}", "made by pack_grouped_conv2d", f"{packed.numel()} other numbers")
@@ -307,6 +308,9 @@ def root_conv2d_packed(
     sizes = (out_channels, *_pair(kernel_size), *_pair(stride), *_pair(padding), *_pair(dilation), groups)
     tensors, relus = (packed1, bias1, packed2, bias2, packed3, bias3), (activation == "relu", (last_activation or activation) == "relu")
     try:
+        if not torch.compiler.is_compiling():
+            for pack in (packed1, packed2) if packed3 is None else (packed1, packed2, packed3):
+                d.require_whole(pack, _SEAL, "root_conv2d: packed")
         if d.autocast_enabled():
             x, shortcut, *biases = d.autocast(x, shortcut, bias1, bias2, bias3)
             tensors = (packed1, biases[0], packed2, biases[1], packed3, biases[2])

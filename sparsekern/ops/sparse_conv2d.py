@@ -54,6 +54,8 @@ def _arguments(window) -> tuple[list[int], list[int], list[int]]:
 
 # ---- check
 
+_SEAL = 11  # a word of a plan's header (core/sparse_conv2d_plan.h)
+
 
 def check(x: Any, weight: Any, bias: Any, indptr: Any, index: Any, plan: Any, *window: int, values: bool = True) -> None:
     """Everything that can be wrong with the arguments; with ``values`` those of the tables too, where they can be read."""
@@ -89,10 +91,12 @@ def check(x: Any, weight: Any, bias: Any, indptr: Any, index: Any, plan: Any, *w
         check_tables(indptr, index, x.shape[1] // block_in * (KH * KW // block_taps))
     if plan is not None:
         d.check_int32(NAME, "plan", plan, x, 1)
+        d.must(plan.is_contiguous(), NAME, "plan", "contiguous", f"strides {plan.stride()}")
         if d.readable(plan) and plan.device.type == "cpu":
             want = [channels, x.shape[1], KH, KW, block_out, block_in, block_taps, nnz]
             got = plan[2:10].tolist()
             d.must(got == want, NAME, "plan", f"made by plan_sparse_conv2d for sizes {want}", got)
+            d.must(d.sealed(plan, _SEAL), NAME, "plan", "as plan_sparse_conv2d made it", "other numbers")
 
 
 def check_tables(indptr: Tensor, index: Tensor, codes: int) -> None:
@@ -511,6 +515,8 @@ def sparse_conv2d(
     try:
         if x.dim() == 3:
             return sparse_conv2d(x.unsqueeze(0), weight, indptr, index, kernel_size, bias, stride, padding, dilation, plan).squeeze(0)
+        if plan is not None and not torch.compiler.is_compiling():
+            d.require_whole(plan, _SEAL, "sparse_conv2d: plan")
         x, weight, bias = d.autocast(x, weight, bias)
         return OP.call(x, weight, bias, indptr, index, plan, *window)
     except (RuntimeError, TypeError, AttributeError, IndexError):

@@ -42,6 +42,8 @@ def _blocks(weight: Tensor) -> tuple[int, int]:
 
 # ---- check
 
+_SEAL = 23  # a word of a plan's header (core/sparse_linear_plan.h)
+
 
 def check(x: Any, weight: Any, bias: Any, index: Any, plan: Any = None, *, values: bool = True) -> None:
     """Everything that can be wrong with the arguments; the values of ``index`` too, where they can be read and ``values`` asks."""
@@ -64,10 +66,12 @@ def check(x: Any, weight: Any, bias: Any, index: Any, plan: Any = None, *, value
         check_index(index, x.shape[-1] // block_in)
     if plan is not None:
         d.check_int32(NAME, "plan", plan, x, 1)
+        d.must(plan.is_contiguous(), NAME, "plan", "contiguous", f"strides {plan.stride()}")
         if d.readable(plan) and plan.device.type == "cpu":
             head = plan[2:8].tolist() if plan.numel() >= 8 else []
             want = [weight.shape[0], weight.shape[1], block_out, block_in, x.shape[-1] // block_in, plan.numel()]
             d.must(head == want, NAME, "plan", f"made by plan_sparse_linear for sizes {want[:5]}", head[:5])
+            d.must(d.sealed(plan, _SEAL), NAME, "plan", "as plan_sparse_linear made it", "other numbers")
 
 
 def check_index(index: Tensor, blocks: int) -> None:
@@ -507,10 +511,13 @@ def sparse_linear(x: Tensor, weight: Tensor, index: Tensor, bias: Tensor | None 
         tensor([[  31., 4200.]])
     """
     try:
-        if not _compiling() and _quick is not None:
-            out = _quick(x, weight, bias, index, plan)
-            if out is not NotImplemented:
-                return out
+        if not _compiling():
+            if plan is not None:
+                d.require_whole(plan, _SEAL, "sparse_linear: plan")
+            if _quick is not None:
+                out = _quick(x, weight, bias, index, plan)
+                if out is not NotImplemented:
+                    return out
         if d.autocast_enabled():
             x, weight, bias = d.autocast(x, weight, bias)
         return OP.call(x, weight, bias, index, plan)

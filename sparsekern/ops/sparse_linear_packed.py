@@ -19,8 +19,8 @@ from sparsekern.ops.sparse_linear import _laid_out_like, _rows, _rows_like, chec
 NAME = "sparse_linear_packed"
 
 # words of the header (core/sparse_linear_pack.cpp)
-_MAGIC, _SIZES, _LENGTH, _WIDE, _PANELS, _SOURCE, _WEIGHT, _ENTRIES, _NATURAL, _MASK, _BALANCED, _PLACES, _LEFT_OVER = (
-    0, slice(2, 7), 7, 8, 11, 12, 13, 15, 20, 21, 22, 26, 27,
+_MAGIC, _SIZES, _LENGTH, _WIDE, _PANELS, _SOURCE, _WEIGHT, _ENTRIES, _NATURAL, _MASK, _BALANCED, _PLACES, _LEFT_OVER, _SEAL = (
+    0, slice(2, 7), 7, 8, 11, 12, 13, 15, 20, 21, 22, 26, 27, 39,
 )  # fmt: skip
 _MAGIC_VALUE = 0x534B5031
 
@@ -31,6 +31,7 @@ def check(x: Any, packed: Any, bias: Any, out_features: int, kept: int) -> None:
     d.must(x.dtype in (torch.float32, torch.float16, torch.bfloat16), NAME, "x", "float32, float16 or bfloat16", x.dtype)
     d.must(x.dim() >= 1, NAME, "x", "[..., in_features]", list(x.shape))
     d.check_int32(NAME, "packed", packed, x, 1)
+    d.must(packed.is_contiguous(), NAME, "packed", "contiguous", f"strides {packed.stride()}")
     if bias is not None:
         d.check_like(NAME, "bias", bias, x)
         d.must(tuple(bias.shape) == (out_features,), NAME, "bias", f"[{out_features}]", list(bias.shape))
@@ -43,7 +44,8 @@ def check(x: Any, packed: Any, bias: Any, out_features: int, kept: int) -> None:
 
 
 def _is_pack(packed: Tensor) -> bool:
-    return packed.numel() > 40 and int(packed[_MAGIC]) == _MAGIC_VALUE and int(packed[_LENGTH]) == packed.numel()
+    whole = packed.numel() > 40 and int(packed[_MAGIC]) == _MAGIC_VALUE and int(packed[_LENGTH]) == packed.numel()
+    return whole and d.sealed(packed, _SEAL)
 
 
 def unpack_sparse_linear(packed: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,10 +169,12 @@ def sparse_linear_packed(x: Tensor, packed: Tensor, bias: Tensor | None, out_fea
         tensor([[  31., 4200.]])
     """
     try:
-        if not _compiling() and _quick is not None:
-            out = _quick(x, packed, bias, out_features, kept)
-            if out is not NotImplemented:
-                return out
+        if not _compiling():
+            d.require_whole(packed, _SEAL, "sparse_linear_packed: packed")
+            if _quick is not None:
+                out = _quick(x, packed, bias, out_features, kept)
+                if out is not NotImplemented:
+                    return out
         if d.autocast_enabled():
             x, bias = d.autocast(x, bias)
         if _compiling():
