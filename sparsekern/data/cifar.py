@@ -187,7 +187,9 @@ def _archive_batches(op: str, release: Release, path: Path, names: list[str]) ->
                 if file is None:
                     raise ValueError(f"{op}: {path.name} must hold {release.folder}/{name}; it does not ({release.source})")
                 yield _read_batch(op, release, name, file)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except ValueError:  # ours, of a batch inside
+        raise
+    except Exception as error:  # a damaged archive fails in many ways
         raise ValueError(
             f"{op}: {path.name} must be the complete archive; got one that cannot be read: {error} ({release.source})"
         ) from error

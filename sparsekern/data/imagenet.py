@@ -22,6 +22,7 @@ IMAGES = {"train": 1_281_167, "val": 50_000}
 CLASSES = 1000
 SOURCE = "get the archives of ILSVRC 2012, tasks 1 and 2, from https://image-net.org/download-images, then unpack_imagenet(...)"
 _ENDINGS = (".jpeg", ".jpg", ".png")
+MOST_BYTES = 1 << 28  # of an image
 _DEVKIT = "ILSVRC2012_devkit_t12/data"
 
 
@@ -113,7 +114,9 @@ def unpack_imagenet(archives: str | Path, path: str | Path, split: str = "val", 
                 require(len(images) == len(classes), op, files[split].name, f"{len(classes)} images", len(images), SOURCE)
                 for image, wnid in zip(images, classes):
                     _write(outer, image, work / wnid)
-    except (tarfile.TarError, EOFError) as error:
+    except ValueError:  # ours
+        raise
+    except Exception as error:  # a damaged archive fails in many ways
         name = files[split].name
         raise ValueError(f"{op}: {name} must be the complete archive; got one that cannot be read: {error} ({SOURCE})") from error
     work.rename(out)
@@ -124,6 +127,8 @@ def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> N
     """Only plain files, and only under their last name: nothing an archive says can lead out of the folder."""
     name = PurePosixPath(member.name).name
     if member.isfile() and name.lower().endswith(_ENDINGS):
+        if member.size > MOST_BYTES:  # a small archive can promise any number of zeros
+            raise tarfile.ReadError(f"{name} of {member.size} bytes")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(archive.extractfile(member).read())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -20,6 +21,7 @@ MD5 = {
     "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
     "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
 }
+MOST_BYTES = 1 << 27  # of a file; the largest official one has a third of it
 PREFIX = {"train": "train", "test": "t10k"}
 
 
@@ -55,11 +57,13 @@ def _read(path: Path, name: str, magic: int, check: bool) -> np.ndarray:
     if check and file.suffix == ".gz":
         check_md5("mnist", file, MD5[name], _source(name))
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as opened:
+            content = opened.read(MOST_BYTES + 1)  # a small gzip file can hold any number of zeros
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(
             f"mnist: {file.name} must be a complete gzip file; got one that cannot be read: {error} ({_source(name)})"
         ) from None
+    require(len(content) <= MOST_BYTES, "mnist", file.name, f"of at most {MOST_BYTES} bytes", "more", _source(name))
     dimensions = 3 if magic == IMAGES else 1
     head = 4 * (1 + dimensions)
     require(len(content) >= head, "mnist", file.name, f"of at least {head} bytes", len(content), _source(name))
@@ -68,7 +72,7 @@ def _read(path: Path, name: str, magic: int, check: bool) -> np.ndarray:
     require(
         found == magic, "mnist", file.name, f"an idx file of {kind}, beginning with {magic}", f"one beginning with {found}", _source(name)
     )
-    size = head + int(np.prod(shape, dtype=np.int64))
+    size = head + math.prod(shape)
     whole = min(shape) >= 0 and len(content) == size
     require(whole, "mnist", file.name, f"of {size} bytes, as its first ones say", len(content), _source(name))
     return np.frombuffer(content, np.uint8, offset=head).reshape(shape).copy()

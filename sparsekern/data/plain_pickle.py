@@ -1,14 +1,18 @@
 """Pickles of plain values and byte arrays, read without running what a pickle may ask for.
 
-The reader rebuilds byte arrays itself, and refuses by name every object that a pickle asks for beyond those.
+The reader rebuilds byte arrays itself, and refuses by name every object that a pickle asks for beyond those. It is Python's own, written
+in Python: the one in C makes room for as many remembered values as a damaged number says.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
+
+MOST_BYTES = 1 << 29  # of a pickle; the largest official one has a third of it
 
 
 class BadPickle(Exception):
@@ -23,7 +27,10 @@ def load_plain_pickle(file: BinaryIO, kind: str) -> Any:
             ``a pickle that asks for io.open, which a batch does not hold``.
     """
     try:
-        value = _PlainUnpickler(file, encoding="bytes").load()
+        content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise pickle.UnpicklingError(f"of more than {MOST_BYTES} bytes")
+        value = _PlainUnpickler(_Content(content), encoding="bytes").load()
     except _ForbiddenObject as error:
         raise BadPickle(f"a pickle that asks for {error}, which a {kind} does not hold") from None
     except EOFError:
@@ -37,12 +44,58 @@ def load_plain_pickle(file: BinaryIO, kind: str) -> Any:
     return value
 
 
+class _Content(io.BytesIO):
+    """What is read of it is there: a length that lies, or a line without an end, is the end of the file."""
+
+    def read(self, size: int = -1) -> bytes:
+        found = super().read(size)
+        if len(found) < size:
+            raise EOFError
+        return found
+
+    def readline(self, size: int = -1) -> bytes:
+        found = super().readline(size)
+        if not found.endswith(b"\n"):
+            raise EOFError
+        return found
+
+
 class _ForbiddenObject(pickle.UnpicklingError):
     """A name outside the short list was asked for."""
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class _PlainUnpickler(pickle._Unpickler):
     """Knows stand-ins for the three numpy names of a byte array, and nothing else; plain values need no name."""
+
+    dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
+
+    def load_refused(self) -> None:
+        raise _ForbiddenObject("an object of another kind")
+
+    for code in (pickle.PERSID, pickle.BINPERSID, pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2,
+                 pickle.EXT4, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):  # fmt: skip
+        dispatch[code[0]] = load_refused
+    del code
+
+    def load_setitem(self) -> None:
+        value = self.stack.pop()
+        self._set([self.stack.pop(), value])
+
+    def load_setitems(self) -> None:
+        self._set(self.pop_mark())
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._set(items)
+
+    dispatch[pickle.SETITEM[0]], dispatch[pickle.SETITEMS[0]], dispatch[pickle.DICT[0]] = load_setitem, load_setitems, load_dict
+
+    def _set(self, items: list) -> None:
+        keys = items[::2]
+        if not isinstance(self.stack[-1], dict) or not all(isinstance(key, str | bytes | int) for key in keys):
+            raise _ForbiddenObject("a dict of other keys than text and numbers")  # the hash of a nested tuple may take for ever
+        self.stack[-1].update(zip(keys, items[1::2]))
 
     def find_class(self, module: str, name: str):
         stand_ins = {
@@ -50,7 +103,8 @@ class _PlainUnpickler(pickle.Unpickler):
             ("numpy._core.multiarray", "_reconstruct"): lambda *_: _PickledBytes(),
             ("numpy", "ndarray"): _PickledBytes,
             ("numpy", "dtype"): _PickledDtype,
-            ("_codecs", "encode"): _encode_latin1,  # how Python 3 writes bytes in old pickle protocols
+            # how Python 3 writes bytes in old pickle protocols; a function of its own for each pickle, which may write into it
+            ("_codecs", "encode"): lambda *args: _encode_latin1(*args),
         }
         if (module, name) not in stand_ins:
             raise _ForbiddenObject(f"{module}.{name}")

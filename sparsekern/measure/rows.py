@@ -196,7 +196,7 @@ def read_rows(path: str | Path) -> list[Row]:
     """
     known = {f.name for f in fields(Row)}
     rows, machine = [], {}
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -205,7 +205,7 @@ def read_rows(path: str | Path) -> list[Row]:
                 machine = values["machine"]
                 continue
             rows.append(Row(**{k: v for k, v in values.items() if k in known and k != "machine"}, machine=machine))
-        except (json.JSONDecodeError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"rows: {Path(path).name} line {number} must be a row; got {line[:60]}") from error
     return rows
 

@@ -71,7 +71,13 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         raise ValueError(f"train: checkpoint must be of {FORMAT!r}; got {str(path)!r}, of another program or version")
     if header.get("digest") != _digest(tensors, header.get("facts", "")):
         raise ValueError(f"train: checkpoint must be whole; got {str(path)!r}, damaged: its contents do not match their digest")
-    return tensors, json.loads(header["facts"])
+    try:
+        facts = json.loads(header["facts"])
+    except (KeyError, ValueError, RecursionError):
+        raise ValueError(f"train: checkpoint must be whole; got {str(path)!r}, without the facts of a training") from None
+    if not isinstance(facts, dict):
+        raise ValueError(f"train: checkpoint must be whole; got {str(path)!r}, without the facts of a training")
+    return tensors, facts
 
 
 def write_whole(path: str | Path, write: Callable[[str], object]) -> None:
