@@ -29,6 +29,8 @@ def digits(split: str = "train", *, seed: int = 0) -> Samples:
     """
     if split not in ("train", "test", "all"):
         raise ValueError(f"digits: split must be one of ['all', 'test', 'train']; got {split!r}")
+    if not hasattr(seed, "__index__") or seed < 0:
+        raise ValueError(f"digits: seed must be a whole number of at least 0; got {seed!r}")
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as missing:

@@ -11,6 +11,8 @@ wrong, so the expected accuracy of the best possible net is 63/64 = 98.4 %. Both
 
 from __future__ import annotations
 
+from numbers import Real
+
 import numpy as np
 import torch
 
@@ -84,10 +86,17 @@ def morse(
     told = {"noise_sd": noise_sd, "leading": leading, "dash": dash}
     options = {"noise_sd": 0.0, "leading": False, "dash": (4, 9), **VARIANTS[variant]} | {k: v for k, v in told.items() if v is not None}
     count = PER_CLASS[split] if per_class is None else per_class
+    for name, number in {"per_class": count, "dilation": dilation, "max_flip": max_flip, "seed": seed}.items():
+        _check(hasattr(number, "__index__"), name, "a whole number", repr(number))
+    noise = options["noise_sd"]
+    _check(isinstance(noise, Real) and 0 <= noise < float("inf"), "noise_sd", "a finite number of at least 0", noise)
     _check(count >= 0, "per_class", "at least 0", count)
     _check(dilation >= 1, "dilation", "at least 1", dilation)
     _check(seed >= 0, "seed", "at least 0", seed)
-    for name, (low, high) in {"dot": dot, "dash": options["dash"], "space": space}.items():
+    for name, lengths in {"dot": dot, "dash": options["dash"], "space": space}.items():
+        pair = isinstance(lengths, tuple | list) and len(lengths) == 2 and all(isinstance(n, int) for n in lengths)
+        _check(pair, name, "two whole numbers", repr(lengths))
+        low, high = lengths
         _check(1 <= low <= high, name, "a shortest and a longest length, of at least 1 cell", (low, high))
     frame = FRAME * dilation
     lengths = {".": dot, "-": options["dash"], " ": space}

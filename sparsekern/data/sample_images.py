@@ -28,6 +28,9 @@ def sample_patches(n: int, size: int = 32, seed: int = 0) -> Tensor:
         >>> sample_patches(4).shape
         torch.Size([4, 3, 32, 32])
     """
+    for name, number in {"n": n, "size": size}.items():
+        if not hasattr(number, "__index__"):
+            raise ValueError(f"sample_patches: {name} must be a whole number; got {number!r}")
     if n < 0:
         raise ValueError(f"sample_patches: n must be at least 0; got {n}")
     photographs = _photographs()

@@ -91,6 +91,8 @@ def load_dense(model: nn.Module, state_dict: Mapping, *, eps: float | None = Non
           sliced  weight of conv2a: [192, 96, 5, 5] inside 16 groups, [192, 6, 5, 5]
           sliced  weight of conv3a: [192, 192, 3, 3] inside 8 groups, [192, 24, 3, 3]
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"load_dense: model must be an nn.Module; got {type(model).__name__}")
     report = LoadReport(type(model).__name__)
     ours = model.state_dict()
     layers, theirs = _layers_of(state_dict, getattr(model, "checkpoint_names", {}), report)

@@ -15,6 +15,7 @@ from sparsekern.ops import backends
 from sparsekern.ops.cuda import explain_convolution
 from sparsekern.ops.grouped_conv2d import ACTIVATIONS, explain_grouped_conv2d, grouped_conv2d
 from sparsekern.ops.grouped_conv2d_packed import explain_packed, grouped_conv2d_packed, pack_grouped_conv2d
+from sparsekern.topology import check_whole
 
 
 def _check(condition: bool, arg: str, rule: str, got: Any) -> None:
@@ -32,7 +33,8 @@ def refuse_gradients(layers: Iterable[GroupedConv2d], *inputs: Tensor | None) ->
 
 def check_group_sizes(sizes: Sequence[tuple[int, int]], in_channels: int, out_channels: int, groups: int) -> None:
     """Whether ``sizes``, the (in, out) channels of each group, make up a layer."""
-    pairs = len(sizes) > 0 and all(len(pair) == 2 and min(pair) > 0 for pair in sizes)
+    pair = lambda p: isinstance(p, tuple | list) and len(p) == 2 and all(isinstance(n, int) and n > 0 for n in p)  # noqa: E731
+    pairs = isinstance(sizes, Sequence) and len(sizes) > 0 and all(map(pair, sizes))
     _check(pairs, "group_sizes", "pairs (in, out) of at least 1 channel", list(sizes))
     total = tuple(sum(channels) for channels in zip(*sizes))
     _check(total == (in_channels, out_channels), "group_sizes", f"sizes that add up to {(in_channels, out_channels)}", total)
@@ -77,7 +79,8 @@ class GroupedConv2d(nn.Conv2d):
     _packed: Tensor | None = None
 
     def __new__(cls, *args: Any, group_sizes: Sequence[tuple[int, int]] | None = None, **kwargs: Any) -> nn.Module:
-        if group_sizes is not None and len({tuple(pair) for pair in group_sizes}) > 1:
+        pairs = isinstance(group_sizes, Sequence) and all(isinstance(pair, tuple | list) for pair in group_sizes)
+        if pairs and len({tuple(pair) for pair in group_sizes}) > 1:
             from sparsekern.nn.unequal_groups import UnequalGroupedConv2d
 
             return UnequalGroupedConv2d(*args, group_sizes=group_sizes, **kwargs)
@@ -104,7 +107,17 @@ class GroupedConv2d(nn.Conv2d):
             check_group_sizes(group_sizes, in_channels, out_channels, groups)
             groups = len(group_sizes)
         _check(activation in ACTIVATIONS, "activation", f"one of {ACTIVATIONS}", repr(activation))
-        _check(groups > 0 and in_channels % groups == 0, "in_channels", f"a multiple of groups={groups}", in_channels)
+        check_whole("GroupedConv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
+        _check(groups > 0, "groups", "at least 1", groups)
+        _check(in_channels > 0 and out_channels > 0, "in_channels and out_channels", "at least 1", (in_channels, out_channels))
+        numbers = {"kernel_size": (kernel_size, 1), "stride": (stride, 1), "dilation": (dilation, 1), "padding": (padding, 0)}
+        for arg, (value, least) in numbers.items():
+            if arg != "padding" or not isinstance(value, str):
+                pair = _pair(value)
+                good = len(pair) == 2 and all(isinstance(n, int) and n >= least for n in pair)
+                _check(good, arg, f"a whole number of at least {least}, or two", repr(value))
+        _check(not isinstance(padding, str) or padding in ("same", "valid"), "padding", "'same', 'valid' or numbers", repr(padding))
+        _check(in_channels % groups == 0, "in_channels", f"a multiple of groups={groups}", in_channels)
         _check(out_channels % groups == 0, "out_channels", f"a multiple of groups={groups}", out_channels)
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
         self.activation = activation

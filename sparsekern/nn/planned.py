@@ -108,6 +108,25 @@ class PlannedModule(nn.Module):
         self.weight = nn.Parameter(self.weight.new_empty(weight.shape), requires_grad=self.weight.requires_grad)
         self.index = self.index.new_empty(index.shape)
 
+    def _check_tables(self, tables: dict[str, Tensor]) -> None:
+        """Raise ValueError for tables, by name, that are none of this layer's."""
+        raise NotImplementedError
+
+    def _fault_of(self, state_dict: dict, prefix: str) -> str | None:
+        """What is wrong with the tables of a state_dict, if anything: to be asked before anything is overwritten."""
+        found = {name: state_dict.get(prefix + name) for name in self._tables}
+        if not all(isinstance(t, Tensor) for t in found.values()) or not readable(*found.values()):
+            return None  # missing entries are torch's to report
+        try:
+            for name, table in found.items():
+                whole = not (table.is_floating_point() or table.is_complex() or table.dtype == torch.bool)
+                if not whole or not torch.equal(table.int(), table):  # what does not survive would be another topology
+                    raise ValueError(f"{type(self).__name__}: {name} must be 32-bit integers; got {table.dtype}")
+            self._check_tables({name: table.int() for name, table in found.items()})
+        except ValueError as error:
+            return str(error)
+        return None
+
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         self._drop_plan()
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from sparsekern.ops import backends, pack_sparse_linear, sparse_linear_packed
 from sparsekern.ops.cuda import explain_linear
 from sparsekern.ops.define import readable
 from sparsekern.ops.sparse_linear import (
+    check_index,
     dense_weight,
     explain_packed,
     explain_sparse_linear,
@@ -51,7 +53,8 @@ def _check(condition: bool, arg: str, rule: str, got: Any) -> None:
 
 def _fan_in_of(fan_out: int, in_features: int, out_features: int, step: int) -> int:
     """The fan-in that gives each input ``fan_out`` outputs; it must be a multiple of ``step``."""
-    _check(fan_out == int(fan_out) and 1 <= fan_out <= out_features, "fan_out", f"a whole number in [1, {out_features}]", fan_out)
+    whole = isinstance(fan_out, Real) and fan_out == fan_out // 1
+    _check(whole and 1 <= fan_out <= out_features, "fan_out", f"a whole number in [1, {out_features}]", fan_out)
     least = -(-out_features // in_features)
     _check(fan_out >= least, "fan_out", f"at least {least}, or some of the {out_features} outputs are unconnected", fan_out)
     fan_in, rest = divmod(in_features * int(fan_out), out_features)
@@ -148,11 +151,17 @@ class SparseLinear(PlannedModule):
         given = [name for name, value in (("fan_in", fan_in), ("density", density), ("fan_out", fan_out)) if value is not None]
         _check(len(given) == 1, "fan_in, density and fan_out", "given one without the others", " and ".join(given) or "none")
         topology = topology or ("random" if fan_out is None else "regular")
-        _check(topology in TOPOLOGIES, "topology", f"one of {sorted(TOPOLOGIES)}", repr(topology))
+        _check(isinstance(topology, str) and topology in TOPOLOGIES, "topology", f"one of {sorted(TOPOLOGIES)}", repr(topology))
         _check(fan_out is None or topology in FIXED_FAN_OUT, "topology", "'regular', 'spread' or 'clash_free' with fan_out", repr(topology))
-        block_out, block_in = (block_size, block_size) if isinstance(block_size, int) else block_size
+        pair = block_size if isinstance(block_size, tuple | list) else (block_size, block_size)
+        _check(len(pair) == 2 and all(isinstance(size, int) for size in pair), "block_size", "a whole number or two", repr(block_size))
+        block_out, block_in = pair
         _check(block_out > 0 and block_in > 0, "block_size", "at least 1", block_size)
         _check(topology != "balanced" or block_out == block_in == 1, "block_size", "1 with topology 'balanced'", block_size)
+        topologies.check_whole("SparseLinear", in_features=in_features, out_features=out_features)
+        if fan_in is not None:
+            topologies.check_whole("SparseLinear", fan_in=fan_in)
+        _check(dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point), "dtype", "a floating-point one", repr(dtype))
         _check(in_features > 0 and in_features % block_in == 0, "in_features", f"a positive multiple of {block_in}", in_features)
         _check(out_features > 0 and out_features % block_out == 0, "out_features", f"a positive multiple of {block_out}", out_features)
         # where the fan-out is fixed only the multiples of a step give a whole one
@@ -161,7 +170,7 @@ class SparseLinear(PlannedModule):
         if fan_out is not None:
             fan_in = _fan_in_of(fan_out, in_features, out_features, step)
         elif density is not None:
-            _check(0 < density <= 1, "density", "in (0, 1]", density)
+            _check(isinstance(density, Real) and 0 < density <= 1, "density", "in (0, 1]", density)
             fan_in = max(1, round(density * in_features / step)) * step
             if topology == "clash_free":
                 fan_in = _nearest_divisor(in_features // block_in, fan_in // block_in, step // block_in) * block_in
@@ -220,14 +229,26 @@ class SparseLinear(PlannedModule):
                 out = NotImplemented
             if out is not NotImplemented:
                 return out
-        if self._packed is not None:
-            return self._forward_packed(x)
-        own = self._parameters  # no __getattr__: small layers feel it
         try:
-            weight, bias = own["weight"], own["bias"]
-        except KeyError:  # parametrized
-            weight, bias = self.weight, self.bias
-        return sparse_linear(x, weight, self._buffers["index"], bias, self._current_plan())
+            if self._packed is not None:
+                return self._forward_packed(x)
+            own = self._parameters  # no __getattr__: small layers feel it
+            try:
+                weight, bias = own["weight"], own["bias"]
+            except KeyError:  # parametrized
+                weight, bias = self.weight, self.bias
+            plan = self._current_plan()
+            if plan is None:  # a plan knows the number of features
+                self._check_features(x)
+            return sparse_linear(x, weight, self._buffers["index"], bias, plan)
+        except ValueError:
+            self._check_features(x)
+            raise
+
+    def _check_features(self, x: Any) -> None:
+        """More or fewer features than the layer has are no input of it, even where its table would be in range of them."""
+        fits = not isinstance(x, Tensor) or x.dim() == 0 or x.shape[-1] == self.in_features
+        _check(fits, "x", f"[..., {self.in_features}]", list(x.shape) if isinstance(x, Tensor) else None)
 
     # ---- packed, on request: a frozen layer for inference
 
@@ -280,16 +301,26 @@ class SparseLinear(PlannedModule):
         draw = TOPOLOGIES[self.topology]
         return (draw(self.in_features // self.block_size[1], self.index.shape[0], self.index.shape[1], seed=seed),)
 
+    def _check_tables(self, tables: dict[str, Tensor]) -> None:
+        if tables["index"].dim() == 2:
+            check_index(tables["index"], self.in_features // self.block_size[1])
+
     def _make_plan(self) -> Tensor | None:
         return plan_sparse_linear(self.index, self.in_features, self.block_size)
 
     @torch.no_grad()
     def set_topology(self, index: Tensor, weight: Tensor | None = None) -> None:
         """Replace the connections, ``index [OB, F]`` int32, and the weights (new ones start at zero, kept connections keep theirs)."""
+        if isinstance(index, Tensor) and index.dim() == 2:
+            rows = self.index.shape[0]
+            _check(index.shape[0] == rows and index.shape[1] > 0, "index", f"[{rows}, at least 1]", list(index.shape))
         plan_sparse_linear(index, self.in_features, self.block_size)  # an invalid table must not replace a valid one
         if weight is None:
             weight = kept_weight(self.weight_dense(), index.to(self.index.device), self.block_size)
-        _check(weight.shape[:2] == index.shape, "weight", f"{list(index.shape)} like index in its first two sizes", list(weight.shape))
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"SparseLinear: weight must be a tensor; got {type(weight).__name__}")
+        shape = (*index.shape, *self.weight.shape[2:])
+        _check(tuple(weight.shape) == shape, "weight", f"{list(shape)} like index and the layer's blocks", list(weight.shape))
         self.index = index.to(self.index.device)
         if weight.shape == self.weight.shape:
             self.weight.copy_(weight)
@@ -326,7 +357,11 @@ class SparseLinear(PlannedModule):
             >>> sparse.weight.shape
             torch.Size([32, 32])
         """
+        _check(isinstance(linear, nn.Linear), "linear", "an nn.Linear", type(linear).__name__)
         if index is not None:
+            if not isinstance(index, Tensor):
+                raise TypeError(f"SparseLinear: index must be a tensor; got {type(index).__name__}")
+            _check(index.dim() == 2 and index.dtype == torch.int32, "index", "[OB, F] torch.int32", f"{list(index.shape)} {index.dtype}")
             size = options.get("block_size", 1)
             options["fan_in"] = index.shape[1] * (size if isinstance(size, int) else size[1])
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, seed=options.pop("seed", 0), **options)
@@ -339,18 +374,25 @@ class SparseLinear(PlannedModule):
                 blocks = linear.weight.unflatten(1, (-1, block_in)).unflatten(0, (-1, block_out))  # [OB, BO, IB, BI]
                 strength = blocks.float().pow(2).sum((1, 3))
                 index = _strongest(strength, layer.index.shape[1], layer.topology == "balanced")
+            plan_sparse_linear(index, layer.in_features, layer.block_size)
+            _check(index.shape[0] == layer.index.shape[0], "index", f"[{layer.index.shape[0]}, F]", list(index.shape))
             layer.set_topology(index, kept_weight(linear.weight, index, layer.block_size))
             if linear.bias is not None:
                 layer.bias.copy_(linear.bias)
         return layer
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
-        weight, index = state_dict.get(prefix + "weight"), state_dict.get(prefix + "index")
+        if fault := self._fault_of(state_dict, prefix):
+            error_msgs.append(fault)
+            return
+        weight, index = (value if isinstance(value := state_dict.get(prefix + name), Tensor) else None for name in ("weight", "index"))
         if weight is not None and index is None and tuple(weight.shape) == (self.out_features, self.in_features):
             # a dense checkpoint: its weights at this layer's connections
             state_dict = {**state_dict, prefix + "weight": kept_weight(weight, self.index, self.block_size), prefix + "index": self.index}
-        elif weight is not None and index is not None and index.shape != self.index.shape and index.shape[0] == self.index.shape[0]:
-            self._make_room(prefix, weight, index)
+        elif weight is not None and index is not None and index.shape != self.index.shape:
+            fits = index.dim() == 2 and index.shape[0] == self.index.shape[0] and index.shape[1] > 0
+            if fits and tuple(weight.shape) == (*index.shape, *self.weight.shape[2:]):  # else torch names the sizes
+                self._make_room(prefix, weight, index)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     # ---- what it is, and what runs
@@ -371,6 +413,8 @@ class SparseLinear(PlannedModule):
             >>> print(SparseLinear(3072, 768, density=0.1).explain(rows=1))  # doctest: +ELLIPSIS
             SparseLinear 3072 -> 768, 10.0 % kept, 1 row, float32, served by ...
         """
+        topologies.check_whole("SparseLinear", rows=rows)
+        _check(rows >= 0, "rows", "at least 0", rows)
         device = self.weight.device
         who = backends.serves("sparse_linear", device)
         plural = "row" if rows == 1 else "rows"

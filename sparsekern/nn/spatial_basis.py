@@ -78,7 +78,10 @@ class SpatialBasisConv2d(ConvsSideBySide):
         activation: str = "none",
     ) -> None:
         super().__init__()
-        height, width = self.kernel_size = _pair(kernel_size)
+        pair = _pair(kernel_size)
+        numbers = len(pair) == 2 and all(isinstance(size, int) for size in pair)
+        self._check(numbers, "kernel_size", "a whole number or two", repr(kernel_size))
+        height, width = self.kernel_size = pair
         self._check(height % 2 == 1 and width % 2 == 1, "kernel_size", "odd numbers", self.kernel_size)
         halves = (out_channels + 1) // 2, out_channels // 2
         self._check(halves[1] > 0, "out_channels", "at least 2, one row and one column", out_channels)

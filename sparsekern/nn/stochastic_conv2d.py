@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import torch
@@ -14,12 +15,14 @@ from sparsekern.ops import backends
 from sparsekern.ops.cuda_sparse_conv2d import explain
 from sparsekern.ops.sparse_conv2d import (
     block_view,
+    check_tables,
     dense_weight,
     explain_sparse_conv2d,
     kept_weight,
     plan_sparse_conv2d,
     sparse_conv2d,
 )
+from sparsekern.topology import check_whole
 from sparsekern.topology.conv_masks import COUNTS, conv_mask, mask_tables
 
 GRANULARITIES = ("spatial", "synapse", "kernel", "block")
@@ -104,13 +107,23 @@ class StochasticConv2d(PlannedModule):
         super().__init__()
         both = "both" if fan_in is not None and density is not None else "neither"
         _check((fan_in is None) != (density is None), "density and fan_in", "given one without the other", both)
-        _check(density is None or 0 < density <= 1, "density", "in (0, 1]", density)
+        _check(density is None or (isinstance(density, Real) and 0 < density <= 1), "density", "in (0, 1]", density)
+        check_whole("StochasticConv2d", in_channels=in_channels, out_channels=out_channels, groups=groups, share=share)
+        if fan_in is not None:
+            check_whole("StochasticConv2d", fan_in=fan_in)
+        _check(dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point), "dtype", "a floating-point one", repr(dtype))
         _check(groups > 0, "groups", "at least 1", groups)
         _check(granularity in GRANULARITIES, "granularity", f"one of {GRANULARITIES}", repr(granularity))
         _check(count in COUNTS, "count", f"one of {COUNTS}", repr(count))
         _check(padding_mode in PADDING_MODES, "padding_mode", f"one of {PADDING_MODES}", repr(padding_mode))
         self.in_channels, self.out_channels, self.groups, self.padding_mode = in_channels, out_channels, groups, padding_mode
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
+        numbers = {"kernel_size": (kernel_size, 1), "stride": (stride, 1), "dilation": (dilation, 1), "padding": (padding, 0)}
+        for arg, (value, least) in numbers.items():
+            if arg != "padding" or not isinstance(value, str):
+                pair = _pair(value)
+                good = len(pair) == 2 and all(isinstance(n, int) and n >= least for n in pair)
+                _check(good, arg, f"a whole number of at least {least}, or two", repr(value))
         if isinstance(padding, str):
             _check(padding in ("same", "valid"), "padding", "'same', 'valid' or numbers", repr(padding))
             _check(padding == "valid" or self.stride == (1, 1), "stride", "1 with padding='same'", self.stride)
@@ -188,10 +201,22 @@ class StochasticConv2d(PlannedModule):
             weight, bias = own["weight"], own["bias"]
         except KeyError:  # parametrized
             weight, bias = self.weight, self.bias
-        return sparse_conv2d(
-            x, weight, tables["indptr"], tables["index"], self.kernel_size, bias, self.stride, self._kernel_padding,
-            self.dilation, self._current_plan(),
-        )  # fmt: skip
+        plan = self._current_plan()
+        try:
+            if plan is None:  # a plan knows the number of channels
+                self._check_channels_of(x)
+            return sparse_conv2d(
+                x, weight, tables["indptr"], tables["index"], self.kernel_size, bias, self.stride, self._kernel_padding,
+                self.dilation, plan,
+            )  # fmt: skip
+        except ValueError:
+            self._check_channels_of(x)
+            raise
+
+    def _check_channels_of(self, x: Any) -> None:
+        """More or fewer channels than the layer has are no input of it, even where its tables would be in range of them."""
+        fits = not isinstance(x, Tensor) or x.dim() not in (3, 4) or x.shape[-3] == self.in_channels
+        _check(fits, "x", f"[N, {self.in_channels}, H, W] or [{self.in_channels}, H, W]", list(x.shape) if isinstance(x, Tensor) else None)
 
     # ---- topology
 
@@ -199,6 +224,11 @@ class StochasticConv2d(PlannedModule):
         """Tables ``(indptr, index)`` of another mask of this layer's kind, for :meth:`set_topology`; the layer stays as it is."""
         indptr, index = conv_mask(self._rows, self._positions, **self._drawn, count=self.count, seed=seed)
         return indptr, self._in_groups(indptr, index)
+
+    def _check_tables(self, tables: dict[str, Tensor]) -> None:
+        indptr, index = tables["indptr"], tables["index"]
+        if indptr.shape == self.indptr.shape and index.dim() == 1:
+            check_tables(indptr, index, self.in_channels // self.block[1] * (self.kernel_size[0] * self.kernel_size[1] // self.block[2]))
 
     def _make_plan(self) -> Tensor | None:
         return plan_sparse_conv2d(self.indptr, self.index, self.in_channels, self.kernel_size, self.block)
@@ -213,6 +243,9 @@ class StochasticConv2d(PlannedModule):
     @torch.no_grad()
     def set_topology(self, indptr: Tensor, index: Tensor, weight: Tensor | None = None) -> None:
         """Replace the mask, and the weights ``[nnz, BO, BI, BT]`` (new ones start at zero, kept ones stay)."""
+        for arg, table in (("indptr", indptr), ("index", index)):
+            if not isinstance(table, Tensor):
+                raise TypeError(f"StochasticConv2d: {arg} must be a tensor; got {type(table).__name__}")
         _check(indptr.shape == self.indptr.shape, "indptr", f"{list(self.indptr.shape)}", list(indptr.shape))
         plan_sparse_conv2d(indptr, index, self.in_channels, self.kernel_size, self.block)  # an invalid table must not replace a valid one
         indptr, index = indptr.to(self.indptr.device), index.to(self.index.device)
@@ -275,15 +308,20 @@ class StochasticConv2d(PlannedModule):
         return layer
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
-        weight, index = state_dict.get(prefix + "weight"), state_dict.get(prefix + "index")
+        if fault := self._fault_of(state_dict, prefix):
+            error_msgs.append(fault)
+            return
+        weight, index = (value if isinstance(value := state_dict.get(prefix + name), Tensor) else None for name in ("weight", "index"))
         if weight is not None and index is None and self._is_dense(tuple(weight.shape)):
             # a dense or grouped checkpoint: its weights at this layer's kept positions
             dense = spread_groups(weight, self.in_channels // weight.shape[1])
             kept = kept_weight(dense, self.indptr, self.index, self.block)
             tables = {prefix + "indptr": self.indptr, prefix + "index": self.index}
             state_dict = {**state_dict, prefix + "weight": kept, **tables}
-        elif weight is not None and index is not None and index.shape != self.index.shape and weight.shape[1:] == self.weight.shape[1:]:
-            self._make_room(prefix, weight, index)
+        elif weight is not None and index is not None and index.shape != self.index.shape:
+            fits = index.dim() == 1 and tuple(weight.shape) == (len(index), *self.block)
+            if fits:  # else torch names the sizes
+                self._make_room(prefix, weight, index)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def _is_dense(self, shape: tuple[int, ...]) -> bool:

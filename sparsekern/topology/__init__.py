@@ -4,6 +4,7 @@ from sparsekern.topology.balanced import balanced_counts, balanced_table
 from sparsekern.topology.budget import DensityPlan, equal_budget_splits, plan_densities
 from sparsekern.topology.clash_free import clash_free_table
 from sparsekern.topology.conv_masks import conv_mask, mask_tables
+from sparsekern.topology.draw import check_whole
 from sparsekern.topology.fan_in import fan_in_table
 from sparsekern.topology.groups import expand_blocks, grouped_table, local_table
 from sparsekern.topology.junctions import Connected, adjacency, connected_units, path_counts
@@ -21,6 +22,7 @@ __all__ = [
     "adjacency",
     "balanced_counts",
     "balanced_table",
+    "check_whole",
     "clash_free_table",
     "connected_units",
     "conv_mask",

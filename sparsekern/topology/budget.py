@@ -123,6 +123,8 @@ def _wanted(shapes: list[tuple[int, int]], budget: int, growth: float) -> list[f
 
 
 def _shapes(op: str, layers: Sequence[int]) -> list[tuple[int, int]]:
+    if not isinstance(layers, Sequence):
+        raise ValueError(f"{op}: layers must be a sequence of whole numbers; got {type(layers).__name__}")
     if len(layers) < 2 or not all(isinstance(n, int) and n >= 1 for n in layers):
         raise ValueError(f"{op}: layers must be at least two positive numbers of neurons; got {tuple(layers)}")
     return list(pairwise(layers))

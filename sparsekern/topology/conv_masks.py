@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
-from sparsekern.topology.draw import generator
+from sparsekern.topology.draw import check_whole, generator
 from sparsekern.topology.fan_in import fan_in_table
 
 COUNTS = ("exact", "bernoulli")
@@ -18,6 +20,10 @@ def mask_tables(keep: Tensor) -> tuple[Tensor, Tensor]:
         >>> mask_tables(torch.tensor([[True, False, True], [False, False, False]]))
         (tensor([0, 2, 2], dtype=torch.int32), tensor([0, 2], dtype=torch.int32))
     """
+    if not isinstance(keep, Tensor):
+        raise TypeError(f"mask_tables: keep must be a tensor; got {type(keep).__name__}")
+    if keep.dim() != 2 or keep.dtype != torch.bool:
+        raise ValueError(f"mask_tables: keep must be [rows, positions] torch.bool; got {list(keep.shape)} {keep.dtype}")
     indptr = torch.zeros(len(keep) + 1, dtype=torch.int32, device=keep.device)
     indptr[1:] = keep.sum(1).cumsum(0)
     return indptr, keep.nonzero()[:, 1].int()
@@ -60,10 +66,17 @@ def conv_mask(
         >>> index.shape
         torch.Size([50])
     """
+    check_whole("conv_mask", rows=rows, positions=positions)
+    if rows < 0 or positions < 1:
+        raise ValueError(f"conv_mask: rows and positions must be at least 0 and 1; got {rows} and {positions}")
+    if (fan_in is None) == (density is None):
+        raise ValueError(
+            f"conv_mask: density and fan_in must be given one without the other; got {'neither' if fan_in is None else 'both'}"
+        )
     if fan_in is not None:
         table = fan_in_table(positions, rows, fan_in, seed=seed)
         return torch.arange(rows + 1, dtype=torch.int32, device="cpu") * fan_in, table.flatten()
-    if not 0 < density <= 1:
+    if not isinstance(density, Real) or not 0 < density <= 1:
         raise ValueError(f"conv_mask: density must be in (0, 1]; got {density}")
     if count not in COUNTS:
         raise ValueError(f"conv_mask: count must be one of {COUNTS}; got {count!r}")

@@ -8,9 +8,32 @@ import numpy as np
 import torch
 
 
+def check_whole(op: str, **values: object) -> None:
+    """Raise ``<op>: <arg> must be a whole number; got '3'`` unless each of them is an int, of Python or numpy."""
+    for arg, value in values.items():
+        if not hasattr(value, "__index__"):
+            raise ValueError(f"{op}: {arg} must be a whole number; got {value!r}")
+
+
+def check_table(op: str, arg: str, table: object) -> None:
+    """Raise unless ``table`` is a tensor ``[OB, F]`` of integers."""
+    if not isinstance(table, torch.Tensor):
+        raise TypeError(f"{op}: {arg} must be a tensor; got {type(table).__name__}")
+    if table.dim() != 2 or table.is_floating_point() or table.is_complex() or table.dtype == torch.bool:
+        raise ValueError(f"{op}: {arg} must be [OB, F] integers; got {list(table.shape)} {table.dtype}")
+
+
 def generator(seed: int | None) -> torch.Generator | None:
-    """None (torch's global generator) without a seed, else a fresh CPU generator: the same draws on every machine."""
-    return None if seed is None else torch.Generator().manual_seed(seed)
+    """None (torch's global generator) without a seed, else a fresh CPU generator: the same draws on every machine.
+
+    Raises:
+        ValueError: ``topology: seed must be None or a whole number of 64 bits; got '3'``
+    """
+    if seed is None:
+        return None
+    if not hasattr(seed, "__index__") or not -(2**63) <= int(seed) < 2**64:
+        raise ValueError(f"topology: seed must be None or a whole number of 64 bits; got {seed!r}")
+    return torch.Generator().manual_seed(int(seed))
 
 
 def uniform(shape: int | tuple[int, ...], draw: torch.Generator | None) -> np.ndarray:

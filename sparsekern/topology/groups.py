@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparsekern.topology.draw import check_table, check_whole
+
 
 def expand_blocks(table: Tensor, block_size: int | tuple[int, int]) -> Tensor:
     """Spell out a table of blocks element by element, for the tools that look at single neurons.
@@ -20,6 +22,7 @@ def expand_blocks(table: Tensor, block_size: int | tuple[int, int]) -> Tensor:
         >>> expand_blocks(torch.tensor([[0, 2]]), (2, 2)).tolist()
         [[0, 1, 4, 5], [0, 1, 4, 5]]
     """
+    check_table("expand_blocks", "table", table)
     rows, columns = (block_size, block_size) if isinstance(block_size, int) else block_size
     if rows < 1 or columns < 1:
         raise ValueError(f"expand_blocks: block_size must be at least 1; got {block_size}")
@@ -41,6 +44,7 @@ def grouped_table(in_blocks: int, out_blocks: int, groups: int) -> Tensor:
         >>> grouped_table(4, 2, 2).tolist()
         [[0, 1], [2, 3]]
     """
+    check_whole("grouped_table", in_blocks=in_blocks, out_blocks=out_blocks, groups=groups)
     if groups < 1 or in_blocks % groups or out_blocks % groups:
         raise ValueError(f"grouped_table: groups must divide in_blocks and out_blocks, {in_blocks} and {out_blocks}; got {groups}")
     inputs = torch.arange(in_blocks, dtype=torch.int32, device="cpu").reshape(groups, -1)
@@ -59,6 +63,7 @@ def local_table(in_blocks: int, out_blocks: int, fan_in: int) -> Tensor:
         >>> local_table(6, 3, 4).tolist()
         [[0, 1, 2, 3], [0, 1, 4, 5], [2, 3, 4, 5]]
     """
+    check_whole("local_table", in_blocks=in_blocks, out_blocks=out_blocks, fan_in=fan_in)
     if not 1 <= fan_in <= in_blocks:
         raise ValueError(f"local_table: fan_in must be in [1, {in_blocks}]; got {fan_in}")
     dealt = torch.arange(out_blocks * fan_in, device="cpu").reshape(out_blocks, fan_in) % in_blocks

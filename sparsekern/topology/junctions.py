@@ -79,6 +79,8 @@ class Junction:
 
 def as_junction(junction: Tensor, size: int | None, op: str, name: str) -> Junction:
     """Check a table of integers, with the left ``size``, or a matrix of bools."""
+    if not isinstance(junction, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor; got {type(junction).__name__}")
     check(junction.dim() == 2 and not junction.is_floating_point(), op, name, "[N_right, fan_in] integers or [N_right, N_left] bools",
           f"{list(junction.shape)} {junction.dtype}")  # fmt: skip
     right = junction.shape[0]
@@ -95,6 +97,7 @@ def as_junction(junction: Tensor, size: int | None, op: str, name: str) -> Junct
 
 def as_junctions(junctions: Sequence[Tensor], sizes: Sequence[Shape] | None, op: str) -> list[Junction]:
     """Check the junctions of a network, from the input on; ``sizes`` of the left layers, and of the output or not."""
+    check(isinstance(junctions, Sequence), op, "junctions", "a sequence of tensors", type(junctions).__name__)
     check(len(junctions) > 0, op, "junctions", "at least one", "none")
     fits = sizes is None or len(sizes) in (len(junctions), len(junctions) + 1)
     check(fits, op, "sizes", f"one per junction, {len(junctions)}, or one per layer", sizes and len(sizes))

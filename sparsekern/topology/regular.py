@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsekern.topology.draw import generator
+from sparsekern.topology.draw import check_whole, generator
 from sparsekern.topology.huge import huge_regular_table, is_huge
 
 _CHUNK = 1 << 22  # random numbers drawn at a time
@@ -70,6 +70,9 @@ def regular_table(in_blocks: int, out_blocks: int, fan_in: int, *, seed: int | N
 
 def check_regular(op: str, in_blocks: int, out_blocks: int, fan_in: int) -> int:
     """Return the fan-out; raise where it is not whole."""
+    check_whole(op, in_blocks=in_blocks, out_blocks=out_blocks, fan_in=fan_in)
+    if out_blocks < 0:
+        raise ValueError(f"{op}: out_blocks must be at least 0; got {out_blocks}")
     if not 1 <= fan_in <= in_blocks:
         raise ValueError(f"{op}: fan_in must be in [1, {in_blocks}]; got {fan_in}")
     step = fan_in_step(in_blocks, out_blocks)
@@ -86,4 +89,7 @@ def fan_in_step(in_blocks: int, out_blocks: int) -> int:
         >>> fan_in_step(8, 6), fan_in_step(64, 1024)
         (4, 1)
     """
+    check_whole("fan_in_step", in_blocks=in_blocks, out_blocks=out_blocks)
+    if in_blocks < 1:
+        raise ValueError(f"fan_in_step: in_blocks must be at least 1; got {in_blocks}")
     return in_blocks // math.gcd(in_blocks, out_blocks)

@@ -121,6 +121,7 @@ def window_adjacency(adjacent: Tensor, windows: int | Tensor, *, side: str) -> T
         >>> window_adjacency(torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]]), 2, side="left").tolist()
         [[2.0, 0.0], [1.0, 1.0]]
     """
+    check(side in ("left", "right"), "window_adjacency", "side", "'left' or 'right'", repr(side))
     dim = {"left": 1, "right": 0}[side]
     if isinstance(windows, int):
         return adjacent.unflatten(dim, (windows, -1)).sum(dim + 1)

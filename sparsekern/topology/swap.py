@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsekern.topology.draw import generator, uniform
+from sparsekern.topology.draw import check_table, check_whole, generator, uniform
 
 
 def rewire(table: Tensor, in_blocks: int, fraction: float, *, seed: int | None = None) -> Tensor:
@@ -37,6 +37,13 @@ def rewire(table: Tensor, in_blocks: int, fraction: float, *, seed: int | None =
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"rewire: fraction must be in [0, 1]; got {fraction}")
+    check_table("rewire", "table", table)
+    check_whole("rewire", in_blocks=in_blocks)
+    if table.numel() and not (int(table.min()) >= 0 and int(table.max()) < in_blocks):
+        got = int(table.min()) if int(table.min()) < 0 else int(table.max())
+        raise ValueError(f"rewire: table must be in [0, {in_blocks}); got {got}")
+    if has_duplicates(table.cpu().numpy()).any():  # swaps that connect a pair twice are undone until there is none: here without end
+        raise ValueError("rewire: table must be without a connection twice; got duplicates")
     out, draw = table.int().cpu().numpy().copy(), generator(seed)
     flat = out.reshape(-1)
     pairs = int(fraction * flat.size) // 2

@@ -85,7 +85,7 @@ def window_ids(shape: Shape, counts: int | tuple[int, ...]) -> Tensor:
 
 
 def _dimensions(shape: Shape) -> tuple[int, ...]:
-    sides = (shape,) if isinstance(shape, int) else tuple(shape)
+    sides = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
     if not 1 <= len(sides) <= 3 or not all(isinstance(side, int) and side >= 1 for side in sides):
         raise ValueError(f"window_counts: shape must be a number of neurons or 1 to 3 of them; got {shape}")
     return sides

@@ -67,6 +67,8 @@ def optimize(
         >>> fast.report.folded, fast.report.fused
         (['1'], ['0'])
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"optimize: model must be an nn.Module; got {type(model).__name__}")
     model = copy.deepcopy(model).eval().requires_grad_(False)
     report, progress = OptimizeReport(), progress or (lambda doing: None)
     with torch.no_grad():
