@@ -23,7 +23,7 @@ test: $(BUILT)
 	$(BIN)/python tests/run.py
 
 test-full: $(BUILT)
-	$(BIN)/python tests/run.py --full
+	$(BIN)/python tests/run.py --full --resume
 
 bench-check: $(BUILT)
 	$(BIN)/sparsekern bench check bench/results

@@ -1,15 +1,18 @@
-"""Runs the suites one after the other and says how long each took: `python tests/run.py [--full] [suite ...]`."""
+"""Runs the suites one after the other and ends in a table of them: `python tests/run.py [--full] [--resume] [suite ...]`."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = [sys.executable, "-m", "pytest", "-q", "--no-header", "-n", os.environ.get("TEST_JOBS", "2")]
@@ -68,6 +71,7 @@ SUITES = {
             "tests/test_import.py",
         ]
     ],
+    "trust": lambda: [[*PYTEST, "--dist", "loadgroup", "tests/trust"]],
     "docs": lambda: [[*PYTEST, "--doctest-modules", "sparsekern"], [*PYTEST, "tests/test_docs.py", "tests/test_examples.py"]],
 }
 
@@ -75,33 +79,92 @@ SUITES = {
 #: Only with --full, and before everything else the same suites with their slow tests.
 FULL = {
     "sanitize": lambda: cpp("address,undefined"),
+    "sanitize_threads": lambda: cpp("thread"),
     "sanitize_cuda": lambda: cuda("address,undefined"),
     "package": lambda: [[*PYTEST[:-2], "tests/test_packaging.py"]],
 }
+
+
+#: What the suites of this run left: JUnit files, and how many cases the tests with many tried (tests/trust/tally.py).
+RESULTS = ROOT / "build" / "tests"
+
+
+def source_key() -> str:
+    """Of every file that a test could depend on: a suite that passed is not run again for the same ones (``--resume``)."""
+    found = hashlib.sha256()
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    for name in sorted(listed):
+        if (file := ROOT / name).is_file():
+            found.update(name.encode() + b"\0" + file.read_bytes())
+    return found.hexdigest()
+
+
+def reporting(command: list[str], report: Path) -> list[str]:
+    """The same command, with its results in a JUnit file."""
+    if "pytest" in command:
+        return [*command, f"--junitxml={report}"]
+    return [*command, "--output-junit", str(report)] if Path(command[0]).name == "ctest" else command
+
+
+def counted(name: str) -> tuple[int, int]:
+    """(cases tried, failures) of a suite: tests, and for a test of many cases those."""
+    cases = failures = 0
+    for report in RESULTS.glob(f"{name}-*.xml"):
+        for suite in ElementTree.parse(report).getroot().iter("testsuite"):
+            skipped = int(suite.get("skipped", 0)) + int(suite.get("disabled", 0))
+            cases += int(suite.get("tests", 0)) - skipped
+            failures += int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+    tally = RESULTS / f"{name}.tally"
+    cases += sum(int(line.split()[0]) for line in tally.read_text().splitlines()) if tally.exists() else 0
+    return cases, failures
+
+
+def run_suite(name: str, commands: list[list[str]], full: bool) -> dict:
+    """Runs it up to the first command that fails: what there is to say of it."""
+    started, failed = time.monotonic(), False
+    for old in RESULTS.glob(f"{name}[-.]*"):
+        old.unlink()
+    environment = {**ENVIRONMENT, "TEST_TALLY": str(RESULTS / f"{name}.tally")}
+    for number, command in enumerate(commands):
+        if "pytest" in command:
+            command = command + ([] if full or name in FULL else ["-m", "not slow"])
+        print(f"--- {name}: {' '.join(Path(c).name if c.startswith('/') else c for c in command)}", flush=True)
+        if subprocess.run(reporting(command, RESULTS / f"{name}-{number}.xml"), cwd=ROOT, env=environment).returncode:
+            failed = True
+            break
+    cases, failures = counted(name)
+    return {"cases": cases, "failures": max(failures, int(failed)), "minutes": (time.monotonic() - started) / 60}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suites", nargs="*", metavar="suite", help=f"of {', '.join({**SUITES, **FULL})}; default: all")
     parser.add_argument("--full", action="store_true", help="also what takes minutes")
+    parser.add_argument("--resume", action="store_true", help="leave out suites that passed on these very files")
     options = parser.parse_args()
     suites = {**SUITES, **(FULL if options.full or options.suites else {})}
     unknown = set(options.suites) - set(suites)
     if unknown:
         parser.error(f"unknown suite {sorted(unknown)[0]!r}; choose from {', '.join(suites)}")
-    failed, lines = [], []
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    kept = RESULTS / ("full.json" if options.full else "quick.json")
+    before = json.loads(kept.read_text()) if options.resume and kept.exists() else {}
+    key = source_key()
+    results = before.get("suites", {}) if before.get("key") == key else {}
     for name in options.suites or suites:
-        started = time.monotonic()
-        for command in suites[name]():
-            if "pytest" in command:
-                command = command + ([] if options.full or name in FULL else ["-m", "not slow"])
-            print(f"--- {name}: {' '.join(Path(c).name if c.startswith('/') else c for c in command)}", flush=True)
-            if subprocess.run(command, cwd=ROOT, env=ENVIRONMENT).returncode:
-                failed.append(name)
-                break
-        lines.append(f"  {name:8s} {(time.monotonic() - started) / 60:5.1f} min{'  FAILED' if name in failed else ''}")
-    print("\n".join(["", "suite", *lines]), flush=True)
-    print(f"suites: {len(lines) - len(failed)} passed, {len(failed)} failed")
+        if name in results and not results[name]["failures"]:
+            print(f"--- {name}: passed before", flush=True)
+            continue
+        results[name] = run_suite(name, suites[name](), options.full)
+        kept.write_text(json.dumps({"key": key, "suites": results}, indent=1))
+    ran = {name: results[name] for name in options.suites or suites}
+    line = "  {:16s} {:9d} {:8d} {:7.1f}{}".format
+    lines = [line(name, r["cases"], r["failures"], r["minutes"], "  FAILED" if r["failures"] else "") for name, r in ran.items()]
+    total = {field: sum(r[field] for r in ran.values()) for field in ("cases", "failures", "minutes")}
+    lines.append(line("all", total["cases"], total["failures"], total["minutes"], ""))
+    print("\n".join(["", "suite            cases tried failures minutes", *lines]), flush=True)
+    failed = sum(r["failures"] > 0 for r in ran.values())
+    print(f"suites: {len(ran) - failed} passed, {failed} failed")
     return bool(failed)
 
 
