@@ -77,12 +77,8 @@ def measure_overhead(pair: Pair, mode: str = "fwd", *, rounds: int = 9, min_time
     """
     if pair.packed and mode == "fwd_bwd":
         return []
-    torch.manual_seed(0)
-    layers = {"ours": pair.ours(), "torch": pair.torch()}
-    x = torch.randn(pair.shape)
-    error = _checked(pair, layers["ours"], x)
+    calls, error = checked_calls(pair, mode)
     with torch.set_grad_enabled(mode == "fwd_bwd"):
-        calls = {name: _call(layer, x, mode) for name, layer in layers.items()}
         times = protocol.interleave(calls, rounds=rounds, min_time_ms=min_time_ms)
     walls = {name: timing.median_us for name, timing in times.items()}
     times = {name: timing.by(clock) for name, timing in times.items()}
@@ -100,6 +96,15 @@ def measure_overhead(pair: Pair, mode: str = "fwd", *, rounds: int = 9, min_time
             )
         )  # fmt: skip
     return rows
+
+
+def checked_calls(pair: Pair, mode: str) -> tuple[dict[str, Callable[[], Any]], float]:
+    """What is timed, of "ours" and "torch" (forward under ``torch.no_grad()``), and the error of ours."""
+    torch.manual_seed(0)
+    layers = {"ours": pair.ours(), "torch": pair.torch()}
+    x = torch.randn(pair.shape)
+    error = _checked(pair, layers["ours"], x)
+    return {name: _call(layer, x, mode) for name, layer in layers.items()}, error
 
 
 def _checked(pair: Pair, layer: nn.Module, x: Tensor) -> float:
