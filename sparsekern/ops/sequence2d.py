@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from sparsekern.ops import define as d
+from sparsekern.ops.flop_formulas import register_flops
 from sparsekern.ops.grouped_conv2d import _laid_out_like, _new_like
 from sparsekern.ops.grouped_conv2d_packed import fake as fake_packed
 from sparsekern.ops.grouped_conv2d_packed import flops as flops_packed
@@ -156,7 +156,7 @@ def flops(x, tensors, numbers, images, out_shape=None, **kwargs) -> int:
 d.LIBRARY.define(f"{NAME}(Tensor x, Tensor[] tensors, int[] numbers, int images) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 d.LIBRARY.impl(NAME, reference, "CompositeExplicitAutograd")
 torch.library.register_fake(f"sparsekern::{NAME}", fake, lib=d.LIBRARY)
-register_flop_formula(torch.ops.sparsekern.sequence2d)(flops)
+register_flops(torch.ops.sparsekern.sequence2d, flops)
 
 
 def sequence2d(x: Tensor, tensors: Sequence[Tensor], numbers: Sequence[int], images: int = 0) -> Tensor:
