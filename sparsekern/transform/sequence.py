@@ -31,7 +31,7 @@ class Sequence2d(nn.ModuleList):
 
     def __init__(self, names: tuple[str, ...], layers: list[nn.Module], relus: list[bool], images: int):
         super().__init__(layers)
-        self.names, self.images = names, images
+        self.names, self.relus, self.images = names, relus, images
         self.numbers = [n for layer, relu in zip(layers, relus) for stage in _stages(layer, relu) for n in stage]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,6 +46,15 @@ class Sequence2d(nn.ModuleList):
                 for conv in layer if isinstance(layer, RootChain) else (layer,):
                     tensors += [conv._packed] if conv.bias is None else [conv._packed, conv.bias]
         return sequence2d(x, tensors, self.numbers, self.images)
+
+    def to_dense(self) -> nn.Sequential:
+        """The same in torch's dense convolutions, called one after the other: what a profile times it against."""
+        parts: list[nn.Module] = []
+        for layer, relu in zip(self, self.relus):
+            own = list(layer) if isinstance(layer, RootChain) else [layer]
+            parts += [part.to_dense() if hasattr(part, "to_dense") else part for part in own]
+            parts += [nn.ReLU()] if relu else []
+        return nn.Sequential(*parts)
 
     def extra_repr(self) -> str:
         return f"images={self.images or 'all'}"

@@ -126,11 +126,29 @@ def test_twins_are_dense_and_counted():
 
 
 def test_an_optimized_model_counts_what_the_model_did():
-    net = nn.Sequential(sk.RootModule(8, 16, 16, 3, groups=4, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval()
-    x = torch.randn(1, 8, 6, 6)
+    root = sk.RootModule(8, 16, 16, 3, groups=4, padding=1)
+    net = nn.Sequential(root, nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval()
+    x = torch.randn(1, 8, 10, 10)
     before = profile(net, x, rounds=1)
     after = profile(sk.optimize(net, x, rounds=1), x, rounds=1, memory=False)
     assert (after.flops, after.dense_flops, after.params) == (before.flops, before.dense_flops, before.params)
+
+
+def test_a_sequence_of_layers_has_a_dense_twin():
+    """What optimize makes of several layers is one module that calls none of them."""
+    from sparsekern.transform.pool import Pool2d
+    from sparsekern.transform.sequence import Sequence2d
+
+    conv = sk.GroupedConv2d(8, 16, 3, groups=4, activation="relu")
+    mask = sk.StochasticConv2d(16, 8, 3, density=0.5, seed=0)
+    x = torch.randn(1, 8, 12, 12).to(memory_format=torch.channels_last)
+    pool = Pool2d(nn.MaxPool2d(2))
+    sequence = Sequence2d(("a", "b", "c"), [conv.pack(), pool, mask], [False, False, True], 0).eval().requires_grad_(False)
+    torch.testing.assert_close(dense_twin(sequence)(x), sequence(x))
+    found = profile(nn.Sequential(sequence), x, rounds=1, memory=False)
+    layer = next(layer for layer in found.layers if layer.name == "0")
+    assert layer.flops == 2 * (16 * 2 * 9 * 100 + 16 * 8 * 9 // 2 * 9) and layer.speedup
+    assert layer.dense_flops == 2 * (16 * 8 * 9 * 100 + 16 * 8 * 9 * 9)
 
 
 @pytest.mark.parametrize(
