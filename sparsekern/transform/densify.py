@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from sparsekern.nn import GroupedConv2d, StochasticConv2d
 from sparsekern.transform.graph import layers, only_call, replace_module
@@ -26,7 +26,9 @@ def dense_where_faster(graph: fx.GraphModule, shapes: Mapping[str, tuple[int, ..
         plain = type(layer) is StochasticConv2d or "activation" in vars(type(layer))  # no class that computes something else
         if shape is None or not (plain and only_call(graph, node) and layer._kernel_pads):
             continue
-        dense = GroupedConv2d.from_dense(layer.to_dense()).eval().requires_grad_(False)
+        made = layer.to_dense()
+        conv = made[0] if isinstance(made, nn.Sequential) else made  # the other one is the layer's own ReLU
+        dense = GroupedConv2d.from_dense(conv).eval().requires_grad_(False)
         dense.activation = getattr(layer, "activation", "none")
         dense.pack(shape)
         x = torch.rand(shape).contiguous(memory_format=torch.channels_last)
