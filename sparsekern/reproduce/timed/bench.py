@@ -104,7 +104,7 @@ class Bench:
         """
         built = {f"{self.variant.name} by {c.name}": (self._build(c), c) for c in competitors}
         with torch.inference_mode():
-            layered = {who: (model, c.prepare) for who, (model, c) in built.items() if not c.optimizes}
+            layered = {who: (model, c.prepare) for who, (model, c) in built.items() if c.by_layers}
             check_layers(layered, self.layers, self.inputs)
             for who, (model, competitor) in built.items():
                 out = model(competitor.prepare(self.images))
@@ -120,7 +120,7 @@ class Bench:
 
     def _calls(self, model: nn.Module, competitor: Competitor) -> tuple[Call | None, Call]:
         x = self.prepared(competitor, self.images)
-        if competitor.optimizes:
+        if not competitor.by_layers:
             return None, lambda: model(x)
         steps = [(model.get_submodule(path), self.prepared(competitor, self.inputs[path])) for path in self.stack]
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from sparsekern.models.parts import ConvFactory
 from sparsekern.nn import GroupedConv2d
-from sparsekern.reproduce.timed.rivals import CsrLinear, PrepackedConv2d, is_conv, is_linear, torch_conv, torch_linear
+from sparsekern.reproduce.timed.rivals import CsrLinear, FewImages, PrepackedConv2d, is_conv, is_linear, torch_conv, torch_linear
 from sparsekern.transform import optimize
 
 NCHW, CHANNELS_LAST = "NCHW", "channels_last"
+FEW_IMAGES = 4
 FORMATS = {NCHW: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 
 
@@ -36,12 +37,18 @@ class Competitor:
     linear: Callable[..., nn.Linear] | None = None
     packs: bool = False  # our convolutions pack their weights at the first forward, as the prepacked rivals do
     optimizes: bool = False  # sparsekern.optimize: a graph of its own, which has a time as a whole but not by layers
+    images: int = 0  # that go through the whole model at a time, where a batch is larger; 0: all
     our_pooling: bool = False  # poolings run on our kernel, in torch's models too; else the fastest that torch has
+
+    @property
+    def by_layers(self) -> bool:
+        """Whether its layers can be run one by one, on what met the model's."""
+        return not (self.optimizes or self.images)
 
     @property
     def trains(self) -> bool:
         """Whether gradients go through it: packed weights are for inference."""
-        return not (self.packs or self.optimizes) and self.conv in (None, nn.Conv2d) and self.linear in (None, nn.Linear)
+        return self.by_layers and not self.packs and self.conv in (None, nn.Conv2d) and self.linear in (None, nn.Linear)
 
     def build(
         self,
@@ -75,6 +82,8 @@ class Competitor:
             for layer in built.modules():
                 if isinstance(layer, GroupedConv2d):
                     _pack_at_first_forward(layer)
+        if self.images:
+            return FewImages(built, self.images)
         return optimize(built, self.prepare(example), pool=self.our_pooling, progress=progress) if self.optimizes else built
 
     def _in_place_of(self, layer: nn.Module) -> nn.Module | None:
@@ -93,7 +102,7 @@ class Competitor:
         if self.optimizes:
             return {"whole model": f"sparsekern optimize: {model.report.chosen}"}
         found = {}
-        for path, x in inputs.items():
+        for path, x in inputs.items() if self.by_layers else ():
             layer = model.get_submodule(path)
             if hasattr(layer, "explain"):
                 found[path] = _served(layer, x, self.layout == CHANNELS_LAST)
@@ -146,11 +155,12 @@ def _served(layer: nn.Module, x: Tensor, channels_last: bool) -> str:
     return "torch dense weight made of the kept ones" if words[0] == "dense" else f"sparsekern {words[0]} kernel"
 
 
-def torch_competitors(sparse_linear: bool = False) -> list[Competitor]:
+def torch_competitors(sparse_linear: bool = False, batch: int = 1) -> list[Competitor]:
     """torch's own: the default first, then channels_last, then prepacked where this torch has oneDNN.
 
     Args:
         sparse_linear: the model has sparse linear layers: compressed sparse rows are one more way.
+        batch: images per call; of large ones a few at a time are one more way, as ``optimize`` has it.
     """
     found = [
         Competitor("nn.Conv2d NCHW", NCHW, nn.Conv2d, nn.Linear),
@@ -158,6 +168,9 @@ def torch_competitors(sparse_linear: bool = False) -> list[Competitor]:
     ]
     if torch.backends.mkldnn.is_available():
         found.append(Competitor("oneDNN prepacked channels_last", CHANNELS_LAST, PrepackedConv2d, nn.Linear))
+        if batch >= 4 * FEW_IMAGES:
+            few = f"oneDNN prepacked channels_last, {FEW_IMAGES} images at a time"
+            found.append(Competitor(few, CHANNELS_LAST, PrepackedConv2d, nn.Linear, images=FEW_IMAGES))
         if sparse_linear:
             found.append(Competitor("oneDNN prepacked channels_last, CSR", CHANNELS_LAST, PrepackedConv2d, CsrLinear))
     return found
@@ -173,9 +186,11 @@ def our_competitors() -> list[Competitor]:
 # ---- poolings: ours are faster than torch's, so that models are also compared with torch's on both sides and with ours on both
 
 
-def torch_with_our_pooling() -> list[Competitor]:
+def torch_with_our_pooling(batch: int = 1) -> list[Competitor]:
     """torch's ways in channels_last, which is what our pooling is made for, with our poolings."""
-    return [replace(c, name=f"{c.name}, our pooling", our_pooling=True) for c in torch_competitors() if c.layout == CHANNELS_LAST]
+    return [
+        replace(c, name=f"{c.name}, our pooling", our_pooling=True) for c in torch_competitors(batch=batch) if c.layout == CHANNELS_LAST
+    ]
 
 
 def ours_with_torchs_pooling() -> list[Competitor]:

@@ -73,6 +73,17 @@ class CsrLinear(nn.Linear):
         return F.linear(x, self._csr, self.bias)
 
 
+class FewImages(nn.Module):
+    """A model on a few images at a time, so that what is between its layers stays in a cache, and its results joined."""
+
+    def __init__(self, model: nn.Module, images: int):
+        super().__init__()
+        self.model, self.images = model, images
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.model(some) for some in x.split(self.images)])
+
+
 class ConvReLU(nn.Module):
     """A convolution that has no ReLU of its own, and the ReLU behind it, under one name."""
 

@@ -194,9 +194,9 @@ class Runner:
         if self._dense is None or self._dense[0] != variant:
             self._dense, self._behind = None, {}  # frees the last one before the next is made
             bench = self._bench(variant, steps)
-            calls = bench.callables("dense", torch_competitors()) | bench.callables("ours_dense", self.ours)
+            calls = bench.callables("dense", torch_competitors(batch=self.batch)) | bench.callables("ours_dense", self.ours)
             if self.poolings and self.mode == "fwd":
-                calls |= bench.callables("dense_our_pooling", torch_with_our_pooling(), ["model"])
+                calls |= bench.callables("dense_our_pooling", torch_with_our_pooling(self.batch), ["model"])
             self._dense = variant, bench, calls
         return self._dense[1:]
 
@@ -214,7 +214,7 @@ class Runner:
             bench = self._bench(row.variant, steps)
             calls = calls | bench.callables("ours", self.ours)
             if forward or role == "grouped":
-                calls |= bench.callables(role, torch_competitors(bench.has_sparse_linear))
+                calls |= bench.callables(role, torch_competitors(bench.has_sparse_linear, self.batch))
             if self.poolings and forward:
                 calls |= bench.callables("ours_torchs_pooling", ours_with_torchs_pooling(), ["model"])
             of_role = {"dense": dense, role: bench, "ours": bench}
@@ -243,14 +243,12 @@ class Runner:
 
     def _layer_times(self, timings: Mapping[Key, Timing], of_role: Mapping[str, Bench]) -> tuple[dict[str, LayerTimes], dict[str, str]]:
         """The fastest competitor of each role once more, with hooks on its layers, and its name."""
-        competitors = {c.name: c for c in (*torch_competitors(True), *self.ours)}
+        competitors = {c.name: c for c in (*torch_competitors(True, self.batch), *self.ours)}
         timings = read_by(better_clock(timings.values(), self.threads_count)[0], timings)
         models, paths, names, slow = {}, {}, {}, False
         for role, bench in of_role.items():
             found = {
-                key[2]: timing.median_us
-                for key, timing in timings.items()
-                if key[:2] == ("model", role) and not competitors[key[2]].optimizes
+                key[2]: timing.median_us for key, timing in timings.items() if key[:2] == ("model", role) and competitors[key[2]].by_layers
             }
             if found:
                 name = names[role] = min(found, key=found.get)
