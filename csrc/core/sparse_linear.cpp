@@ -126,6 +126,11 @@ void condensed(bool gathers, int64_t N, const Connections& c, Panels panels, con
     });
     return;
   }
+  if (weights.rank && N > 4 * k.width) {  // a second pass over the columns pays for the order
+    const Scratch in_order(size_t(c.kept) * sizeof(float));
+    return feature_major_product(N, c, panels, in, in_s, in_features, {ordered(c, weights, in_order.as<float>(), pool)}, bias, out, out_s,
+                                 out_features, pool);
+  }
   feature_major_product(N, c, panels, in, in_s, in_features, weights, bias, out, out_s, out_features, pool);
 }
 

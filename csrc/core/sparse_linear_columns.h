@@ -8,9 +8,10 @@ namespace sk {
 // Rows of the output cut into panels, features of the input into blocks that stay in L1; for each (panel, block) the list of its
 // segments: the connections of one row in one block. Segments of equal length make a run, so that no branch depends on the data.
 //   table  panels, blocks, rows of a panel, features of a block, then the offset of each list, [panels][blocks]
-//   list   runs, (length, rows) x runs, (row in panel, first connection) x rows of all runs, 2 entries to prefetch in vain
+//   list   runs, (length, rows) x runs, (row in panel, first connection) x rows of all runs, kAhead entries to prefetch in vain
 struct Panels {
   static constexpr int kHeader = 4;
+  static constexpr int kAhead = 8;  // rows: what they read may have to come from the last-level cache
   const int32_t* table;
   int64_t count() const { return table[0]; }
   int64_t blocks() const { return table[1]; }

@@ -71,7 +71,7 @@ struct Panel {
     float* rows_out[R];
     SK_UNROLL for (int r = 0; r < R; ++r) {
       k[r] = s[2 * r + 1];
-      next[r] = s[2 * (R + r) + 1];
+      next[r] = s[2 * (Panels::kAhead + r - (R - 1)) + 1];
       rows_out[r] = out + s[2 * r] * out_stride;
       SK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] = vec{};  // of this block alone: sums of sums round less than one long sum
     }
@@ -121,8 +121,8 @@ void sampled_kernel(const SampledWork& p) {
       const float* grad = p.grad + s[0] * grad_stride;
       const I* source = static_cast<const I*>(p.source) + s[1];
       float* out = p.grad_weight + s[1];
-      __builtin_prefetch(static_cast<const I*>(p.source) + s[3]);
-      __builtin_prefetch(p.grad_weight + s[3], 1);
+      __builtin_prefetch(static_cast<const I*>(p.source) + s[2 * Panels::kAhead + 1]);
+      __builtin_prefetch(p.grad_weight + s[2 * Panels::kAhead + 1], 1);
       vf g[V];
       SK_UNROLL for (int v = 0; v < V; ++v) g[v] = load(grad + v * W);
       const auto dot = [&](int64_t k) {

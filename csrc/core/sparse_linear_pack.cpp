@@ -215,7 +215,7 @@ void pack_panels(const Plan& plan, const float* weight, bool wide, Writer& out) 
             values.push_back(weight[k]);
           }
         }
-      at[1] = at[3] = 0;
+      for (int i = 0; i < Panels::kAhead; ++i) at[2 * i + 1] = 0;
     }
   out.table(Pack::kPanels, table.data(), words);
   out.sources(Pack::kSource, source, wide);

@@ -85,7 +85,7 @@ void append_panels(std::vector<int32_t>& plan, int section, const int32_t* ptr, 
         }
         i = j;
       }
-      lists.insert(lists.end(), {0, ptr[first], 0, ptr[first]});
+      for (int i = 0; i < Panels::kAhead; ++i) lists.insert(lists.end(), {0, ptr[first]});
       plan.insert(plan.end(), lists.begin(), lists.end());
       for (int64_t r = 0; r < count; ++r) next[r] += length[r];
     }
