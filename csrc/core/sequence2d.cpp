@@ -11,7 +11,7 @@ constexpr int64_t kReluPiece = 16384;  // floats that are worth a thread
 
 int stages_together(const SequenceStage* stage) {
   int together = 1;
-  while (stage[together - 1].with_next) ++together;
+  while (together < kRootStages && stage[together - 1].with_next) ++together;
   return together;
 }
 

@@ -18,6 +18,7 @@ from sparsekern import FanIn, GroupedConv2d, Groups, SparseLinear, Stochastic, S
 from sparsekern.measure.protocol import Timing
 from sparsekern.models import create_model, form_stochastic
 from sparsekern.models.group_plan import group_plan
+from sparsekern.transform.ways import Contiguous
 
 LAYERS, WHOLE = (sys.modules[f"sparsekern.transform.{name}"] for name in ("sparse_twins", "whole_model"))
 HALF = FanIn(density=0.5)
@@ -357,7 +358,7 @@ def test_there_and_back_again():
 
 def test_what_optimize_made_has_no_way_back():
     model = nn.Sequential()
-    model.part = sys.modules["sparsekern.transform.optimize"].Contiguous(nn.Identity())
+    model.part = Contiguous(nn.Identity())
     with pytest.raises(ValueError, match=r"to_dense: model must be as it was before optimize\(\); got one that holds Contiguous"):
         to_dense(model)
 
