@@ -90,6 +90,7 @@ def optimize(
         best = ready[report.chosen]
         report.packed += packed_names(best)
         report.chains = {chain.names: chain.gain for chain in best.modules() if isinstance(chain, RootChain)}
+        report.left = {what: why for what, why in report.left.items() if tuple(what.split(" + ")) not in report.chains}
         report.densified = report.densified if report.chosen.startswith(PACKED) else []
         report.sequences = [m.names for m in best.modules() if isinstance(m, Sequence2d)]
         report.error = difference(expected, flat(best(*copied(example))))

@@ -11,7 +11,7 @@ from sparsekern.cli import main
 from sparsekern.measure import allocator
 from sparsekern.models import list_models
 from sparsekern.reproduce.timed import models
-from sparsekern.reproduce.timed.competitors import Competitor, our_competitors
+from sparsekern.reproduce.timed.competitors import Competitor, our_competitors, torch_competitors
 from sparsekern.reproduce.timed.gate import WrongResult
 from sparsekern.reproduce.timed.steps import StepBench
 from sparsekern.reproduce.timed.variants import Variant
@@ -82,6 +82,19 @@ def test_connected_layers_train_alike(fan_out):
     bench = StepBench(Variant("morse_cl", (("fan_out", fan_out),)), images)
     assert len(bench.callables("ours", our_competitors())) == 2  # each after its gradients agreed with the dense net's
     assert {m.fan_in for m in bench.model.modules() if hasattr(m, "fan_in")} == {fan_out[0] // 16, fan_out[1] * 16}
+
+
+def test_large_batches_go_a_few_at_a_time_through_torch_too():
+    assert {c.images for c in torch_competitors(batch=15)} == {0}
+    if not torch.backends.mkldnn.is_available():
+        return
+    (few,) = [c for c in torch_competitors(batch=16) if c.images]
+    model, x = Variant("nin_root_16").build(), torch.rand(7, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    seen, built = [], few.build(model, {})
+    built.model.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    with torch.no_grad():
+        torch.testing.assert_close(built(few.prepare(x)), model(x), rtol=1e-4, atol=1e-5)
+    assert seen == [4, 3] and not few.by_layers and few.served(built, {"conv1a": x}) == {}
 
 
 def test_every_setting_of_malloc_is_a_process_of_its_own(tmp_path, monkeypatch, capsys):
