@@ -36,6 +36,9 @@ class Case:
         plan = " planned" * self.planned + " packed" * self.packed
         return f"{tensors} {self.dtype} {self.provider} {self.dense} {self.threads} threads{plan} {self.about}"
 
+    def _repr_pretty_(self, printer, cycle) -> None:  # what hypothesis asks
+        printer.text(repr(self))
+
     def serving(self):
         return backends.use(self.provider, dense=self.dense)
 

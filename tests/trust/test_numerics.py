@@ -192,3 +192,13 @@ def test_a_row_does_not_see_what_lies_behind_it(provider, dense):
             out = sparse_linear(x, torch.ones(inputs, 1, dtype=torch.bfloat16), narrow)
             grad = torch.autograd.grad(out, x, rows)[0]
             assert grad.isnan().flatten().nonzero().flatten().tolist() == [3], inputs
+
+
+@pytest.mark.parametrize("dense", ["never", "auto", "always"] if backends.native else ["auto"])
+def test_a_bias_with_gaps_is_added_before_the_one_rounding(dense):
+    """1 + 2^-8 + 2^-8 in bf16: 1.0078125, but 1 where the product is rounded before the bias comes."""
+    x, index = torch.ones(2, 31, 2, dtype=torch.bfloat16), torch.tensor([[0, 1]] * 80, dtype=torch.int32)
+    weight = torch.tensor([[1.0, 2.0**-8]] * 80, dtype=torch.bfloat16)
+    bias = torch.full((80, 2), 2.0**-8, dtype=torch.bfloat16)[:, 0]
+    with backends.use(backends.providers()[-1], dense=dense):
+        assert (sparse_linear(x, weight, index, bias) == 1.0078125).all()
