@@ -19,7 +19,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options) or 0
-    except (UsageError, ValueError, FileNotFoundError) as error:
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (UsageError, ValueError, OSError) as error:
         if os.environ.get("SPARSEKERN_TRACEBACK"):
             raise
         print(f"sparsekern: {error}", file=sys.stderr)
@@ -27,9 +30,6 @@ def main(arguments: list[str] | None = None) -> int:
     except ArithmeticError as error:  # a provider is wrong: no speed is printed
         print(f"sparsekern: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         print("sparsekern: stopped", file=sys.stderr)
         return 130

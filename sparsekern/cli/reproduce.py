@@ -54,7 +54,7 @@ def run_reproduce(options: argparse.Namespace) -> int:
         data=options.data,
         check=not options.no_check,
         preset=options.preset,
-        seeds=parse_numbers("--seeds", options.seeds, int) or None,
+        seeds=parse_numbers("--seeds", options.seeds, int, above=-1) or None,
         epochs=options.epochs,
         only=tuple(options.only) if options.only else None,
     )

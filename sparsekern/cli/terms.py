@@ -16,12 +16,15 @@ class UsageError(Exception):
     """Something the user can put right; printed as one line, without a traceback."""
 
 
-def parse_numbers(option: str, text: str, kind: type) -> tuple:
+def parse_numbers(option: str, text: str, kind: type, above: float = 0) -> tuple:
     """``"1,10"`` as numbers of a kind."""
     try:
-        return tuple(kind(word) for word in text.split(",") if word)
+        numbers = tuple(kind(word) for word in text.split(",") if word)
     except ValueError:
         raise UsageError(f"{option} must be numbers separated by commas; got {text!r}") from None
+    if not all(above < number < float("inf") for number in numbers):
+        raise UsageError(f"{option} must be above {above}; got {text}")
+    return numbers
 
 
 def parse_words(text: str) -> tuple[str, ...]:
@@ -30,7 +33,10 @@ def parse_words(text: str) -> tuple[str, ...]:
 
 def parse_shape(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(size) for size in text.split("x"))
+        sizes = tuple(int(size) for size in text.split("x"))
+        if min(sizes) < 1:
+            raise ValueError
+        return sizes
     except ValueError:
         raise UsageError(f"--input must be sizes joined by x, for example 1x3x32x32; got {text!r}") from None
 

@@ -294,6 +294,8 @@ def gemm_cases() -> list[GemmCase]:
     ]
 
 
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+LAYOUTS = {"linear": ("rows", "features"), "conv": ("nchw", "channels_last"), "gemm": ()}
 BUILDERS = {"linear": linear_cases, "conv": conv_cases, "gemm": gemm_cases}
 
 
@@ -323,6 +325,9 @@ def select(
     """
     if kind not in BUILDERS:
         raise ValueError(f"bench: kind must be one of {', '.join(BUILDERS)}; got {kind}")
+    for arg, given, allowed in (("dtypes", dtypes, DTYPES), ("layouts", layouts, LAYOUTS[kind])):
+        if not set(given) <= set(allowed):
+            raise ValueError(f"bench: {arg} of {kind} must be among {', '.join(allowed) or 'none'}; got {', '.join(given)}")
     chosen: dict[str, Case] = {}
     printed = {f"{density:.3g}" for density in densities}
     known = {case.id: case for case in BUILDERS[kind]()}

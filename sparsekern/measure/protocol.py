@@ -83,6 +83,8 @@ def interleave(
         >>> verdict(times["len"], times["sum"])
         'faster'
     """
+    if rounds < 1 or not min_time_ms > 0:
+        raise ValueError(f"interleave: rounds and min_time_ms must be above 0; got {rounds} and {min_time_ms}")
     calls = {name: 1 if before_each else _calls_per_round(f, min_time_ms) for name, f in callables.items()}
     wall: dict[str, list[float]] = {name: [] for name in callables}
     cpu: dict[str, list[float]] = {name: [] for name in callables}

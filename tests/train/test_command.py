@@ -30,6 +30,7 @@ def test_train_resume_and_list(tmp_path, capsys, monkeypatch):
     ("arguments", "sentence"),
     [
         ("train", "train: RECIPE must be given"),
+        ("train digits/density --out /dev/null", "[Errno 17] File exists: '/dev/null'"),
         ("train nin", "train: RECIPE must be one of sparsekern train --list; got 'nin'"),
         ("train digits/density --epochs 0", "train: --epochs must be above 0; got 0"),
         ("train digits/density --dynamic melting", "train: dynamic must be moving[:STEPS] or drawn[:STEPS]; got 'melting'"),
