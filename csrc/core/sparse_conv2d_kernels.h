@@ -36,11 +36,12 @@ struct SparseConvTile {
   int64_t v_begin, v_end;
   int tail;
   int block_vectors, tile_filters, block_channels;  // of a forward pass: pixels and filters of a tile, channels per sum
-  // forward over maps that no cache holds: fetch ahead, at the end of an image into the next one's source and out (or null).
+  // forward over maps that no cache holds: fetch ahead, at the end of an image into the next one's source and out (or null). Where floats are
+  // given, these are streams of so many of them: of channels_last images the pixels to come, and those that the sums go to.
   // `reach`: the farthest tap_offset, where pixels are read in place
   bool ahead;
   const float *next_x, *next_out;
-  int64_t next_x_floats, reach;
+  int64_t next_x_floats, next_out_floats, reach;
 };
 
 // One tile of grad_weight: `count` filters of one column against `vectors` vectors of input channels.

@@ -73,23 +73,25 @@ SparseConv2dStatus sparse_conv2d_plan(const SparseConv2dShape& s, const int32_t*
   return status;
 }
 
-// Estimated time over that of the best dense convolution of the same machine. Both parts were fitted to measurements of 3x3 and
-// 5x5 layers at kept fractions of 0.07, 0.25 and 0.5: what each kept weight costs, and what is paid whatever is kept (copies of the
-// input against the K*KH multiply-adds that a dense convolution makes with each of their elements).
+// Estimated time over that of the dense convolution of the same layout, on the same machine. Both parts were fitted to measurements of 3x3
+// and 5x5 layers at kept fractions of 0.07, 0.25 and 0.5: what each kept weight costs, and what is paid whatever is kept (copies of the
+// input, and turning pixels into planes and back, against the K*KH or so multiply-adds that a dense convolution makes with each element).
 SparseConv2dChoice sparse_conv2d_choice(const SparseConv2dShape& s, SparseConv2dProduct product, bool half_precision) {
-  const bool tiled = sparse_conv_tiled(s);
+  const bool tiled = sparse_conv_tiled(s), patches = s.BO * s.BI * s.BT == 1 && product != SparseConv2dProduct::grad_weight;
   const double weights = double(s.K) * double(s.C) * double(s.taps());
   const double density = weights > 0 ? double(s.nnz) * double(s.BO) * double(s.BI) * double(s.BT) / weights : 0;
   const int64_t shared = product == SparseConv2dProduct::grad_x ? s.BI : s.BO;  // sums that share each input that is read
+  const bool small_map = s.H * s.W < 128 * s.stride_h * s.stride_w;             // sums of few vectors: one by one their additions wait for each other
   double per_weight, fixed;
   if (tiled) {
     per_weight = product == SparseConv2dProduct::grad_x ? 1.5 : 1.25;
     fixed = 0.05 + 8.0 / double(s.K * s.KH);
   } else {
-    per_weight = shared >= 4 ? 1.4 : product == SparseConv2dProduct::grad_x && s.BO > 1 ? 2.3 : 1.6;
+    per_weight = shared >= 4 ? 1.4 : product == SparseConv2dProduct::grad_x && s.BO > 1 ? 2.3 : small_map ? 1.9 : 1.55;
     if (product == SparseConv2dProduct::grad_weight) per_weight = s.BO > 1 ? 2.9 : 2.1;  // one sum over lanes per weight
-    fixed = 0.05 + 25.0 / double(s.K * s.KH) + (s.H * s.W < 128 * s.stride_h * s.stride_w ? 0.08 : 0.0);
+    fixed = 0.05 + 20.0 / double(s.K * s.KH) + (small_map ? 0.08 : 0.0);
   }
+  if (s.channels_last && !patches) fixed += 16.0 / double(s.taps()) * (1.0 / double(s.K) + 1.0 / double(s.C));
   if (s.stride_h * s.stride_w > 1) per_weight *= 1.2;
   double cost = fixed + per_weight * density;
   if (s.C < 16) cost *= 0.6;      // dense kernels waste lanes on the first layer's few channels

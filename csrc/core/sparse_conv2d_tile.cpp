@@ -10,8 +10,9 @@ namespace {
 constexpr int64_t kCopyBytes = 768 << 10;  // shifted copies of one strip stay in a second-level cache
 constexpr int64_t kBandBytes = 256 << 10;  // pixels and sums of a band of a channels_last image
 constexpr int64_t kLeastBand = 12;         // vectors of a band: two blocks of a forward pass
+constexpr int64_t kBandStep = 6;           // whole blocks of a forward pass
 constexpr int64_t kFilterBlock = 48;       // filters whose gradient is read together in grad_x
-constexpr int64_t kAheadFloats = 1 << 20;  // outputs of more are not in a cache when they are written
+constexpr int64_t kAheadFloats = 1 << 20;  // outputs (and inputs) of more are not in a cache when they are written
 constexpr int64_t kFiltersPerTap = 8;      // fewer do not pay for copies that masks make unnecessary
 
 SparseConvTile tile_arguments(const SparseConvJob& job) {
@@ -36,10 +37,10 @@ std::vector<int32_t> tap_order(const SparseConvWalk& w, bool copied) {
 
 // How forward cuts the `vectors` vectors of a map.
 void set_blocks(SparseConvTile& a, int64_t vectors, bool aligned) {
-  // Small maps, and aligned ones: 4 vectors x 6 filters. Others: 6 vectors, in halves, x 8 filters.
+  // Aligned maps: 4 vectors x 6 filters. Others: 6 vectors, in halves, x 8 filters; small ones: 4.
   const bool fours = vectors == 4 || (aligned && vectors % 4 == 0);
   a.block_vectors = fours ? 4 : 6;
-  a.tile_filters = fours ? 6 : 8;
+  a.tile_filters = fours && vectors > 4 ? 6 : 8;
   a.block_channels = 96;
 }
 
@@ -49,7 +50,16 @@ int64_t band_vectors(const SparseConvJob& job, int64_t vectors, int64_t halo, in
   const int64_t fit = std::max<int64_t>(kLeastBand, (kBandBytes - halo * in_bytes) / (in_bytes + out_bytes));
   const int64_t bands =
       std::max(sparse_conv_ceil(vectors, fit), std::min(sparse_conv_ceil(vectors, kLeastBand), sparse_conv_ceil(job.pool.threads, job.shape.N)));
-  return sparse_conv_ceil(vectors, bands);
+  return sparse_conv_ceil(sparse_conv_ceil(vectors, bands), kBandStep) * kBandStep;
+}
+
+// Of more channels_last images than a cache holds: what is fetched beside the multiply-adds of a band.
+void pixels_ahead(const SparseConvJob& job, SparseConvTile& a, int64_t next, int64_t size, int64_t out) {
+  const int64_t C = job.src_channels(), K = job.dst_channels(), in = job.shape.N * job.shape.H * job.shape.W;
+  a.ahead = !job.grad && in * C + job.shape.N * job.dst_h * job.dst_w * K > kAheadFloats;
+  a.next_x = job.src + next * C, a.next_x_floats = std::clamp<int64_t>(in - next, 0, size) * C;
+  a.next_out = job.dst + out * K, a.next_out_floats = std::min(job.shape.N * job.dst_h * job.dst_w - out, size) * K;
+  if (a.next_x_floats == 0) a.next_x = nullptr;
 }
 
 // [filter blocks + 1, columns]: where each column crosses into the next block of filters
@@ -109,6 +119,7 @@ void run_masked(const SparseConvJob& job, const SparseConvWalk& w, const SparseC
     const bool more = a.ahead && v_end == vectors && n + 1 < s.N;
     a.next_x = more ? a.x + job.src_channels() * a.x_stride : nullptr;
     a.next_out = more ? a.out + job.dst_channels() * pixels : nullptr;
+    if (sums) pixels_ahead(job, a, n * src_pixels + (v_end < vectors ? last : src_pixels), band * lanes, n * pixels + v_begin * lanes);
     (job.grad ? kernels.grad_x : kernels.forward)(a);
     if (sums) job.scatter(sums, sums_stride, n, v_begin * lanes, std::min(pixels, v_end * lanes));
   };
@@ -185,6 +196,10 @@ void run_copied(const SparseConvJob& job, const SparseConvWalk& w, const SparseC
       a.next_x = more && strips == 1 ? job.src + (n + 1) * src_floats : nullptr;
       a.next_x_floats = src_floats;
       a.next_out = more && flat && strips == 1 ? a.out + dst_channels * a.out_stride : nullptr;
+      if (s.channels_last && job.flat(w, w.cols)) {
+        const int64_t next = row + rows < w.rows ? copies.last_pixel(w, row) : w.src_h * w.src_w;
+        pixels_ahead(job, a, n * w.src_h * w.src_w + next, copies.strip * w.step_h * w.src_w, (n * job.dst_h + row) * job.dst_w);
+      }
       (job.grad ? kernels.grad_x : kernels.forward)(a);
       if (!flat) job.scatter(w, a.out, sums_stride, w.cols, n, 0, dst_channels, row, rows);
     }

@@ -217,14 +217,17 @@ void forward(const SparseConvTile& a) {
   const int most = a.block_vectors, max_n = a.tile_filters < kMaxN ? a.tile_filters : kMaxN;
   Ahead x_ahead, out_ahead;
   const int64_t tiles = a.ahead ? tiles_of(a, max_n) : 0;
-  if (a.ahead && !a.mask && a.next_x) x_ahead.set(a.next_x, 0, a.next_x_floats, 1, tiles * ((a.v_end - a.v_begin + most - 1) / most));
+  const int64_t all_tiles = tiles * ((a.v_end - a.v_begin + most - 1) / most);
+  if (a.ahead && a.next_x && a.next_x_floats > 0) x_ahead.set(a.next_x, 0, a.next_x_floats, 1, all_tiles);
+  if (a.ahead && a.next_out && a.next_out_floats > 0) out_ahead.set(a.next_out, 0, a.next_out_floats, 1, all_tiles);
   for (int64_t v0 = a.v_begin; v0 < a.v_end;) {
     const int nb = piece(a.v_end - v0, most);
     const int tail = v0 + nb == a.v_end ? a.tail : W;
     const bool more = v0 + nb < a.v_end;
-    if (a.ahead && a.mask && (more || a.next_x))
+    if (a.ahead && a.mask && a.next_x_floats == 0 && (more || a.next_x))
       x_ahead.set(more ? a.x + a.reach + (v0 + nb) * W : a.next_x, a.x_stride, (nb + 1) * W, a.IB * a.BI, tiles);
-    if (a.ahead && (more || a.next_out)) out_ahead.set(more ? a.out + (v0 + nb) * W : a.next_out, a.out_stride, nb * W, a.K, tiles);
+    if (a.ahead && a.next_out_floats == 0 && (more || a.next_out))
+      out_ahead.set(more ? a.out + (v0 + nb) * W : a.next_out, a.out_stride, nb * W, a.K, tiles);
     for (int64_t k = 0; k < a.K; ++k) {
       float* out = a.out + k * a.out_stride + v0 * W;
       const vf b = splat(a.bias ? a.bias[k] : 0.0f);

@@ -242,8 +242,8 @@ Tensor plan_sparse_conv2d(const Tensor& indptr, const Tensor& index, int64_t C, 
 // [kernel code, estimated time over dense]
 Tensor choose_sparse_conv2d(const Tensor& like, int64_t N, int64_t H, int64_t W, int64_t K, int64_t C, int64_t KH, int64_t KW, int64_t stride_h,
                             int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t BO, int64_t BI,
-                            int64_t BT, int64_t nnz, int64_t product, bool half) {
-  const SparseConv2dShape s{N, C, H, W, K, KH, KW, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, BO, BI, BT, nnz, false};
+                            int64_t BT, int64_t nnz, int64_t product, bool half, bool channels_last) {
+  const SparseConv2dShape s{N, C, H, W, K, KH, KW, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, BO, BI, BT, nnz, channels_last};
   const SparseConv2dChoice c = sparse_conv2d_choice(s, SparseConv2dProduct(product), half);
   const Tensor out = new_tensor(like, std::array<int64_t, 1>{2});
   double* o = static_cast<double*>(out.mutable_data_ptr());

@@ -20,7 +20,7 @@ from sparsekern.ops.sparse_conv2d import (
     explain_sparse_conv2d,
     kept_weight,
     plan_sparse_conv2d,
-    sparse_conv2d,
+    run_sparse_conv2d,
 )
 from sparsekern.topology import check_whole
 from sparsekern.topology.conv_masks import COUNTS, conv_mask, mask_tables
@@ -202,13 +202,11 @@ class StochasticConv2d(PlannedModule):
         except KeyError:  # parametrized
             weight, bias = self.weight, self.bias
         plan = self._current_plan()
+        window = (*self.kernel_size, *self.stride, *self._kernel_padding, *self.dilation)
         try:
             if plan is None:  # a plan knows the number of channels
                 self._check_channels_of(x)
-            return sparse_conv2d(
-                x, weight, tables["indptr"], tables["index"], self.kernel_size, bias, self.stride, self._kernel_padding,
-                self.dilation, plan,
-            )  # fmt: skip
+            return run_sparse_conv2d(x, weight, bias, tables["indptr"], tables["index"], plan, window)
         except ValueError:
             self._check_channels_of(x)
             raise
@@ -348,7 +346,7 @@ class StochasticConv2d(PlannedModule):
         share = f", share={self.share}" if self.share > 1 else ""
         return f"{text}, density={self.density:.4g}, granularity={self.granularity}{share}, kept={self.weight.numel()}"
 
-    def explain(self, x_shape: tuple[int, ...] | None = None) -> str:
+    def explain(self, x_shape: tuple[int, ...] | None = None, *, channels_last: bool = False) -> str:
         """Which kernel serves each product for an input ``[N, C, H, W]`` (default: one image of 32 x 32), and the estimate by which.
 
         Example:
@@ -372,6 +370,7 @@ class StochasticConv2d(PlannedModule):
             window = (*self.kernel_size, *self.stride, *pad, *self.dilation)
             sizes = (shape, self.out_channels, window, self.block, len(self.index), self.weight.dtype)
             on_gpu = who in backends.GPU_PROVIDERS
-            for door, c in (explain(*sizes, self.weight.device) if on_gpu else explain_sparse_conv2d(*sizes)).items():
+            costs = explain(*sizes, self.weight.device) if on_gpu else explain_sparse_conv2d(*sizes, channels_last)
+            for door, c in costs.items():
                 lines.append(f"  {door:12s} {c['kernel']:10s} sparse kernels estimated at {c['relative_cost']:.2f} of dense time")
         return "\n".join(lines)

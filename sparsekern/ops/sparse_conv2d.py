@@ -383,7 +383,7 @@ OP = d.define(
 d.LIBRARY.define("plan_sparse_conv2d(Tensor indptr, Tensor index, int C, int KH, int KW, int BO, int BI, int BT) -> Tensor")
 d.LIBRARY.define(
     "choose_sparse_conv2d(Tensor like, int N, int H, int W, int K, int C, int KH, int KW, int stride_h, int stride_w, int pad_h, "
-    "int pad_w, int dilation_h, int dilation_w, int BO, int BI, int BT, int nnz, int product, bool half) -> Tensor"
+    "int pad_w, int dilation_h, int dilation_w, int BO, int BI, int BT, int nnz, int product, bool half, bool channels_last) -> Tensor"
 )
 
 
@@ -436,7 +436,9 @@ def plan_sparse_conv2d(
 KERNELS = ("tile", "list", "dense")  # by the codes of core/sparse_conv2d.h
 
 
-def explain_sparse_conv2d(x_shape, filters, window, block, nnz, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+def explain_sparse_conv2d(
+    x_shape, filters, window, block, nnz, dtype: torch.dtype, channels_last: bool = False
+) -> dict[str, dict[str, Any]]:
     """Per product: which kernel serves ``x_shape [N, C, H, W]``, and the sparse kernels' estimated time over dense time.
 
     ``window``: kernel size, stride, padding and dilation, two ints each.
@@ -448,7 +450,7 @@ def explain_sparse_conv2d(x_shape, filters, window, block, nnz, dtype: torch.dty
     out = {}
     for code, door in enumerate(OP.products):
         sizes = (images, *size, filters, channels, *window, *block, nnz)
-        kernel, cost = torch.ops.sparsekern.choose_sparse_conv2d(like, *sizes, code, half).tolist()
+        kernel, cost = torch.ops.sparsekern.choose_sparse_conv2d(like, *sizes, code, half, channels_last).tolist()
         out[door] = {"kernel": "plain fp64" if dtype == torch.float64 else KERNELS[int(kernel)], "relative_cost": round(cost, 2)}
     return out
 
@@ -512,9 +514,14 @@ def sparse_conv2d(
     window = (
         *_two("kernel_size", kernel_size), *_two("stride", stride), *_two("padding", padding), *_two("dilation", dilation)
     )  # fmt: skip
+    return run_sparse_conv2d(x, weight, bias, indptr, index, plan, window)
+
+
+def run_sparse_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, indptr: Tensor, index: Tensor, plan: Tensor | None, window) -> Tensor:
+    """:func:`sparse_conv2d` with its ``window`` ready: kernel size, stride, padding and dilation, two ints each."""
     try:
         if x.dim() == 3:
-            return sparse_conv2d(x.unsqueeze(0), weight, indptr, index, kernel_size, bias, stride, padding, dilation, plan).squeeze(0)
+            return run_sparse_conv2d(x.unsqueeze(0), weight, bias, indptr, index, plan, window).squeeze(0)
         if plan is not None and not torch.compiler.is_compiling():
             d.require_whole(plan, _SEAL, "sparse_conv2d: plan")
         x, weight, bias = d.autocast(x, weight, bias)

@@ -264,7 +264,15 @@ bool choices() {
   ok = ok && sparse(0.25) && sparse(0.7) && !sparse(0.9);  // the dense weight would have to be filled for one image
   s.N = 64;
   ok = ok && sparse(0.4) && !sparse(0.7);
-  s.N = 1;
+  // half of the weights: maps that fill their patches in either layout; not sums of four vectors, of many images
+  s = {1, 64, 56, 56, 64, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, true};
+  ok = ok && sparse(0.5) && (s.channels_last = false, sparse(0.5)) && (s.N = 32, sparse(0.5));
+  s = {32, 192, 8, 8, 192, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, true};
+  ok = ok && !sparse(0.5) && sparse(0.25) && (s.N = 1, sparse(0.5));
+  // masks that filters share turn channels_last pixels into planes
+  s = {32, 16, 56, 56, 16, 3, 3, 1, 1, 1, 1, 1, 1, 4, 1, 1, 0, false};
+  ok = ok && sparse(0.25) && (s.channels_last = true, !sparse(0.25));
+  s = {1, 96, 16, 16, 192, 5, 5, 1, 1, 2, 2, 1, 1, 1, 1, 1, 0, false};
   set_dense_policy("never");
   ok = ok && sparse(1);
   set_dense_policy("always");
