@@ -101,11 +101,11 @@ SK_INLINE void many_rows(const Tile& t, int64_t count) {
 
 void dense_rows(const DenseRows& d, const float* x, int64_t x_row, int64_t count, const float* bias, float* y, int64_t y_row, int64_t y_col,
                 int64_t begin, int64_t end) {
-  // Vectors that share a broadcast, and inputs whose weights stay in the first-level cache while they serve many rows; also, sums of
-  // sums round less than one long sum.
+  // Vectors that share a broadcast, and inputs whose weights stay in the caches while they serve many rows: shorter blocks visit y, which does
+  // not stay there, more often; of longer ones, sums of sums would round less.
   constexpr int kMany = W == 16 ? 4 : 1, kPair = W == 16 ? 2 : 1;
   const bool few = count <= kFew;
-  const int64_t block = few ? 512 : 256;
+  const int64_t block = few ? 512 : 768;
   for (int64_t group = begin; group < end;) {
     const int64_t most = few ? (count == 1 ? 1 : kPair) : kMany, here = end - group >= most ? most : 1;
     for (int64_t i = 0; i == 0 || i < d.inputs; i += block)

@@ -70,8 +70,11 @@ inline bool has_mask(const SparseLinearShape& s) {
   return s.BO * s.BI == 1 && s.F * 32 >= s.IB && s.kept() <= int64_t(1) << 27 && isa_supported(Isa::avx512);
 }
 
-// Packs keep the zeros of such weights: 4 bytes a position, where the connections would take 6 to 8 each.
-inline bool packs_zeros(const SparseLinearShape& s) { return s.BO * s.BI == 1 && s.F * 3 >= s.IB && !(s.balanced && s.F * 4 < s.IB * 3); }
+// Packs keep the zeros of such weights: 4 bytes a position, where the connections would take 6 to 8 each; of few inputs, where windows would
+// have many empty places, from a quarter kept on.
+inline bool packs_zeros(const SparseLinearShape& s) {
+  return s.BO * s.BI == 1 && s.F * (s.IB <= 64 ? 4 : 3) >= s.IB && !(s.balanced && s.F * 4 < s.IB * 3);
+}
 // From a sixth kept on, and for few outputs, packs also hold the natural rows and their mask, for the expanding kernel.
 inline bool packs_natural(const SparseLinearShape& s) { return has_mask(s) && (s.F * 6 >= s.IB || s.OB <= 4); }
 // Where two thirds are kept, those serve any number of rows, and the connections in the order of segments are left out.
