@@ -17,10 +17,10 @@ constexpr double kExpandedToCache = 1000, kExpandedFromMemory = 300;            
 constexpr double kStripFlops[] = {0, 110e3, 140e3, 155e3, 176e3};                 // its products, by vectors of columns
 constexpr double kDenseRows[] = {0, 1800, 1500, 1300, 1200, 800, 800, 800, 750};  // vectors of positions for 1 to 8 rows of x
 constexpr double kDenseRowsFlops = 165e3;                                         // for more
-constexpr double kTurnedPermute = 400;                                            // the same where x fits registers
-constexpr double kTurnedGather = 170;                                             // vectors of connections turned and gathered
+constexpr double kTurnedPermute = 440;                                            // the same where x fits registers
+constexpr double kTurnedGather = 235;                                             // vectors of connections turned and gathered
 constexpr double kSums = 650;                                                     // vectors summed to one number
-constexpr double kSumsOf16 = 2200;                                                // 16 of them side by side
+constexpr double kSumsOf16 = 1200;                                                // 16 of them side by side
 constexpr double kExpandedToDense = 150;  // vectors of positions written into a dense matrix, and read back by the product
 constexpr double kRead = 52e3;            // bytes of activations that are used once
 constexpr double kMemory = 9000;          // bytes of fresh memory zeroed or of activations transposed
@@ -115,8 +115,9 @@ double gather_us(const SparseLinearShape& s) { return s.N * double(s.kept()) / k
 double at_least_read(double us, double weight_bytes) { return weight_bytes > (2 << 20) ? std::max(us, weight_bytes / kBeyondCache) : us; }
 
 double dense_rows_us(const SparseLinearShape& s) {
-  const double vectors = double(groups(s.OB)) * s.IB;
-  return at_least_read(s.N <= 8 ? vectors / kDenseRows[s.N] : 2.0 * vectors * kTile * s.N / kDenseRowsFlops, vectors * kTile * 4);
+  const double vectors = double(groups(s.OB)) * s.IB, bytes = vectors * kTile * 4;
+  if (s.N <= 8) return at_least_read(vectors / kDenseRows[s.N], bytes);
+  return 2.0 * vectors * kTile * s.N / kDenseRowsFlops + (bytes > (2 << 20) ? bytes / kBeyondCache : 0.0);  // little of it hides
 }
 
 // Up to 8 rows of x at a time.
