@@ -15,7 +15,7 @@ from gpu_timing import DEVICE, Call, sets_for
 from torch.nn import functional as F
 
 from sparsekern import ops, topology
-from sparsekern.ops import backends, cuda, cuda_sparse_conv2d
+from sparsekern.ops import backends, cuda, cuda_grouped_mm, cuda_sparse_conv2d
 from sparsekern.ops.sparse_conv2d import dense_weight as masked_dense
 from sparsekern.ops.sparse_linear import dense_weight
 
@@ -31,7 +31,7 @@ class Setup:
     bytes: int
     estimates: dict[str, float]
     providers: dict[str, Make]
-    truth: Callable[[], tuple[torch.Tensor, ...]]  # of set 0, in float64: the output, or the gradients of x, weight and bias
+    truth: Callable[[], tuple[torch.Tensor, ...]]  # of set 0, in float64: the output, or the gradients of its factors and bias
     sets: int
     refused: dict[str, str] = field(default_factory=dict)  # rivals that cannot run, and why
 
@@ -40,7 +40,7 @@ def _never(call: Call) -> Call:
     """Ours whatever the cost model says; it is what is measured here."""
 
     def run():
-        with backends.use(backends.providers(DEVICE)[-1], DEVICE, dense="never" if backends.native else "auto"):
+        with backends.use(backends.providers(DEVICE)[-1], DEVICE, dense="never" if backends.native or DEVICE == "cuda" else "auto"):
             return call()
 
     return run
@@ -293,31 +293,63 @@ def masked(case, dtype: torch.dtype, training: bool) -> Setup:
     )
 
 
-# ---- many products at once: torch's own serve on a GPU so far
+# ---- many products at once
 
-MULTIPLICATIONS = [(64, 256, 256, 256), (128, 64, 64, 64), (4096, 16, 16, 16), (512, 128, 32, 32)]
-DRY_MULTIPLICATIONS = [(3, 4, 8, 8)]
+#: (groups, rows of each, inner, columns, whether the heights differ)
+MULTIPLICATIONS = [
+    *(
+        (g, m, k, n, False)
+        for g, m, k, n in ((64, 256, 256, 256), (128, 64, 64, 64), (4096, 16, 16, 16), (20000, 8, 8, 8), (512, 128, 32, 32))
+    ),
+    *((g, m, k, n, True) for g, m, k, n in ((16, 512, 512, 512), (64, 256, 256, 256), (128, 64, 128, 128), (512, 16, 32, 32))),
+]
+DRY_MULTIPLICATIONS = [(3, 4, 8, 8, False), (3, 4, 8, 8, True)]
 
 
 def multiplication(case, dtype: torch.dtype, training: bool) -> Setup:
-    groups, rows, inner, columns = case
+    groups, rows, inner, columns, ragged = case
     moved = dtype.itemsize * groups * (rows * inner + inner * columns + rows * columns)
     sets = sets_for(moved)
     generator = torch.Generator(DEVICE).manual_seed(1)
     draw = lambda *shape: torch.randn(shape, device=DEVICE, generator=generator).to(dtype)  # noqa: E731
-    a, b = [draw(groups, rows, inner) for _ in range(sets)], [draw(groups, inner, columns) for _ in range(sets)]
-    providers: dict[str, Make] = {
-        "ours": lambda i: lambda: ops.grouped_mm(a[i], b[i]),
-        "bmm": lambda i: lambda: torch.bmm(a[i], b[i]),
-        "loop": lambda i: lambda: torch.stack([x @ y for x, y in zip(a[i], b[i])]),
-    }
-    if groups > 256:
-        del providers["loop"]
+    heights = torch.randint(0, 2 * rows, (groups,), generator=torch.Generator().manual_seed(1)) if ragged else torch.full((groups,), rows)
+    heights[-1] += groups * rows - heights.sum()  # the same work
+    if heights[-1] < 0:
+        heights = torch.full((groups,), rows)
+    ends, parts = heights.cumsum(0).int().to(DEVICE), heights.tolist()
+    offsets = [ends.clone() if ragged else None for _ in range(sets)]
+    a = [draw(groups * rows, inner) if ragged else draw(groups, rows, inner) for _ in range(sets)]
+    b, cotangents = (
+        [draw(groups, inner, columns) for _ in range(sets)],
+        [draw(*a[0].shape[:-1], columns) for _ in range(sets if training else 1)],
+    )
+
+    def ours(i: int):
+        return lambda x, y: ops.grouped_mm(x, y, offsets[i])
+
+    def loop(_: int):
+        return lambda x, y: torch.cat([p @ q for p, q in zip(x.split(parts) if ragged else x, y)]).view(*x.shape[:-1], columns)
+
+    def calls(function) -> Make:
+        if not training:
+            return lambda i: functools.partial(function(i), a[i], b[i])
+        leaves = [[t.detach().requires_grad_() for t in pair] for pair in zip(a, b)]
+        return lambda i: _with_gradients(function(i), leaves[i], cotangents[i])
+
+    mine = calls(ours)
+    providers: dict[str, Make] = {"ours": lambda i: _never(mine(i))}
+    if not ragged:
+        providers["bmm"] = calls(lambda i: torch.bmm)
+    if groups <= 256:
+        providers["loop"] = calls(loop)
     if dtype == torch.bfloat16 and hasattr(torch, "_grouped_mm"):
-        providers["torch_grouped_mm"] = lambda i: lambda: torch._grouped_mm(a[i], b[i])
-    name = f"grouped_mm/{groups} of {rows}x{inner}x{columns}/{str(dtype)[6:]}/fwd"
-    truth = _truth(torch.bmm, (a[0], b[0]), a[0], False)
-    return Setup(name, 2 * groups * rows * inner * columns, moved, {}, providers, truth, sets)
+        providers["torch_grouped_mm"] = calls(lambda i: lambda x, y: torch._grouped_mm(x, y, offs=offsets[i]))
+    doors = DOORS if training else DOORS[:1]
+    estimates = [cuda_grouped_mm.estimate(door, cotangents[0] if door == "grad_x" else a[0], *b[0].shape, ragged) for door in doors]
+    kind = "ragged " if ragged else ""
+    name = f"grouped_mm/{kind}{groups} of {rows}x{inner}x{columns}/{str(dtype)[6:]}/{'step' if training else 'fwd'}"
+    truth = _truth(loop(0), (a[0], b[0]), cotangents[0], training)
+    return Setup(name, 2 * groups * rows * inner * columns * (3 if training else 1), moved, _modelled(estimates), providers, truth, sets)
 
 
 def cases(dry: bool):
@@ -333,7 +365,7 @@ def cases(dry: bool):
         for dtype in halves:
             for make, shapes in kinds:
                 for shape in shapes:
-                    if training and (make is multiplication or dtype == torch.float16 or (dry and dtype != torch.float32)):
+                    if training and (dtype == torch.float16 or (dry and dtype != torch.float32)):
                         continue
                     key = f"{make.__name__} {shape} {str(dtype)[6:]} {'step' if training else 'fwd'}"
                     yield key, lambda make=make, shape=shape, dtype=dtype, training=training: make(shape, dtype, training)

@@ -4,10 +4,13 @@
 // checked when they were planned and are not checked again here. Launchers are asynchronous, can be captured, and return null or
 // what went wrong.
 //
-// Two ways to make a product (sparse_conv2d_way):
+// Three ways to make a product (sparse_conv2d_way):
 //   list    every target channel walks its own list of kept weights, in fp32 on the plain cores: any mask
 //   matrix  target channels that share a list (blocks at least 8 wide) are columns of a product on tensor cores, whose rows are pixels
-//           and whose terms are gathered. NOTE: an Inf or NaN in one source pixel may give NaN in a target that does not read it.
+//           and whose terms are gathered
+//   scatter source channels that are kept together (at least 8), for targets with lists of their own: tap by tap, those that keep it
+//           are the columns of a product on tensor cores
+// NOTE: on tensor cores an Inf or NaN in one source pixel may give NaN in a target that does not read it.
 #pragma once
 #include "core/sparse_conv2d.h"
 #include "cuda/fp32.h"
@@ -27,11 +30,13 @@ struct KeptTables {
   const int32_t* column_place;  // [nnz]: place in `index`
 };
 
-enum class SparseConv2dWay { list, matrix };
+enum class SparseConv2dWay { list, matrix, scatter };
 // Of forward and grad_x, from sizes alone; the weight's gradient has lists only.
 inline SparseConv2dWay sparse_conv2d_way(const SparseConv2dShape& s, SparseConv2dProduct product) {
-  const int64_t width = product == SparseConv2dProduct::out ? s.BO : product == SparseConv2dProduct::grad_x ? s.BI : 1;
-  return width >= 8 ? SparseConv2dWay::matrix : SparseConv2dWay::list;
+  if (product == SparseConv2dProduct::grad_weight) return SparseConv2dWay::list;
+  const bool forward = product == SparseConv2dProduct::out;
+  if ((forward ? s.BO : s.BI) >= 8) return SparseConv2dWay::matrix;
+  return (forward ? s.BI : s.BO) >= 8 ? SparseConv2dWay::scatter : SparseConv2dWay::list;
 }
 
 template <class T>

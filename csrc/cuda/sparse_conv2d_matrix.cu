@@ -7,6 +7,9 @@ namespace sk {
 template <class T>
 const char* launch_sparse_conv2d_list(const KeptJob& job, const T* source, const T* weight, const T* bias, T* target, Stream stream);
 
+template <class T>
+const char* launch_sparse_conv2d_scatter(const KeptJob& job, const T* source, const T* weight, const T* bias, T* target, Fp32 mode, Stream stream);
+
 namespace {
 
 // A tile, rounds of staged channels and batches of steps in at most `limit` bytes, of at least `steps` steps unless there are fewer.
@@ -68,6 +71,7 @@ const char* launch_way(SparseConv2dWay way, const KeptJob& job, const T* source,
                        Stream stream) {
   if (!job.conv.N) return nullptr;
   if (way == SparseConv2dWay::list) return launch_sparse_conv2d_list(job, source, weight, bias, target, stream);
+  if (way == SparseConv2dWay::scatter) return launch_sparse_conv2d_scatter(job, source, weight, bias, target, mode, stream);
   if constexpr (sizeof(T) == 4)
     if (mode == Fp32::tf32) return launch_matrix<T, Fp32::tf32>(job, source, weight, bias, target, stream);
   return launch_matrix<T, Fp32::strict>(job, source, weight, bias, target, stream);

@@ -6,6 +6,7 @@
 #pragma once
 #include "cuda/grouped_conv2d_weight.cuh"
 #include "cuda/matrix_step.cuh"
+#include "cuda/piece.cuh"
 #include "cuda/sparse_linear.h"
 
 namespace sk {
@@ -23,20 +24,6 @@ struct BlockJob {
   const int32_t* place;
   bool source_vectors, weight_vectors;  // whole pieces are aligned
 };
-
-// `count` neighbours in one dimension, at a distance of `stride`, as a piece of shared memory, the rest of it zero.
-template <class T>
-SK_DEVICE void load_piece(uint32_t to, const T* from, int64_t stride, int count, bool vectors) {
-  constexpr int E = 16 / int(sizeof(T));
-  if (vectors) {
-    copy_async_16(to, from, count > 0 ? 16 : 0);
-  } else {
-    alignas(16) T values[E];
-    SK_UNROLL
-    for (int e = 0; e < E; ++e) values[e] = e < count ? load(from + e * stride) : T{};
-    store_shared(to, bit_cast<Four<uint32_t>>(values));
-  }
-}
 
 // A block makes 64 * RowTiles rows of 8 * Tiles targets of one target block; a warp has 16 * RowTiles of the rows.
 template <class T, Fp32 mode, int RowTiles, int Tiles>

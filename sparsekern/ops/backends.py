@@ -87,6 +87,9 @@ def quick(overload: torch._ops.OpOverload) -> Callable:
 #: Set by `use("reference")`: kernels are bypassed. Read by every call (ops/define.py).
 forced_reference = False
 
+#: The policy of a build without _native, which only the choice on a GPU can follow.
+_policy = "auto"
+
 
 def has_kernels(device: str | torch.device) -> bool:
     """Whether compiled kernels exist for this device type."""
@@ -95,7 +98,7 @@ def has_kernels(device: str | torch.device) -> bool:
 
 def dense_policy() -> str:
     """What :func:`use` was asked for: ``"auto"``, ``"never"`` or ``"always"``."""
-    return native.dense_policy() if native else "auto"
+    return native.dense_policy() if native else _policy
 
 
 def providers(device: str | torch.device = "cpu") -> list[str]:
@@ -141,6 +144,14 @@ def _force_reference(forced: bool) -> None:
         quick_call.use_reference(forced)
 
 
+def _set_policy(dense: str) -> None:
+    global _policy
+    if native:
+        native.set_dense_policy(dense)
+    else:
+        _policy = dense
+
+
 @contextlib.contextmanager
 def use(provider: str, device: str | torch.device = "cpu", *, dense: str = "auto") -> Iterator[None]:
     """Run the ops of this block by ``provider``; for tests, benchmarks and doubt. Process-wide, not per thread.
@@ -159,18 +170,17 @@ def use(provider: str, device: str | torch.device = "cpu", *, dense: str = "auto
         raise ValueError(f"use: provider must be one of {providers(device)}; got {provider!r}")
     if dense not in ("auto", "never", "always"):
         raise ValueError(f"use: dense must be 'auto', 'never' or 'always'; got {dense!r}")
-    if dense != "auto" and not native:
+    if dense != "auto" and not native and torch.device(device).type != "cuda":
         raise ValueError(f"use: dense must be 'auto' in a build without _native; got {dense!r}")
-    before = forced_reference, native and native.isa(), native and native.dense_policy()
+    before = forced_reference, native and native.isa(), dense_policy()
     _force_reference(provider == "reference")
-    if native:
-        native.set_dense_policy(dense)
-        if provider.startswith("cpu/"):
-            native.set_isa(provider.removeprefix("cpu/"))
+    _set_policy(dense)
+    if native and provider.startswith("cpu/"):
+        native.set_isa(provider.removeprefix("cpu/"))
     try:
         yield
     finally:
         _force_reference(before[0])
+        _set_policy(before[2])
         if native:
             native.set_isa(before[1])
-            native.set_dense_policy(before[2])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, linear
 
-from sparsekern.ops import cuda_cost, cuda_sparse_conv2d
+from sparsekern.ops import cuda_cost, cuda_grouped_mm, cuda_sparse_conv2d
 from sparsekern.ops.cuda_choice import takes_torch as _takes_torch
 from sparsekern.ops.cuda_choice import tf32 as _tf32
 from sparsekern.ops.define import OPS
@@ -25,7 +25,7 @@ from sparsekern.ops.sparse_linear import _laid_out_like as rows_like
 from sparsekern.ops.sparse_linear import check, dense_weight, kept_weight
 
 #: The ops that have kernels.
-SERVED = ("grouped_conv2d", "sparse_linear", "sparse_conv2d")
+SERVED = ("grouped_conv2d", "sparse_linear", "sparse_conv2d", "grouped_mm")
 
 Routes = dict[str, Callable[..., Tensor]]
 
@@ -36,7 +36,8 @@ def register(kernels: Any, key: str) -> torch.library.Library:
     ``kernels`` is the namespace of the compiled library. Tensors on a GPU never reach it with another key than ``"CUDA"``.
     """
     library = torch.library.Library("sparsekern", "IMPL")
-    for name, route in {**_convolutions(kernels), **_linears(kernels), **cuda_sparse_conv2d.routes(kernels)}.items():
+    routes = {**_convolutions(kernels), **_linears(kernels), **cuda_sparse_conv2d.routes(kernels), **cuda_grouped_mm.routes(kernels)}
+    for name, route in routes.items():
         library.impl(name, route, key)
         library.impl("_" + name, route, key)
     return library

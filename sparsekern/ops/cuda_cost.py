@@ -170,9 +170,12 @@ def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple
     return Estimate(ours_us, (making + product_s) * 1e6 + 3 * card.node_us, bound, fits)
 
 
-def shared_width(product: str, block: tuple[int, int, int]) -> int:
-    """How many target channels of ``product`` share a list of kept weights; from 8 on they are columns of a product of matrices."""
-    return {"forward": block[0], "grad_x": block[1], "grad_weight": 1}[product]
+def way_of(product: str, block: tuple[int, int, int]) -> str:
+    """How ``product`` of kept blocks ``(BO, BI, BT)`` is made: as sparse_conv2d_way (csrc/cuda/sparse_conv2d.h)."""
+    if product == "grad_weight":
+        return "list"
+    target, source = block[:2] if product == "forward" else (block[1], block[0])
+    return "matrix" if target >= 8 else "scatter" if source >= 8 else "list"
 
 
 @lru_cache(maxsize=4096)
@@ -187,13 +190,24 @@ def sparse_convolution(
     size, kept, dense = dtype.itemsize, nnz * math.prod(block), filters * c * kernel_h * kernel_w
     images = size * (n * c * h * w + n * filters * out_h * out_w)
     out_pixels, pixels = n * out_h * out_w, n * (h * w if product == "grad_x" else out_h * out_w)
-    width, rounded = shared_width(product, block), _up(pixels, 128) * 128
-    if width >= 8:
+    way, rounded = way_of(product, block), _up(pixels, 128) * 128
+    width, deep = (block[1], block[0]) if product == "grad_x" else block[:2]  # targets and sources of a block
+    if way == "matrix":
         tile = 16 if width <= 16 else 64
         chunks = _up(width, tile)
         seconds = {  # with a stride each phase of grad_x goes through all weights: as many products as without
             "padded products": 2 * rounded * kept // width * chunks * tile / _ours_rate(card, dtype, tf32),
             "shared memory": 2 * rounded * kept // width * chunks / card.words,  # gathered, with conflicts of banks
+        }
+    elif way == "scatter":  # per 64 targets and cell (a tap of a source block), as many groups of 8 targets as keep it
+        targets, sources = (c, filters) if product == "grad_x" else (filters, c)
+        cells = sources // deep * kernel_h * kernel_w
+        per_cell = min(64, targets) * kept / max(1, targets * cells * deep)  # of 64 targets, those that keep a cell
+        groups = min(per_cell / 8 + 0.5, per_cell) if per_cell < 1 else per_cell / 8 + 0.5
+        each = rounded * _up(targets, 64) * cells
+        seconds = {
+            "padded products": 2 * each * groups * 8 * _up(deep, 32 // size) * (32 // size) / _ours_rate(card, dtype, tf32),
+            "shared memory": each * (deep * size / 4 + groups * (deep * size / 8 + 24)) / (0.7 * card.words),
         }
     else:
         words = out_pixels * kept * (2.0 if product == "grad_weight" else 1.5 if width == 1 else 0.6)
@@ -204,3 +218,26 @@ def sparse_convolution(
     product_s = max((images + size * dense) / (0.8 * card.copy), 2 * out_pixels * dense / (0.7 * _vendor_rate(card, dtype, tf32)))
     fits = cuda_fits.sparse_convolution(product, x, filters, block, window, (out_h, out_w), size, card.shared_bytes)
     return Estimate(ours_us, (making + product_s) * 1e6 + 8 * card.node_us, bound, fits)
+
+
+@lru_cache(maxsize=4096)
+def grouped_mm(
+    product: str, rows: int, groups: int, inner: int, columns: int, ragged: bool, dtype: torch.dtype, tf32: bool, card: Card
+) -> Estimate:
+    """``product`` of ``rows`` rows of all groups with ``groups`` matrices ``[inner, columns]``. torch's ragged products are one by one."""
+    size, height = dtype.itemsize, _up(rows, max(1, groups))
+    moved = size * (rows * (inner + columns) + groups * inner * columns)
+    m, k, n = {"forward": (height, inner, columns), "grad_x": (height, columns, inner), "grad_weight": (inner, height, columns)}[product]
+    tile = (16, 32) if m <= 32 and n <= 64 and k <= 128 else (64, 64)
+    tiles = groups * _up(m, tile[0]) * _up(n, tile[1])
+    seconds = {
+        "memory": moved / (0.8 * card.copy),
+        "cache": size * tiles * k * sum(tile) / card.cache,
+        "padded products": 2 * tiles * tile[0] * tile[1] * k / (0.6 * _ours_rate(card, dtype, tf32)),
+    }
+    ours_us, bound = _slowest(card, 1, seconds)
+    # torch's tiles are larger, and its small products far from the rate of its large ones
+    work = 2 * groups * _up(m, 64) * 64 * _up(n, 64) * 64 * k / (0.7 * _vendor_rate(card, dtype, tf32))
+    torch_us, _ = _slowest(card, 2 * groups + 1 if ragged else 1, {"memory": moved / (0.8 * card.copy), "products": work})
+    fits = max(rows, groups, inner, columns) <= 2**29 and tiles + _up(rows, 16) < 2**31
+    return Estimate(ours_us, torch_us, bound, fits)

@@ -121,7 +121,7 @@ def sparse_convolution(
     rows, columns = (_up(h, stride_h), _up(w, stride_w)) if backwards else out
     steps = (1, 1) if backwards else (stride_h, stride_w)
     halos = {_tile(n, rows, columns, (span_y, span_x), steps, limit) for limit in _LIMITS} - {None}
-    targets, width, sources = (c, block[1], filters) if backwards else (filters, block[0], c)
+    targets, width, sources, deep = (c, block[1], filters, block[0]) if backwards else (filters, block[0], c, block[1])
     if product == "grad_weight":
         return any((halo | 1) * 4 + 8 * 32 * 16 + 32 <= shared_bytes for halo in halos)
     if width >= 8:
@@ -129,6 +129,9 @@ def sparse_convolution(
         pixel = 16 if sources * itemsize <= 16 else 48
         step = 32 // itemsize * 12 + tile * 32
         return targets // width * _up(width, tile) <= GRID and any(halo * pixel + step + 32 <= shared_bytes for halo in halos)
+    if deep >= 8:  # scattered: stage, sums of 64 targets, who keeps each of 32 cells, the weights of one
+        pixel, other = 16 if sources * itemsize <= 16 else 48, 64 * 129 * 4 + 32 * (4 + 64 * 12) + 64 + 2048
+        return _up(targets, 64) <= GRID and any(halo * pixel + other <= shared_bytes for halo in halos)
     chunk = max(1, 32 // width) * width
     other = _up(chunk * 129 * 4, 16) * 16 + 8 * 32 * 4 * (2 if width == 1 else 5)
     return _up(targets, chunk) <= GRID and any((halo | 1) * 4 + other + 32 <= shared_bytes for halo in halos)

@@ -102,6 +102,8 @@ def explain(x_shape, filters: int, window, block, nnz: int, dtype: torch.dtype, 
     allowed, card, out = tf32(torch.backends.cudnn, dtype), cuda_cost.card_of(torch.device(device)), {}
     for door in OPS["sparse_conv2d"].products:
         e = cuda_cost.sparse_convolution(door, tuple(x_shape), filters, tuple(block), nnz, tuple(window), dtype, allowed, card)
-        kernel = "matrix" if cuda_cost.shared_width(door, block) >= 8 else "list"
-        out[door] = {"kernel": "dense" if takes_torch(e) else kernel, "relative_cost": round(e.ours_us / e.torch_us, 2)}
+        out[door] = {
+            "kernel": "dense" if takes_torch(e) else cuda_cost.way_of(door, tuple(block)),
+            "relative_cost": round(e.ours_us / e.torch_us, 2),
+        }
     return out

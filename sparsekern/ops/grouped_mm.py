@@ -18,7 +18,8 @@ from sparsekern.ops import define as d
 NAME = "grouped_mm"
 
 
-def check(a: Any, b: Any, offsets: Any = None) -> None:
+def check(a: Any, b: Any, offsets: Any = None, *, values: bool = True) -> None:
+    """Everything that can be wrong with the arguments; with ``values`` those of the offsets too, where they can be read."""
     d.check_floating(NAME, "a", a)
     d.check_like(NAME, "b", b, a, "a")
     d.must(b.dim() == 3, NAME, "b", "[G, K, N]", list(b.shape))
@@ -30,7 +31,7 @@ def check(a: Any, b: Any, offsets: Any = None) -> None:
     d.must(a.shape[1] == b.shape[1], NAME, "a", f"[T, {b.shape[1]}] like b", list(a.shape))
     d.check_int32(NAME, "offsets", offsets, a, 1, "a")
     d.must(offsets.shape[0] == b.shape[0], NAME, "offsets", f"[{b.shape[0]}] like b", list(offsets.shape))
-    if d.readable(offsets) and offsets.numel():
+    if values and d.readable(offsets) and offsets.numel():
         ends = offsets.tolist()
         rising = all(p <= q for p, q in zip([0, *ends], ends))
         d.must(rising and ends[-1] == a.shape[0], NAME, "offsets", f"rising row ends, the last one {a.shape[0]}", ends)

@@ -27,9 +27,10 @@ FEW = {"sparse_conv2d": {"odd_batch", "spatial_strided", "shared_spatial", "empt
 def _cases():
     for op in (OPS[name] for name in cuda.SERVED):
         for sample in op.samples(torch.device("cpu"), torch.float32):
-            x, weight = sample.inputs["x"], sample.inputs["weight"]
-            rows = x.numel() // x.shape[-1 if op.name == "sparse_linear" else -3]
-            slow = rows * weight.numel() > MANY or sample.name not in FEW.get(op.name, {sample.name})
+            x, weight = (sample.inputs[name] for name in op.factors)
+            rows = x.numel() // max(1, x.shape[-1 if op.name in ("sparse_linear", "grouped_mm") else -3])
+            each = len(weight) if op.name == "grouped_mm" else 1  # rows of one group meet one matrix
+            slow = rows * weight.numel() // max(1, each) > MANY or sample.name not in FEW.get(op.name, {sample.name})
             yield pytest.param(op, sample.name, id=f"{op.name}-{sample.name}", marks=[pytest.mark.slow] * slow)
 
 
@@ -43,7 +44,9 @@ def _inputs(op, name, dtype=torch.float32):
     return {s.name: s.inputs for s in op.samples(torch.device("cpu"), dtype)}[name]
 
 
-@pytest.mark.parametrize(("op", "name"), [("grouped_conv2d", "odd_batch"), ("sparse_linear", "odd_block"), ("sparse_conv2d", "block")])
+@pytest.mark.parametrize(
+    ("op", "name"), [("grouped_conv2d", "odd_batch"), ("sparse_linear", "odd_block"), ("sparse_conv2d", "block"), ("grouped_mm", "equal")]
+)
 def test_tf32_is_coarser_and_within_its_bound(op, name):
     op = OPS[op]
     inputs = _inputs(op, name)
@@ -132,3 +135,10 @@ def test_kernels_refuse_what_the_choice_gives_to_torch(dilation, stride):
         fits = cuda_fits.convolution(product, tuple(x.shape), tuple(weight.shape), window, tuple(out.shape[2:]), 4, 227 << 10)
         with contextlib.nullcontext() if fits else pytest.raises(RuntimeError, match="no tile of this shape fits"):
             call()
+
+
+def test_ends_of_groups_are_checked_before_a_kernel_reads_them():
+    op = OPS["grouped_mm"]
+    inputs = _inputs(op, "odd_batch")
+    with emulated.use(), pytest.raises(ValueError, match="rising row ends"):
+        op.function(**{**inputs, "offsets": inputs["offsets"].flip(0)})

@@ -126,7 +126,7 @@ LINEAR = {
     ),
     "blocks: writes a row too many": ("sparse_linear_blocks.cuh", "if (row >= job.N ||", "if (row > job.N ||", "are outside"),
     "blocks: zeros not filled up": (
-        "sparse_linear_blocks.cuh",
+        "piece.cuh",
         "copy_async_16(to, from, count > 0 ? 16 : 0)",
         "copy_async_16(to, from, 16)",
         "wrong value|are outside",
@@ -192,11 +192,64 @@ MASKED = {
     "matrix: a target too many": (MATRIX, "place >= 0 && t < job.kept.target_block", "place >= 0", "outside|wrong value"),
     "matrix: prepared for another batch": (MATRIX, "kept.rounds == 1 && items <= capacity", "true", "wrong value"),
 }
-DRIVERS = {"conv": CONV, "weight": WEIGHT, "linear": LINEAR, "masked": MASKED}
+SCATTER = "sparse_conv2d_scatter.cuh"
+MASKED |= {
+    "scatter: refill too early": (SCATTER, "__syncthreads();  // nobody refills what is still read", "", "race|is being copied to"),
+    "scatter: sums of other lanes": (SCATTER, "__syncwarp();  // the next cell's sums are of other lanes", "", "race"),
+    "scatter: who keeps it not waited for": (SCATTER, "count);\n        __syncthreads();", "count);", "race|read at|wrong value|outside"),
+    "scatter: weights not waited for": (
+        SCATTER,
+        "steps);\n          __syncthreads();\n          uint32_t from",
+        "steps);\n          uint32_t from",
+        "race",
+    ),
+    "scatter: a channel too many": (SCATTER, "slot < count && k < round.channels.size()", "slot < count", "outside|wrong value"),
+    "scatter: a target too many": (SCATTER, "if (slot >= count) continue;", "if (slot > count) continue;", "outside|wrong value|read at"),
+    "scatter: the neighbour's weights": (SCATTER, "slot += l < lane ?", "slot += l <= lane ?", "wrong value|outside|read at"),
+    "scatter: a batch too large": (SCATTER, "units + more > job.capacity", "units + more > job.capacity + 8", "outside|past its end"),
+    "scatter: prepared for another batch": (
+        SCATTER,
+        "kept.rounds == 1 && cells == count && begin == 0 && end == count",
+        "true",
+        "wrong value|race",
+    ),
+    "scatter: the entry behind": (SCATTER, "e.tap_block == tap_block ? e.place", "e.tap_block >= tap_block ? e.place", "wrong value"),
+}
+MM = "grouped_mm.cuh"
+MANY = {
+    "as it stands": (MM, "", "", " 0 failures"),
+    "no barrier before the product": (MM, "__syncthreads();   // everybody's copies are there", "//", "race|is being copied to"),
+    "fetched over what is read": (MM, "__syncthreads();  // the next pass fetches over what was read", "", "race|is being copied to"),
+    "waits for one copy too few": (MM, "copy_async_wait<1>()", "copy_async_wait<2>()", "is being copied to"),
+    "one stage too few": (MM, "kMmStages = 3", "kMmStages = 2", "race|is being copied to"),
+    "writes a row of the group before": (
+        MM,
+        "if (row >= pass.skip && row < pass.height && column < pass.width) store(out + row * line",
+        "if (row < pass.height && column < pass.width) store(out + row * line",
+        "twice",
+    ),
+    "writes a row too many": (
+        MM,
+        "if (row >= pass.skip && row < pass.height && column < pass.width) store(out + row * line",
+        "if (row >= pass.skip && row <= pass.height && column < pass.width) store(out + row * line",
+        "twice|outside",
+    ),
+    "a line too many of the sum": (MM, "turned ? at < inner_left :", "turned ? at <= inner_left :", "outside|wrong value"),
+    "halves of a turned step exchanged": (
+        MM,
+        "lane / 8 % 2 * 8 + lane % 8) * kTurned",
+        "lane / 16 * 8 + lane % 8) * kTurned",
+        "wrong value",
+    ),
+    "the group behind": (MM, "if (load(job.offsets + middle) > row)", "if (load(job.offsets + middle) > row + 20)", "wrong value"),
+    "direct: a number behind the sum": (MM, "there && inner < pass.inner ?", "there ?", "outside|wrong value"),
+    "direct: a group left out": (MM, "if (r.first >= first + 16 ||", "if (r.first >= first ||", "wrong value|read"),
+}
+DRIVERS = {"conv": CONV, "weight": WEIGHT, "linear": LINEAR, "masked": MASKED, "mm": MANY}
 MUTANTS = {f"{driver}: {name}": (driver, *m) for driver, all in DRIVERS.items() for name, m in all.items()}
 
 #: Always run are those of the first kernels, and of each later one a single mutant; the rest with --full.
-FEW = {"masked: matrix: refill too early"}
+FEW = {"masked: matrix: refill too early", "mm: fetched over what is read"}
 ALWAYS = [name for name in MUTANTS if MUTANTS[name][0] in ("conv", "weight", "linear") or name in FEW]
 
 

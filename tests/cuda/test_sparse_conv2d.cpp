@@ -76,7 +76,8 @@ const SparseConv2dShape kSynapse{3, 4, 5, 6, 6, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1,
     kDilated{1, 4, 11, 9, 6, 3, 2, 1, 2, 2, 0, 2, 3, 1, 1, 1, 0, false}, kKernel{2, 5, 7, 7, 6, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 9, 0, false},
     kShared{2, 5, 8, 8, 12, 3, 3, 1, 1, 1, 1, 1, 1, 4, 1, 1, 0, false}, kSharedSpatial{1, 16, 6, 6, 9, 3, 3, 1, 1, 1, 1, 1, 1, 3, 16, 1, 0, false},
     kBlock{1, 32, 6, 5, 32, 3, 3, 1, 1, 1, 1, 1, 1, 16, 16, 9, 0, false}, kPanel{3, 7, 4, 5, 48, 3, 3, 3, 1, 1, 2, 2, 1, 24, 1, 1, 0, false},
-    kPointwise{2, 17, 5, 4, 7, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 0, false}, kWide{1, 24, 5, 6, 72, 3, 3, 1, 1, 1, 1, 1, 1, 72, 24, 1, 0, false};
+    kThirds{1, 36, 5, 6, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 12, 1, 0, false}, kPointwise{2, 17, 5, 4, 7, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 0, false},
+    kWide{1, 24, 5, 6, 72, 3, 3, 1, 1, 1, 1, 1, 1, 72, 24, 1, 0, false};
 
 }  // namespace
 
@@ -84,13 +85,14 @@ int main() {
   run_all(kSynapse, 0.3, "in order"), run_all(kSpatial, 0.3, "in order"), run_all(kStrided, 0.4, "in order"), run_all(kDilated, 0.3, "in order");
   run_all(kKernel, 0.4, "in order"), run_all(kShared, 0.3, "in order"), run_all(kSharedSpatial, 0.4, "in order"), run_all(kBlock, 0.4, "in order");
   run_all(kPanel, 0.2, "in order"), run_all(kPointwise, 0.3, "in order"), run_all(kWide, 0.5, "in order");
+  run_all(kThirds, 0.3, "in order");
   run_all(kSynapse, 0, "nothing kept"), run_all(kKernel, 1, "all kept");
   check::in_every_way(
       [](const char* way) { run<bf16>(kSharedSpatial, 0.3, true, Fp32::strict, way), run<float>(kPanel, 0.2, false, Fp32::tf32, way); });
   emu::options.hardware_sums = true;
   run_all(kSpatial, 0.3, "sums as a tensor core makes them");
   emu::options.hardware_sums = false;
-  for (size_t limit : {40 * 1024, 32 * 1024}) {  // rounds of channels and batches of weights
+  for (size_t limit : {96 * 1024, 72 * 1024}) {  // rounds of channels and batches of weights
     emu::options.shared_limit = limit;
     run<bf16>(kWide, 0.3, true, Fp32::strict, "little shared memory"), run<float>(kSpatial, 0.3, false, Fp32::strict, "little shared memory");
     run<float>(kBlock, 0.7, true, Fp32::tf32, "little shared memory"), run<fp16>(kShared, 0.5, false, Fp32::strict, "little shared memory");

@@ -58,7 +58,7 @@ def test_a_wrong_result_is_not_timed_and_fails_the_run(gpu, tmp_path, monkeypatc
         setup.providers["ours"] = lambda i: lambda: right(i)() + 1
         return setup
 
-    monkeypatch.setattr(gpu_cases, "cases", lambda dry: [("wrong", lambda: wrong((2, 3, 4, 5), torch.float32, False))])
+    monkeypatch.setattr(gpu_cases, "cases", lambda dry: [("wrong", lambda: wrong((2, 3, 4, 5, False), torch.float32, False))])
     out = tmp_path / "gpu.jsonl"
     assert gpu.main(["--dry-run", "--steps", "timing", "--out", str(out)]) == 1
     assert "FAILED grouped_mm" in capsys.readouterr().out
@@ -147,12 +147,12 @@ def test_sets_share_no_operand(gpu, monkeypatch):
     import gpu_cases
 
     read = []
-    tensors = {"sparse_linear": 3, "grouped_conv2d": 2, "grouped_mm": 2, "sparse_conv2d": 4}
+    tensors = {"sparse_linear": 3, "grouped_conv2d": 2, "grouped_mm": 3, "sparse_conv2d": 4}
     for name in tensors:
         take = lambda *args, name=name, **_: read.append([a.data_ptr() for a in args[: tensors[name]]])  # noqa: E731
         monkeypatch.setattr(gpu_cases.ops, name, take)
     for make, case in ((gpu_cases.linear, (3, 40, 24, 0.25, (1, 1))), (gpu_cases.convolution, gpu_cases.DRY_CONVOLUTIONS[0]),
-                       (gpu_cases.multiplication, (2, 3, 4, 5)), (gpu_cases.masked, gpu_cases.DRY_MASKS[0])):  # fmt: skip
+                       (gpu_cases.multiplication, (2, 3, 4, 5, True)), (gpu_cases.masked, gpu_cases.DRY_MASKS[0])):  # fmt: skip
         providers = make(case, torch.float32, False).providers
         read.clear()
         for i in (0, 1):

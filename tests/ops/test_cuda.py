@@ -25,7 +25,7 @@ def asks(*arguments):
     raise Asked
 
 
-ALL = SimpleNamespace(**{f"{op}{product}": asks for op in cuda.SERVED for product in ("", "_grad_x", "_grad_weight")})
+ALL = SimpleNamespace(**{f"{op}{product}": asks for op in cuda.SERVED for product in ("", "_grad_x", "_grad_weight", "_grad_a", "_grad_b")})
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_who_serves_a_gpu(monkeypatch, provider):
     library = cuda.register(ALL, "CUDA")
     try:
         assert backends.serves("sparse_linear", "cuda") == provider
-        assert backends.serves("grouped_mm", "cuda") == "reference"  # has no kernel yet
+        assert all(backends.serves(op, "cuda") == provider for op in cuda.SERVED)
         with backends.use("reference", "cuda"):
             assert backends.serves("sparse_linear", "cuda") == "reference"
     finally:
@@ -106,6 +106,17 @@ def test_who_serves_a_gpu(monkeypatch, provider):
 
 
 # ---- the choice
+
+
+def test_a_build_without_native_has_a_policy_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(backends, "native", None)
+    monkeypatch.setattr(backends, "gpu", "cuda")
+    monkeypatch.setattr(backends, "quick_call", None)
+    with backends.use("cuda", "cuda", dense="never"):
+        assert backends.dense_policy() == "never"
+    assert backends.dense_policy() == "auto"
+    with pytest.raises(ValueError, match="dense must be 'auto'"), backends.use(backends.providers("cpu")[-1], dense="never"):
+        pass
 
 
 @native_only
@@ -255,10 +266,23 @@ def test_masks_win_where_a_product_of_matrices_is_left():
     assert masked(0.067, (1, 1, 1)).ours and not masked(0.5, (1, 1, 1)).ours  # single weights: against strict fp32, few of them
     assert not masked(0.25, (1, 1, 1), torch.bfloat16).ours
     assert masked(0.1, (64, 16, 1), torch.bfloat16).ours_us < masked(0.1, (1, 1, 1), torch.bfloat16).ours_us
-    assert masked(0.067, (1, 96, 1), product="grad_x").ours
+    assert masked(0.067, (1, 96, 1), product="grad_x").ours and masked(0.067, (1, 96, 1), torch.bfloat16).ours
+    assert [cuda_cost.way_of(p, (1, 96, 1)) for p in OPS["sparse_conv2d"].products] == ["scatter", "matrix", "list"]
     for product in OPS["sparse_conv2d"].products:
         assert 0 < masked(0.25, (1, 96, 1), product=product).ours_us < 1e5 and masked(0.25, (1, 96, 1), product=product).fits
     assert not masked(0.1, (1, 1, 1), kernel=5, size=70000, batch=1, channels=1 << 30).fits
+
+
+def many(groups, rows, inner, columns, ragged=False, product="forward", dtype=torch.bfloat16):
+    return cuda_cost.grouped_mm(product, groups * rows, groups, inner, columns, ragged, dtype, False, cuda_cost.H100)
+
+
+def test_many_products_win_where_they_are_ragged_or_tiny():
+    assert many(64, 256, 256, 256, ragged=True).ours and not many(8, 2048, 2048, 2048).ours
+    assert many(4096, 16, 16, 16).ours_us < many(4096, 64, 64, 64).ours_us
+    for product in OPS["grouped_mm"].products:
+        assert 0 < many(128, 64, 64, 64, product=product).ours_us < 1e4
+    assert not many(1, 1 << 30, 4, 4).fits
 
 
 def test_close_estimates_go_to_torch():
@@ -296,4 +320,4 @@ def test_explain_on_a_gpu_prints_both_estimates(monkeypatch, provider):
     assert "dense" in sk.SparseLinear(512, 512, density=0.5).to(torch.bfloat16).explain(rows=4096)
     assert "reference" in sk.SparseLinear(64, 64, density=0.5).double().explain()
     text = sk.StochasticConv2d(96, 192, 5, padding=2, density=0.067).explain((128, 96, 16, 16))
-    assert text.count("estimated at") == 3 and " matrix " in text and f"served by {provider}" in text
+    assert text.count("estimated at") == 3 and " scatter " in text and " matrix " in text and f"served by {provider}" in text

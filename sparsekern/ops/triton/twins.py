@@ -1,7 +1,6 @@
 """Which twins there are, and how they stand in for the CUDA library.
 
-Where the CUDA library would choose between its kernels and torch, these stand in for its kernels (:func:`kernels`). The twin of
-grouped_mm is there to be called; until it is measured against torch on a GPU, torch serves that op there.
+Where the CUDA library would choose between its kernels and torch, these stand in for its kernels (:func:`kernels`).
 
 A twin takes and returns what the card's reference does (its schema), in float32, float16 and bfloat16 with sums in float32; float64
 goes to the reference. Nothing is summed by atomics, so results do not change between runs.
@@ -28,7 +27,7 @@ def kernels() -> SimpleNamespace:
 
     The last argument of most, whether ten bits of fraction would do, goes unheeded: twins multiply float32 as it is.
     """
-    conv, linear, masked = twin("grouped_conv2d"), twin("sparse_linear"), twin("sparse_conv2d")
+    conv, linear, masked, many = (twin(op) for op in ("grouped_conv2d", "sparse_linear", "sparse_conv2d", "grouped_mm"))
 
     def grouped_conv2d(x, weight, bias, *rest):
         *window, relu, _ = rest
@@ -48,5 +47,8 @@ def kernels() -> SimpleNamespace:
         sparse_conv2d=lambda *args: masked.forward(*args[:-1], checked=True),  # by who asks
         sparse_conv2d_grad_x=lambda *args: masked.grad_x(*args[:-1]),
         sparse_conv2d_grad_weight=masked.grad_weight,
+        grouped_mm=lambda *args: many.forward(*args[:-1], checked=True),
+        grouped_mm_grad_a=lambda *args: many.grad_x(*args[:-1]),
+        grouped_mm_grad_b=lambda *args: many.grad_weight(*args[:-1]),
         sparse_linear_grad_weight=lambda grad_out, x, index, *rest: linear.grad_weight(grad_out, x, index, None, *rest[:-1]),
     )

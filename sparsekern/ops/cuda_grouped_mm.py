@@ -1,0 +1,57 @@
+"""grouped_mm on a GPU: who serves each product, our kernels or torch's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsekern.ops import cuda_cost
+from sparsekern.ops.cuda_choice import takes_torch, tf32
+from sparsekern.ops.define import OPS
+from sparsekern.ops.grouped_mm import _columns, _rows, check
+
+
+def estimate(product: str, rows: Tensor, groups: int, inner: int, columns: int, ragged: bool) -> cuda_cost.Estimate:
+    """The estimate for ``rows [..., inner or columns]`` of this dtype and device; ``inner`` and ``columns`` of the forward product."""
+    allowed, height = tf32(torch.backends.cuda.matmul, rows.dtype), rows.shape[:-1].numel()
+    return cuda_cost.grouped_mm(product, height, groups, inner, columns, ragged, rows.dtype, allowed, cuda_cost.card_of(rows.device))
+
+
+def _capturing(t: Tensor) -> bool:
+    return t.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def routes(kernels: Any) -> dict[str, Any]:
+    """What serves the card's ops; ``kernels`` is the namespace of the compiled library.
+
+    The ends of ragged groups are read by every call that checks them, but for one that a graph captures. Wrong ends then make wrong
+    results; no kernel leaves its tensors for them. torch's product of ragged groups reads them always.
+    """
+    op = OPS["grouped_mm"]
+
+    def forward(a, b, offsets):
+        if a.dtype == torch.float64:
+            return op.forward.reference(a, b, offsets)
+        check(a, b, offsets, values=not _capturing(a))
+        if takes_torch(estimate("forward", a, *b.shape, offsets is not None)):
+            return _rows(a, b, offsets)
+        return kernels.grouped_mm(a, b, offsets, tf32(torch.backends.cuda.matmul, a.dtype))
+
+    def grad_a(grad_out, b, offsets):
+        if b.dtype == torch.float64:
+            return op.grad_x.reference(grad_out, b, offsets)
+        if takes_torch(estimate("grad_x", grad_out, *b.shape, offsets is not None)):
+            return _rows(grad_out, b.transpose(1, 2), offsets)
+        return kernels.grouped_mm_grad_a(grad_out, b, offsets, tf32(torch.backends.cuda.matmul, b.dtype))
+
+    def grad_b(grad_out, a, offsets):
+        if a.dtype == torch.float64:
+            return op.grad_weight.reference(grad_out, a, offsets)
+        groups = a.shape[0] if offsets is None else offsets.shape[0]
+        if takes_torch(estimate("grad_weight", a, groups, a.shape[-1], grad_out.shape[-1], offsets is not None)):
+            return _columns(grad_out, a, offsets)
+        return kernels.grouped_mm_grad_b(grad_out, a, offsets, tf32(torch.backends.cuda.matmul, a.dtype))
+
+    return {"grouped_mm": forward, "grouped_mm_grad_a": grad_a, "grouped_mm_grad_b": grad_b}
