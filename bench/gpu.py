@@ -26,6 +26,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]  # the package that was just built here: an installation is seen by later processes only
 LIBRARY = ROOT / "sparsekern" / "_C_cuda.so"
+COMPILED = {"max_autotune": 180.0, "triton": 240.0}  # only where so many seconds are left
+NO_RIVALS = ("two_of_four", "triton")  # another function; ours in another language
 STEPS = ("build", "facts", "ceilings", "correctness", "timing", "sanitizer")
 
 
@@ -319,8 +321,9 @@ def _timing(rows: Rows, dry: bool, left) -> None:
         row = {"case": setup.key, "served_by": served, "flops": setup.flops, "bytes": setup.bytes, "modelled": setup.estimates}
         row |= {"tf32": "float32" in setup.key, "hot": gpu_timing.is_hot(setup.sets, setup.bytes)}
         ready, refused, errors = {}, dict(setup.refused), {}
-        if left() < 180 and setup.providers.pop("max_autotune", None):
-            refused["max_autotune"] = "no time to compile"
+        for name, seconds in COMPILED.items():
+            if left() < seconds and setup.providers.pop(name, None):
+                refused[name] = "no time to compile"
         for name, provider in setup.providers.items():
             try:
                 calls = [provider(i) for i in range(setup.sets)]
@@ -349,7 +352,7 @@ def _timing(rows: Rows, dry: bool, left) -> None:
         }
         row["failed"] = [name for name in refused if name.startswith("ours")]
         mine = {name: t["p50_us"] for name, t in times.items() if name.startswith("ours")}
-        rivals = {name: t["p50_us"] for name, t in times.items() if name not in mine and name != "two_of_four"}
+        rivals = {name: t["p50_us"] for name, t in times.items() if name not in mine and name not in NO_RIVALS}
         if mine and rivals and not dry:
             best = min(rivals, key=rivals.get)
             row |= {"best_rival": best, "ratio": rivals[best] / min(mine.values())}
@@ -423,7 +426,14 @@ def main(arguments: list[str] | None = None) -> int:
         steps = [step for step in options.steps if step != "build"]
         flags = ["--small"] * options.small + ["--out", str(options.out)]
         command = [sys.executable, __file__, "--worker", "--resume", *flags, "--steps", *steps, "--budget"]
-        return gpu_watch.watch(command, (rows.path, rows.begun), left()) if steps else 0
+        status = gpu_watch.watch(command, (rows.path, rows.begun), left()) if steps else 0
+        try:
+            import gpu_plot
+
+            print(*gpu_plot.draw(rows.path), sep="\n", flush=True)
+        except Exception as error:  # pictures can be drawn from the rows at any time
+            print(f"gpu: no pictures: {type(error).__name__}: {error}", flush=True)
+        return status
     for step in options.steps:
         if step in ("facts", "ceilings") and not rows.of(step):
             {"facts": facts, "ceilings": ceilings}[step](rows, options.dry_run)

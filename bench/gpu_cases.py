@@ -6,6 +6,7 @@ A set is all that a call reads but its bias: images or rows, weight, index, the 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,6 +45,14 @@ def _never(call: Call) -> Call:
             return call()
 
     return run
+
+
+def _with_twins(providers: dict[str, Make], dtype: torch.dtype, training: bool, call: Callable[..., Make]) -> None:
+    """Triton's twin of the op, forward, in one type (each shape is compiled): for the eye, no rival. ``call(kernels)`` makes it."""
+    if DEVICE == "cuda" and not training and dtype == torch.bfloat16 and importlib.util.find_spec("triton"):
+        from sparsekern.ops import triton
+
+        providers["triton"] = call(triton.kernels())
 
 
 def _truth(function, leaves, cotangent, training: bool) -> Callable[[], tuple[torch.Tensor, ...]]:
@@ -132,6 +141,9 @@ def convolution(case, dtype: torch.dtype, training: bool) -> Setup:
         providers["max_autotune"] = calls(torch.compile(torchs, mode="max-autotune-no-cudagraphs"), last, weights_last, cotangents_last)
     sizes = (stride, stride, pad, pad, 1, 1, groups)
     shape = weights[0].shape
+    _with_twins(
+        providers, dtype, training, lambda k: lambda i: lambda: k.grouped_conv2d(last[i], weights_last[i], bias, *sizes, False, False)
+    )
     estimates = [cuda.estimate_convolution("forward", last[0], shape, sizes, 1)]
     if training:
         estimates.append(cuda.estimate_convolution("grad_x", cotangents_last[0], shape, sizes, sizes=tuple(last[0].shape)))
@@ -215,6 +227,7 @@ def linear(case, dtype: torch.dtype, training: bool) -> Setup:
         if block == (1, 1) and rows * kept <= 2**28:
             places = [i.long() for i in indices]
             providers["gather"] = lambda i: lambda: (xs[i][:, places[i]] * weights[i]).sum(-1) + bias
+    _with_twins(providers, dtype, training, lambda k: lambda i: lambda: k.sparse_linear(xs[i], weights[i], bias, indices[i], False))
     estimates = [cuda.estimate_linear(door, xs[0], inputs, index.shape, block) for door in (DOORS if training else DOORS[:1])]
     name = f"sparse_linear/{inputs}-{outputs} n{rows} {density:g} {block[0]}x{block[1]}/{str(dtype)[6:]}/{'step' if training else 'fwd'}"
     truth = _truth(lambda x, w, b: F.linear(x, dense_weight(w, index, inputs), b), (xs[0], weights[0], bias), cotangents[0], training)
@@ -282,6 +295,8 @@ def masked(case, dtype: torch.dtype, training: bool) -> Setup:
     providers = {name: (lambda i, make=make: _never(make(i))) for name, make in mine.items()}
     providers |= {"cudnn_nhwc": calls(dense, last, full_last, cotangents_last), "cudnn_nchw": calls(dense, images, full, cotangents)}
     window = (kernel, kernel, 1, 1, pad, pad, 1, 1)
+    twin = lambda k: lambda i: lambda: k.sparse_conv2d(images[i], weights[i], bias, indptrs[i], indices[i], None, *window, False)  # noqa: E731
+    _with_twins(providers, dtype, training, twin)
     doors = DOORS if training else DOORS[:1]
     estimates = [cuda_sparse_conv2d.estimate(door, images[0], c, (size, size), k, block, kept, window) for door in doors]
     name = f"sparse_conv2d/{what} n{n} {c}-{k}@{size} {kernel}x{kernel} {density:g} {'x'.join(map(str, block))}/{str(dtype)[6:]}"
@@ -344,6 +359,7 @@ def multiplication(case, dtype: torch.dtype, training: bool) -> Setup:
         providers["loop"] = calls(loop)
     if dtype == torch.bfloat16 and hasattr(torch, "_grouped_mm"):
         providers["torch_grouped_mm"] = calls(lambda i: lambda x, y: torch._grouped_mm(x, y, offs=offsets[i]))
+    _with_twins(providers, dtype, training, lambda k: lambda i: lambda: k.grouped_mm(a[i], b[i], offsets[i], False))
     doors = DOORS if training else DOORS[:1]
     estimates = [cuda_grouped_mm.estimate(door, cotangents[0] if door == "grad_x" else a[0], *b[0].shape, ragged) for door in doors]
     kind = "ragged " if ragged else ""

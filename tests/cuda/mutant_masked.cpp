@@ -64,7 +64,7 @@ void run(sk::SparseConv2dShape s, double density, const char* way) {
   backward.chunks = int(sk::pieces_up(s.BI, 16)), backward.capacity = kSteps;
   backward.kept.tables_at = c.stage_bytes, backward.places_at = backward.kept.tables_at + kSteps * kItems * 4;
   backward.fragments_at = backward.places_at + kSteps * kItems * 8;
-  if (s.BO == 1) {  // and forward, tap by tap, in batches of less than half of the cells
+  if (s.BO == 1) {  // and forward, tap by tap, in batches of some cells
     emu::Buffer<T> scattered("scattered", out.size(), emu::Role::output);
     sk::KeptScatterJob picked{};
     picked.kept = sk::kept_job<T>(s, sk::Direction::forward, mask.tables(), x.data(), scattered.data());
@@ -72,10 +72,10 @@ void run(sk::SparseConv2dShape s, double density, const char* way) {
     if (!sk::choose_tile(p, 7, 1023)) check::fail("no plan");
     sk::choose_rounds(picked.kept, s.C / 2);
     p.round_pieces = 5, p.by_round = sk::Divider::by(5), p.pixel_bytes = 80, p.stage_bytes = p.pixels * 80;
-    picked.capacity = 16, picked.kept.sums_at = p.stage_bytes, picked.counts_at = sk::up_to_16(p.stage_bytes + sk::kScatterSums);
+    picked.capacity = 8, picked.kept.sums_at = p.stage_bytes, picked.counts_at = sk::up_to_16(p.stage_bytes + sk::kScatterSums);
     picked.ids_at = picked.counts_at + sk::kScatterCells * 4, picked.places_at = picked.ids_at + sk::kScatterCells * sk::kScatterTargets * 4;
     picked.fragments_at = picked.places_at + sk::kScatterCells * sk::kScatterTargets * 8;
-    emu::launch(dim3(2), dim3(sk::kConvThreads), picked.fragments_at + 16 * 256, sk::sparse_conv2d_scatter_kernel<T, sk::Fp32::strict>, x.data(),
+    emu::launch(dim3(2), dim3(sk::kConvThreads), picked.fragments_at + 8 * 256, sk::sparse_conv2d_scatter_kernel<T, sk::Fp32::strict>, x.data(),
                 weight.data(), none, scattered.data(), picked);
     compare("out, tap by tap", wanted_out, scattered, way);
   }

@@ -195,7 +195,6 @@ MASKED = {
 SCATTER = "sparse_conv2d_scatter.cuh"
 MASKED |= {
     "scatter: refill too early": (SCATTER, "__syncthreads();  // nobody refills what is still read", "", "race|is being copied to"),
-    "scatter: sums of other lanes": (SCATTER, "__syncwarp();  // the next cell's sums are of other lanes", "", "race"),
     "scatter: who keeps it not waited for": (SCATTER, "count);\n        __syncthreads();", "count);", "race|read at|wrong value|outside"),
     "scatter: weights not waited for": (
         SCATTER,

@@ -143,6 +143,21 @@ def test_rows_of_an_earlier_run_are_gone_on_from(gpu, tmp_path):
     assert lines[:2] == earlier.read_text().splitlines() and json.loads(lines[2])["step"] == "ceilings"
 
 
+def test_pictures_of_rows(gpu, tmp_path):
+    import gpu_plot
+
+    times = {"ours": {"p50_us": 2.0}, "cudnn_nhwc": {"p50_us": 5.0}}
+    row = {"step": "timing", "case": "sparse_conv2d/nin n1 96-192/bfloat16/fwd", "times": times, "ratio": 2.5, "floor_us": 1.0}
+    rows = [row, {**row, "case": "sparse_conv2d/another/float32/fwd", "ratio": 0.5}, {**row, "case": "grouped_mm/3 of 4x5x6/float32/step"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps(r) + "\n" for r in [*rows, {"step": "facts"}, {"step": "timing", "case": "lost", "times": {}}]) + "{cut"
+    )
+    files = gpu_plot.draw(path)
+    assert [f.name for f in files] == ["rows_sparse_conv2d_fwd.png", "rows_grouped_mm_step.png"]
+    assert all(f.stat().st_size > 5000 for f in files)
+
+
 def test_sets_share_no_operand(gpu, monkeypatch):
     import gpu_cases
 
