@@ -55,9 +55,10 @@ template <class T>
 struct MmPass {
   const T *a, *b;
   int skip, height, width, inner;
+  const int32_t* picks = nullptr;  // which line of `a` is taken for each of its lines, where a tile picks them
 };
 
-template <class T, Fp32 mode, bool ATurned, bool BTurned>
+template <class T, Fp32 mode, bool ATurned, bool BTurned, bool APicked = false>
 struct MmTile {
   static constexpr int E = 16 / int(sizeof(T)), kInner = kMmPieces * E;  // of a stage
   static constexpr int kPlain = (kMmPieces + 1) * 16;                    // bytes of a line, odd in pieces
@@ -66,8 +67,8 @@ struct MmTile {
 
   const MmJob& job;
 
-  template <bool turned>
-  SK_DEVICE static void fetch(uint32_t to, const T* from, int64_t line, int skip, int lines, int inner_left, bool vectors) {
+  template <bool turned, bool picked>
+  SK_DEVICE static void fetch(uint32_t to, const T* from, const int32_t* picks, int64_t line, int skip, int lines, int inner_left, bool vectors) {
     constexpr int kLines = turned ? kInner : kMmTile, kAcross = turned ? kMmTile / E : kMmPieces;
     SK_UNROLL
     for (int i = threadIdx.x; i < kLines * kAcross; i += kMmThreads) {
@@ -75,7 +76,10 @@ struct MmTile {
       // across the lines, and along them
       const bool there = turned ? at < inner_left : at >= skip && at < lines;
       const int count = there ? (turned ? lines : inner_left) - piece : 0;
-      load_piece(to + at * (turned ? kTurned : kPlain) + piece * int(sizeof(T)), count > 0 ? from + at * line + piece : from, 1, count, vectors);
+      int64_t number = at;
+      if constexpr (picked)
+        if (count > 0) number = load(picks + at);
+      load_piece(to + at * (turned ? kTurned : kPlain) + piece * int(sizeof(T)), count > 0 ? from + number * line + piece : from, 1, count, vectors);
     }
   }
 
@@ -110,9 +114,11 @@ struct MmTile {
       if (stage < stages) {
         const uint32_t to = stage % kMmStages * 2 * kMmOperandBytes;
         const int64_t done = int64_t(stage) * kInner;
-        fetch<ATurned>(to, pass.a + done * (ATurned ? job.a_line : 1), job.a_line, pass.skip, pass.height, pass.inner - int(done), job.a_vectors);
-        fetch<BTurned>(to + kMmOperandBytes, pass.b + done * (BTurned ? job.b_line : 1), job.b_line, 0, pass.width, pass.inner - int(done),
-                       job.b_vectors);
+        const int64_t lines = APicked ? 0 : done * job.a_line;  // picked lines are counted where they are picked
+        fetch<ATurned, APicked>(to, pass.a + (ATurned ? lines : done), pass.picks + (APicked && ATurned ? done : 0), job.a_line, pass.skip,
+                                pass.height, pass.inner - int(done), job.a_vectors);
+        fetch<BTurned, false>(to + kMmOperandBytes, pass.b + done * (BTurned ? job.b_line : 1), nullptr, job.b_line, 0, pass.width,
+                              pass.inner - int(done), job.b_vectors);
       }
       copy_async_commit();
     };

@@ -15,6 +15,15 @@ void check_counts(const SparseLinearShape& s) {
 bool condensed(const SparseLinearShape& s) { return s.BO == 1 && s.BI == 1; }
 Strides strides_of(const Rows& like, int64_t features) { return like.feature_major ? Strides{1, like.N} : Strides{features, 1}; }
 
+// As panels take them.
+Tensor feature_major(const Rows& rows, int64_t features) {
+  if (rows.feature_major) return rows.tensor;
+  const int64_t sizes[] = {rows.N, features}, strides[] = {1, rows.N};
+  Tensor turned = empty_strided(rows.tensor, rows.tensor.scalar_type(), sizes, strides, 2);
+  const Tensor flat = rows.tensor.dim() == 2 ? rows.tensor : torch::stable::reshape(rows.tensor, {rows.N, features});
+  return torch::stable::copy_(turned, flat);
+}
+
 }  // namespace
 
 Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& index, bool tf32) {
@@ -29,11 +38,16 @@ Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<
   s.N = in.N;
   const Tensor out = output_like(x, in.feature_major, s.out()), w = as_contiguous(weight), table = as_contiguous(index);
   const std::optional<Tensor> b = as_contiguous(bias);
+  const bool panels = sparse_linear_panels(s);
+  const Tensor source = panels ? feature_major(in, s.in()) : in.tensor;
   by_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    const T *rows = launch.input<T>(in.tensor, "x"), *weights = launch.input<T>(w, "weight"), *added = launch.input<T>(b, "bias");
+    const T *rows = launch.input<T>(source, "x"), *weights = launch.input<T>(w, "weight"), *added = launch.input<T>(b, "bias");
     const int32_t* connections = launch.input<int32_t>(table, "index");
     T* to = launch.output<T>(out, "out");
+    if (panels)
+      return launch.done(
+          launch_sparse_linear_panels_fwd<T>(s, rows, weights, connections, added, to, strides_of(in, s.out()), fp32_mode(tf32), launch.stream()));
     launch.done(condensed(s)
                     ? launch_sparse_linear_fwd<T>(s, rows, in.strides, weights, connections, added, to, strides_of(in, s.out()), launch.stream())
                     : launch_sparse_linear_blocks_fwd<T>(s, rows, in.strides, weights, connections, added, to, strides_of(in, s.out()),
@@ -79,11 +93,14 @@ Tensor sparse_linear_grad_weight(const Tensor& grad_out, const Tensor& x, const 
   const Tensor grad_weight =
       two_dimensional ? new_tensor(x, std::array<int64_t, 2>{s.OB, s.F}) : new_tensor(x, std::array<int64_t, 4>{s.OB, s.F, s.BO, s.BI});
   const Tensor table = as_contiguous(index);
+  const bool panels = sparse_linear_panels(s);
+  const Tensor source = panels ? feature_major(in, s.in()) : in.tensor, cotangents = panels ? feature_major(g, s.out()) : g.tensor;
   by_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    const T *grads = launch.input<T>(g.tensor, "grad_out"), *rows = launch.input<T>(in.tensor, "x");
+    const T *grads = launch.input<T>(cotangents, "grad_out"), *rows = launch.input<T>(source, "x");
     const int32_t* connections = launch.input<int32_t>(table, "index");
     T* to = launch.output<T>(grad_weight, "grad_weight");
+    if (panels) return launch.done(launch_sparse_linear_panels_grad_weight<T>(s, grads, rows, connections, to, fp32_mode(tf32), launch.stream()));
     launch.done(condensed(s) ? launch_sparse_linear_grad_weight<T>(s, grads, g.strides, rows, in.strides, connections, to, launch.stream())
                              : launch_sparse_linear_blocks_grad_weight<T>(s, grads, g.strides, rows, in.strides, connections, to, fp32_mode(tf32),
                                                                           launch.stream()));

@@ -188,8 +188,9 @@ def explain_linear(rows: int, in_features: int, index_shape, block_size, dtype: 
     if dtype == torch.float64:
         return {door: {"kernel": "reference"} for door in OPS["sparse_linear"].products}
     tf32, card, out = _tf32(torch.backends.cuda.matmul, dtype), cuda_cost.card_of(torch.device(device)), {}
-    kernel = "shared words" if tuple(block_size) == (1, 1) else "matrix blocks"
     for door in OPS["sparse_linear"].products:
+        panels = cuda_cost.is_panels(door, rows, tuple(block_size))
+        kernel = "shared words" if tuple(block_size) == (1, 1) else "picked lines" if panels else "matrix blocks"
         e = cuda_cost.linear(door, rows, in_features, tuple(index_shape), tuple(block_size), dtype, tf32, card)
         out[door] = {"kernel": "dense" if _takes_torch(e) else kernel, "ours_us": round(e.ours_us, 1), "dense_us": round(e.torch_us, 1)}
     return out

@@ -134,6 +134,11 @@ def convolution(
     return Estimate(ours_us, torch_us, bound, fits)
 
 
+def is_panels(product: str, rows: int, block: tuple[int, int]) -> bool:
+    """Whether outputs that share a list of single inputs are multiplied as such: as sparse_linear_panels (csrc/cuda/sparse_linear.h)."""
+    return product != "grad_x" and block[1] == 1 and block[0] >= 16 and rows >= 32
+
+
 @lru_cache(maxsize=4096)
 def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple, dtype: torch.dtype, tf32: bool, card: Card) -> Estimate:
     """``product`` of ``rows`` rows and a weight of ``index [OB, F]`` blocks. torch's makes the weight dense first, at every call."""
@@ -148,6 +153,20 @@ def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple
             "cache": again * kept * (size + (12 if product == "grad_x" else 4)) / card.cache,
             "shared memory": words / (0.7 * card.words),
         }
+    elif is_panels(product, rows, block):
+        depth = 128 // size  # of a stage of the sum
+        if product == "forward":
+            read = _up(block_out, 64) * rows * out_blocks * fan_in + _up(rows, 64) * kept
+            macs = _up(rows, 64) * 64 * out_blocks * _up(block_out, 64) * 64 * _up(fan_in, depth) * depth
+        else:
+            read = rows * (_up(block_out, 64) * out_blocks * fan_in + _up(fan_in, 64) * out_features)
+            macs = _up(rows, depth) * depth * out_blocks * _up(block_out, 64) * 64 * _up(fan_in, 64) * 64
+        turned = rows * (in_features + (out_features if product == "grad_weight" else 0))  # x comes by row, as a rule
+        seconds = {
+            "memory": (moved + 2 * size * turned) / (0.8 * card.copy),
+            "cache": size * read / card.cache,
+            "padded products": 2 * macs / (0.6 * _ours_rate(card, dtype, tf32)),
+        }
     else:
         per_piece, height = 16 // size, 64 if rows <= 64 else 128
         target, source = (block_in, block_out) if product == "grad_x" else (block_out, block_in)
@@ -160,7 +179,7 @@ def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple
             "cache": size * read / card.cache,
             "padded products": 2 * macs / _ours_rate(card, dtype, tf32),
         }
-    ours_us, bound = _slowest(card, 1, seconds)
+    ours_us, bound = _slowest(card, 3 if is_panels(product, rows, block) else 1, seconds)
     dense = in_features * out_features
     making = (size * (2 * dense + 2 * kept) + 8 * kept) / (0.8 * card.copy)
     product_s = max(

@@ -102,6 +102,9 @@ def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple
         return False
     if tuple(block) == (1, 1):
         return True
+    if product != "grad_x" and block_in == 1 and block_out >= 16 and rows >= 32:  # panels: tiles of 64
+        tiles = out_blocks * _up(block_out, 64)
+        return tiles <= GRID if product == "forward" else tiles * _up(fan_in, 64) < 2**31
     if product == "grad_weight":  # tiles of a block are 32 outputs by 64 inputs
         return out_blocks * fan_in * _up(block_out, 32) * _up(block_in, 64) < 2**31
     targets, blocks = (block_in, in_features // block_in) if product == "grad_x" else (block_out, out_blocks)

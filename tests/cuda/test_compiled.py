@@ -13,7 +13,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 #: The newest architecture always; the older one, which takes as long, and the kernels that take longest, only with --full.
-LONG = {"grouped_mm.cu", "sparse_conv2d_list.cu", "sparse_conv2d_matrix.cu", "sparse_conv2d_scatter.cu"}
+LONG = {
+    "grouped_mm.cu",
+    "sparse_conv2d_list.cu",
+    "sparse_conv2d_matrix.cu",
+    "sparse_conv2d_scatter.cu",
+    "sparse_linear_panels.cu",
+}
 CASES = [
     pytest.param(
         source,

@@ -142,3 +142,21 @@ def test_ends_of_groups_are_checked_before_a_kernel_reads_them():
     inputs = _inputs(op, "odd_batch")
     with emulated.use(), pytest.raises(ValueError, match="rising row ends"):
         op.function(**{**inputs, "offsets": inputs["offsets"].flip(0)})
+
+
+@pytest.mark.parametrize("layout", ["by row", "feature-major", "three dimensions"])
+def test_panels_are_served_in_every_layout(layout):
+    """Outputs that share a list of single inputs, from 32 rows on; no sample of the contract is so large."""
+    op, generator = OPS["sparse_linear"], torch.Generator().manual_seed(3)
+    x, weight, bias = (torch.randn(size, generator=generator) for size in ((40, 24), (2, 5, 16, 1), (32,)))
+    index = torch.stack([torch.randperm(24, generator=generator)[:5].sort().values for _ in range(2)]).int()
+    x = {"by row": x, "feature-major": x.t().contiguous().t(), "three dimensions": x.view(4, 10, 24)}[layout]
+    results = []
+    for dtype, serving in ((torch.float64, contextlib.nullcontext), (torch.float32, emulated.use)):
+        leaves = [t.to(dtype).requires_grad_() for t in (x, weight, bias)]
+        with serving():
+            out = op.function(leaves[0], leaves[1], index, leaves[2])
+            results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    for wanted, got in zip(*results):
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
+    assert results[1][0].stride() == (x.stride() if layout == "feature-major" else results[1][0].contiguous().stride())

@@ -214,6 +214,31 @@ MASKED |= {
     ),
     "scatter: the entry behind": (SCATTER, "e.tap_block == tap_block ? e.place", "e.tap_block >= tap_block ? e.place", "wrong value"),
 }
+PANELS = "sparse_linear_panels.cuh"
+PANEL = {
+    "as it stands": (PANELS, "", "", " 0 failures"),
+    "a row too many": (PANELS, "if (row >= pass.height ||", "if (row > pass.height ||", "outside"),
+    "a picked line of the next stage": (
+        "grouped_mm.cuh",
+        "APicked && ATurned ? done : 0",
+        "APicked && ATurned ? done + 1 : 0",
+        "wrong value|outside",
+    ),
+    "picks not counted": ("grouped_mm.cuh", "number = load(picks + at)", "number = at", "wrong value|outside"),
+    "the list of another panel": (PANELS, "job.index + int64_t(ob) * job.fan_in};", "job.index};", "wrong value"),
+    "weight: an output too many": (
+        PANELS,
+        "at_most(job.fan_in - row, kMmTile)",
+        "at_most(job.fan_in - row + 1, kMmTile)",
+        "outside|wrong value|twice",
+    ),
+    "weight: another panel's gradient": (
+        PANELS,
+        "(int64_t(ob) * job.width + column) * job.mm.b_line",
+        "column * job.mm.b_line",
+        "wrong value",
+    ),
+}
 MM = "grouped_mm.cuh"
 MANY = {
     "as it stands": (MM, "", "", " 0 failures"),
@@ -244,7 +269,7 @@ MANY = {
     "direct: a number behind the sum": (MM, "there && inner < pass.inner ?", "there ?", "outside|wrong value"),
     "direct: a group left out": (MM, "if (r.first >= first + 16 ||", "if (r.first >= first ||", "wrong value|read"),
 }
-DRIVERS = {"conv": CONV, "weight": WEIGHT, "linear": LINEAR, "masked": MASKED, "mm": MANY}
+DRIVERS = {"conv": CONV, "weight": WEIGHT, "linear": LINEAR, "masked": MASKED, "mm": MANY, "panels": PANEL}
 MUTANTS = {f"{driver}: {name}": (driver, *m) for driver, all in DRIVERS.items() for name, m in all.items()}
 
 #: Always run are those of the first kernels, and of each later one a single mutant; the rest with --full.

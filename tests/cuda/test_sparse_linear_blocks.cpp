@@ -62,6 +62,14 @@ void run(const Size& size, bool feature_major, Fp32 mode, const char* way) {
       error = sk::launch_sparse_linear_blocks_grad_weight<T>(s, grad_out.data(), y_at, x.data(), x_at, table.index.data(), grad_weight.data(), mode,
                                                              nullptr);
     if (!error) check::compare(name + ", grad_weight", wanted_grad_weight, grad_weight, allowed);
+    if (!error && feature_major && sk::sparse_linear_panels(s)) {
+      emu::Buffer<T> again("y", y.size(), emu::Role::output), grad_again("grad_weight", s.kept(), emu::Role::output);
+      error = sk::launch_sparse_linear_panels_fwd<T>(s, x.data(), weight.data(), table.index.data(), b, again.data(), y_at, mode, nullptr);
+      if (!error) check::compare(name + ", panels", wanted_y, again, allowed);
+      if (!error)
+        error = sk::launch_sparse_linear_panels_grad_weight<T>(s, grad_out.data(), x.data(), table.index.data(), grad_again.data(), mode, nullptr);
+      if (!error) check::compare(name + ", grad_weight of panels", wanted_grad_weight, grad_again, allowed);
+    }
     if (error) check::fail("%s: %s", name.c_str(), error);
   } catch (const emu::Fault& fault) {
     check::fail("%s: %s", name.c_str(), fault.what());
@@ -79,11 +87,13 @@ void run_all(const Size& size, const char* way) {
 
 int main() {
   // N OB F BO BI IB
-  const Size sizes[] = {{1, 2, 3, 16, 16, 5}, {70, 3, 2, 16, 16, 3}, {65, 2, 2, 32, 32, 3}, {33, 1, 1, 64, 64, 1},  {130, 1, 2, 80, 24, 3},
-                        {9, 5, 3, 5, 7, 4},   {17, 2, 3, 1, 40, 4},  {20, 2, 5, 24, 1, 9},  {40, 1, 2, 17, 100, 2}, {0, 2, 2, 16, 16, 2}};
+  const Size sizes[] = {{1, 2, 3, 16, 16, 5},   {70, 3, 2, 16, 16, 3}, {65, 2, 2, 32, 32, 3},  {33, 1, 1, 64, 64, 1},
+                        {130, 1, 2, 80, 24, 3}, {9, 5, 3, 5, 7, 4},    {17, 2, 3, 1, 40, 4},   {20, 2, 5, 24, 1, 9},
+                        {40, 1, 2, 17, 100, 2}, {0, 2, 2, 16, 16, 2},  {70, 2, 19, 24, 1, 30}, {80, 1, 40, 80, 1, 64}};
   for (const Size& size : sizes) run_all(size, "in order");
   check::in_every_way([](const char* way) {
     run<bf16>({70, 2, 3, 24, 16, 4}, false, Fp32::strict, way), run<float>({70, 2, 3, 24, 12, 4}, true, Fp32::strict, way);
+    run<bf16>({40, 2, 70, 16, 1, 90}, true, Fp32::strict, way);
   });
   emu::options.hardware_sums = true;
   run_all({20, 2, 3, 16, 24, 4}, "sums as a tensor core makes them");

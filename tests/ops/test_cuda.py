@@ -285,6 +285,13 @@ def test_many_products_win_where_they_are_ragged_or_tiny():
     assert not many(1, 1 << 30, 4, 4).fits
 
 
+def test_panels_share_what_they_read():
+    panel = {v: linear(4096, 0.1, block=(v, 1)).ours_us for v in (16, 64, 128)}
+    assert panel[16] > panel[64] >= panel[128] and linear(4096, 0.1, block=(128, 1)).ours
+    assert linear(4096, 0.1, block=(128, 1), product="grad_weight").fits and not linear(4096, 0.5, block=(16, 1)).ours
+    assert cuda.explain_linear(4096, 4096, (32, 410), (128, 1), torch.bfloat16, "cpu")["forward"]["kernel"] == "picked lines"
+
+
 def test_close_estimates_go_to_torch():
     assert not cuda_cost.Estimate(10.0, 10.5, "memory").ours and cuda_cost.Estimate(10.0, 12.0, "memory").ours
 
