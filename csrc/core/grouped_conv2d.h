@@ -61,11 +61,13 @@ SK_API void grouped_conv2d_grad_weight(const Conv2dShape& shape, const double* g
 SK_API void add_shortcut(const float* shortcut, bool relu, float* out, int64_t count, const Pool& pool);
 
 // ---- weights packed on request (grouped_conv2d_pack.cpp), forward only, for channels_last images
-// `shape` is the convolution that the pack is made for; it serves other images too. The weight lies as the shape says.
-SK_API void grouped_conv2d_pack(const Conv2dShape& shape, const float* weight, std::vector<int32_t>& pack);
+// `shape` is the convolution that the pack is made for; it serves other images too. The weight lies as the shape says, and is kept as it is
+// where torch will serve.
+SK_API void grouped_conv2d_pack(const Conv2dShape& shape, const float* weight, bool torch_serves, std::vector<int32_t>& pack);
 // False if this is no pack; else K, C, KH, KW and groups of its weight.
 SK_API bool grouped_conv2d_pack_shape(const int32_t* pack, int64_t length, Conv2dShape* shape);
 SK_API void grouped_conv2d_unpack(const int32_t* pack, float* weight);  // -> [K, C/G, KH, KW], contiguous
+SK_API bool grouped_conv2d_pack_has_blocks(const int32_t* pack);        // that are read on this processor
 // False, and nothing done, where the pack keeps the natural weight, was made for another processor, or fits no such image.
 SK_API bool grouped_conv2d_packed_fwd(const Conv2dShape& shape, const float* x, const int32_t* pack, const float* bias, const float* shortcut,
                                       bool relu, float* out, const Pool& pool);

@@ -17,6 +17,35 @@ struct ConvJob : Conv2dShape {
   int64_t padded_w() const { return (OW - 1) * stride_w + (KW - 1) * dilation_w + 1; }
 };
 
+// grad_x as a forward convolution of grad_out: stride s becomes s - 1 zeros between its pixels.
+inline ConvJob grad_x_job(const Conv2dShape& s) {
+  ConvJob job{s};
+  job.C = s.K, job.H = s.OH, job.W = s.OW;
+  job.K = s.C, job.OH = s.H, job.OW = s.W;
+  job.weight_channels_last = false;
+  job.stride_h = job.stride_w = 1;
+  job.expand_h = s.stride_h, job.expand_w = s.stride_w;
+  job.pad_h = s.dilation_h * (s.KH - 1) - s.pad_h;
+  job.pad_w = s.dilation_w * (s.KW - 1) - s.pad_w;
+  return job;
+}
+
+// [K, C/G, KH, KW] -> contiguous [C, K/G, KH, KW], taps reversed: the weight of grad_x seen as a forward convolution
+template <class T>
+void flip_weight(const Conv2dShape& s, const T* weight, T* flipped, const Pool& pool) {
+  const int64_t in_group = s.C / s.groups, out_group = s.K / s.groups, taps = s.KH * s.KW;
+  const int64_t channel = s.weight_channels_last ? 1 : taps, tap = s.weight_channels_last ? in_group : 1;
+  parallel(pool, s.C, 1 + 65536 / (out_group * taps + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      const int64_t g = c / in_group, j = c % in_group;
+      const T* from = weight + g * out_group * in_group * taps + j * channel;
+      T* to = flipped + c * out_group * taps;
+      for (int64_t k = 0; k < out_group; ++k, from += in_group * taps, to += taps)
+        for (int64_t t = 0; t < taps; ++t) to[t] = from[(taps - 1 - t) * tap];
+    }
+  });
+}
+
 // f(channel, ky, kx) for the weights of one output channel in the order they have in memory
 template <class F>
 void for_each_weight(const Conv2dShape& s, F f) {

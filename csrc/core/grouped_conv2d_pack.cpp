@@ -97,9 +97,9 @@ void for_each_kept(const ConvJob& job, const ConvWeights& weights, const F& f) {
 
 }  // namespace
 
-static void fill_pack(const Conv2dShape& shape, const float* weight, std::vector<int32_t>& pack) {
+static void fill_pack(const Conv2dShape& shape, const float* weight, bool torch_serves, std::vector<int32_t>& pack) {
   const ConvJob job{shape};
-  const bool ours = grouped_conv2d_choice(shape, ConvProduct::forward, ConvType::fp32).ours && shape.N * shape.OH * shape.OW > 0;
+  const bool ours = !torch_serves && shape.N * shape.OH * shape.OW > 0;
   const int64_t natural = job.K * (job.C / job.groups) * job.KH * job.KW;
   ConvLanePlan plan;
   if (ours) plan = conv_nhwc_plan(job, nullptr);
@@ -134,8 +134,8 @@ static void fill_pack(const Conv2dShape& shape, const float* weight, std::vector
   }
 }
 
-void grouped_conv2d_pack(const Conv2dShape& shape, const float* weight, std::vector<int32_t>& pack) {
-  fill_pack(shape, weight, pack);
+void grouped_conv2d_pack(const Conv2dShape& shape, const float* weight, bool torch_serves, std::vector<int32_t>& pack) {
+  fill_pack(shape, weight, torch_serves, pack);
   add_seal(pack);
 }
 
@@ -170,6 +170,8 @@ void grouped_conv2d_unpack(const int32_t* pack, float* weight) {
   const ConvWeights weights(job, order, pack[kLanes], floats(pack));
   for_each_kept(job, weights, [&](int64_t natural, int64_t blocked) { weight[natural] = floats(pack)[blocked]; });
 }
+
+bool grouped_conv2d_pack_has_blocks(const int32_t* pack) { return readable_here(pack); }
 
 bool grouped_conv2d_packed_fwd(const Conv2dShape& shape, const float* x, const int32_t* pack, const float* bias, const float* shortcut, bool relu,
                                float* out, const Pool& pool) {

@@ -69,14 +69,27 @@ struct Planes {
       return;
     }
     const int64_t padded_h = j.padded_h(), padded_w = j.padded_w();
+    // pixels [first, end) of a row lie inside; one axis is strided or the other expanded, never both
+    const int64_t first = std::max<int64_t>(0, (j.expand_w - 1 - j.pad_w) / j.expand_w);
+    const int64_t end = std::max(first, std::min(j.W, (padded_w - j.pad_w + j.expand_w - 1) / j.expand_w));
     for (int64_t c = 0; c < count; ++c)
       for (int64_t y = 0; y < j.H; ++y) {
         const int64_t v = y * j.expand_h + j.pad_h;  // row of the padded, expanded image
         if (v < 0 || v >= padded_h) continue;
         float* to = dst + c * plane + v % j.stride_h * j.stride_w * phase + v / j.stride_h * row;
-        for (int64_t i = 0; i < j.W; ++i) {
-          const int64_t u = i * j.expand_w + j.pad_w;
-          if (u >= 0 && u < padded_w) to[u % j.stride_w * phase + u / j.stride_w] = src[c * x_plane + y * x_row + i * pixel];
+        const float* from = src + c * x_plane + y * x_row;
+        if (j.stride_w == 1) {
+          for (int64_t i = first; i < end; ++i) to[i * j.expand_w + j.pad_w] = from[i * pixel];
+          continue;
+        }
+        for (int64_t start = first; start < std::min(end, first + j.stride_w); ++start) {
+          const int64_t u = start + j.pad_w, pixels = (end - start + j.stride_w - 1) / j.stride_w, step = j.stride_w * pixel;
+          float* of_phase = to + u % j.stride_w * phase + u / j.stride_w;
+          const float* at = from + start * pixel;
+          if (step == 2)
+            for (int64_t i = 0; i < pixels; ++i) of_phase[i] = at[2 * i];
+          else
+            for (int64_t i = 0; i < pixels; ++i) of_phase[i] = at[i * step];
         }
       }
   }

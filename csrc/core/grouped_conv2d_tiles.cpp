@@ -1,7 +1,5 @@
 // Driver of grouped_conv2d in bf16 on matrix tiles: groups into bundles, filter rows into steps, then (image, bundle, rows) by (image,
 // bundle, rows): copy and multiply. See grouped_conv2d_tiles.h.
-#include "core/grouped_conv2d_tiles.h"
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -9,6 +7,7 @@
 
 #include "core/grouped_conv2d_bf16.h"
 #include "core/grouped_conv2d_impl.h"
+#include "core/grouped_conv2d_tiles_copy.h"
 
 namespace sk {
 namespace {
@@ -19,55 +18,11 @@ const ConvTileKernels& kernels() { return amx::conv_tile_kernels; }
 const ConvTileKernels& kernels() { std::abort(); }  // grouped_conv2d_on_tiles() said no
 #endif
 
-constexpr int64_t kTileValues = kTile * kTileDepth;
+int64_t up(int64_t a, int64_t b) { return conv_tile_up(a, b); }
+
 constexpr int64_t kBlockValues = 16 << 10;  // of a copy, to stay in the first-level cache: larger ones are cut into rows ...
 constexpr int64_t kFewestRows = 8;          // ... but not too few, for a cut's neighbours copy the rows between them twice
 constexpr int64_t kLine = 1024;             // pixels of a 1x1 convolution in one unit of work
-
-int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// One axis of the image, cut into the `stride` phases of a strided filter: pixel i of phase p is pixel i*stride + p - pad of the image.
-struct Axis {
-  int64_t size, out, taps, stride, pad, dilation;
-  int64_t phase(int64_t tap) const { return tap * dilation % stride; }
-  int64_t shift(int64_t tap) const { return tap * dilation / stride; }
-  int64_t seen() const { return out + shift(taps - 1); }  // pixels of a phase
-  bool used(int64_t phase_) const {
-    for (int64_t t = 0; t < taps; ++t)
-      if (phase(t) == phase_) return true;
-    return false;
-  }
-  int64_t before(int64_t phase_) const { return std::min(seen(), std::max<int64_t>(0, up(std::max<int64_t>(0, pad - phase_), stride))); }
-  int64_t inside(int64_t phase_) const {  // pixels that the image has
-    const int64_t past = size + pad - phase_;
-    return past <= 0 ? 0 : std::max<int64_t>(0, std::min(seen(), up(past, stride)) - before(phase_));
-  }
-};
-
-// How the image is copied, for any number of channels.
-struct Copy {
-  Axis rows, columns;
-  std::vector<int64_t> row_phases, column_phases;  // that some tap needs
-  int64_t step;                                    // pixels from one row to the next: the zeros at its end may be those of the next one
-  explicit Copy(const Conv2dShape& s)
-      : rows{s.H, s.OH, s.KH, s.stride_h, s.pad_h, s.dilation_h}, columns{s.W, s.OW, s.KW, s.stride_w, s.pad_w, s.dilation_w} {
-    for (int64_t p = 0; p < s.stride_h; ++p)
-      if (rows.used(p)) row_phases.push_back(p);
-    int64_t shared = columns.seen() - s.OW;
-    for (int64_t p = 0; p < s.stride_w; ++p) {
-      if (!columns.used(p)) continue;
-      column_phases.push_back(p);
-      shared = std::min({shared, columns.before(p), columns.seen() - columns.before(p) - columns.inside(p)});
-    }
-    step = columns.seen() - shared;
-  }
-  // pixels of one phase in a copy of `count` output rows
-  int64_t phase_pixels(int64_t count) const { return (count + rows.shift(rows.taps - 1)) * step; }
-  int64_t pixels(int64_t count) const { return int64_t(row_phases.size() * column_phases.size()) * phase_pixels(count); }
-  static int64_t index(const std::vector<int64_t>& phases, int64_t phase) {
-    return std::lower_bound(phases.begin(), phases.end(), phase) - phases.begin();
-  }
-};
 
 struct Bundles {
   int64_t groups, count;                                                                // groups in each, bundles
@@ -82,7 +37,7 @@ struct Bundles {
 struct Run {
   int64_t ky, phase, first, last;
 };
-std::vector<Run> runs_of(const Conv2dShape& s, const Copy& copy, const Bundles& b) {
+std::vector<Run> runs_of(const Conv2dShape& s, const ConvTileCopy& copy, const Bundles& b) {
   std::vector<Run> runs;
   for (int64_t ky = 0; ky < s.KH; ++ky)
     for (int64_t p : copy.column_phases) {
@@ -102,7 +57,7 @@ std::vector<Run> runs_of(const Conv2dShape& s, const Copy& copy, const Bundles& 
 }
 
 // Groups go together if they fill output tiles, and pixels if they fill steps, as long as the zeros between them cost less.
-Bundles bundles_of(const Conv2dShape& s, const Copy& copy) {
+Bundles bundles_of(const Conv2dShape& s, const ConvTileCopy& copy) {
   const int64_t in_group = s.C / s.groups, out_group = s.K / s.groups, phases = int64_t(copy.row_phases.size() * copy.column_phases.size());
   Bundles best{};
   double least = 0;
@@ -125,12 +80,12 @@ bool is_line(const Conv2dShape& s, const Bundles& b) {
 }
 
 // Where each step reads, in values from position 0 (copies of `rows` output rows), and which weights it meets.
-void steps_of(const Conv2dShape& s, const Copy& copy, const Bundles& b, int64_t rows, std::vector<int64_t>* offsets,
+void steps_of(const Conv2dShape& s, const ConvTileCopy& copy, const Bundles& b, int64_t rows, std::vector<int64_t>* offsets,
               std::vector<ConvTilePair>* pairs) {
   const int64_t in_group = s.C / s.groups;
   for (const Run& r : runs_of(s, copy, b)) {
-    const int64_t phase =
-        Copy::index(copy.row_phases, copy.rows.phase(r.ky)) * int64_t(copy.column_phases.size()) + Copy::index(copy.column_phases, r.phase);
+    const int64_t phase = ConvTileCopy::index(copy.row_phases, copy.rows.phase(r.ky)) * int64_t(copy.column_phases.size()) +
+                          ConvTileCopy::index(copy.column_phases, r.phase);
     for (int64_t at = r.first; at <= r.last; at += b.pixels) {
       const int64_t start = (phase * copy.phase_pixels(rows) + copy.rows.shift(r.ky) * copy.step + at) * b.slot;
       const auto column = [&](int64_t value) {  // of a weight row; -1 behind the pixels or between dilated taps
@@ -149,7 +104,7 @@ void steps_of(const Conv2dShape& s, const Copy& copy, const Bundles& b, int64_t 
 }
 
 // The weights of bundles in tile order, [bundles][tiles][steps][512].
-void pack_weights(const Conv2dShape& s, const Copy& copy, const Bundles& b, const uint16_t* weight, uint16_t* to, const Pool& pool) {
+void pack_weights(const Conv2dShape& s, const ConvTileCopy& copy, const Bundles& b, const uint16_t* weight, uint16_t* to, const Pool& pool) {
   const int64_t columns = s.C / s.groups * s.KH * s.KW, out_group = s.K / s.groups;
   std::vector<ConvTilePair> pairs;
   steps_of(s, copy, b, 1, nullptr, &pairs);
@@ -171,7 +126,7 @@ void pack_weights(const Conv2dShape& s, const Copy& copy, const Bundles& b, cons
 }
 
 // Output rows [first, first + rows) of one image need these values of a bundle's channels.
-void copy_rows(const Conv2dShape& s, const Copy& copy, const Bundles& b, int64_t channels, const uint16_t* image, int64_t first, int64_t rows,
+void copy_rows(const Conv2dShape& s, const ConvTileCopy& copy, const Bundles& b, int64_t channels, const uint16_t* image, int64_t first, int64_t rows,
                uint16_t* to) {
   const int64_t seen = rows + copy.rows.shift(copy.rows.taps - 1);
   for (int64_t a : copy.row_phases)
@@ -204,7 +159,7 @@ bool grouped_conv2d_on_tiles(const Conv2dShape& s) {
 namespace {
 
 // `weights`: of all bundles, in tile order
-void forward(const Conv2dShape& s, const Copy& copy, const Bundles& b, const uint16_t* x, const uint16_t* weights, const uint16_t* bias,
+void forward(const Conv2dShape& s, const ConvTileCopy& copy, const Bundles& b, const uint16_t* x, const uint16_t* weights, const uint16_t* bias,
              const uint16_t* shortcut, bool relu, uint16_t* out, const Pool& pool) {
   const bool line = is_line(s, b);  // the image itself will do
   const int64_t images = line ? std::max<int64_t>(1, s.N * s.OH * s.OW / kLine) : s.N, out_rows = line ? 1 : s.OH;
@@ -269,25 +224,33 @@ void forward(const Conv2dShape& s, const Copy& copy, const Bundles& b, const uin
 
 }  // namespace
 
-bool grouped_conv2d_prefers_tiles(const Conv2dShape& s) {
-  constexpr int64_t kNarrow = 4;  // a tile would be zeros mostly
-  return grouped_conv2d_on_tiles(s) && s.C / s.groups > kNarrow;
-}
-
 void grouped_conv2d_tiles_fwd(const Conv2dShape& s, const uint16_t* x, const uint16_t* weight, const uint16_t* bias, const uint16_t* shortcut,
                               bool relu, uint16_t* out, const Pool& pool) {
   if (s.N * s.K * s.OH * s.OW == 0) return;
-  const Copy copy(s);
+  const ConvTileCopy copy(s);
   const Bundles b = bundles_of(s, copy);
   const Scratch weights(size_t(b.count * b.block() * 2));
   pack_weights(s, copy, b, weight, weights.as<uint16_t>(), pool);
   forward(s, copy, b, x, weights.as<uint16_t>(), bias, shortcut, relu, out, pool);
 }
 
+// ---- grad_x
+
+bool grouped_conv2d_grad_x_on_tiles(const Conv2dShape& s) {
+  const ConvJob job = grad_x_job(s);
+  return s.stride_h == 1 && s.stride_w == 1 && job.pad_h >= 0 && job.pad_w >= 0 && grouped_conv2d_on_tiles(job);
+}
+
+void grouped_conv2d_tiles_grad_x(const Conv2dShape& s, const uint16_t* grad_out, const uint16_t* weight, uint16_t* grad_x, const Pool& pool) {
+  const Scratch flipped(size_t(s.C * (s.K / s.groups) * s.KH * s.KW) * 2);
+  flip_weight(s, weight, flipped.as<uint16_t>(), pool);
+  grouped_conv2d_tiles_fwd(grad_x_job(s), grad_out, flipped.as<uint16_t>(), nullptr, nullptr, false, grad_x, pool);
+}
+
 // ---- packs: a table of what each value meets, [steps*16] ConvTilePair, and the weights of all bundles
 
 ConvTilePackSizes conv_tile_pack_sizes(const Conv2dShape& s) {
-  const Bundles b = bundles_of(s, Copy(s));
+  const Bundles b = bundles_of(s, ConvTileCopy(s));
   return {b.groups, b.steps, b.pixels};
 }
 
@@ -297,7 +260,7 @@ int64_t conv_tile_pack_words(const Conv2dShape& s, const ConvTilePackSizes& size
 }
 
 void conv_tile_pack(const Conv2dShape& s, const uint16_t* weight, int32_t* words) {
-  const Copy copy(s);
+  const ConvTileCopy copy(s);
   const Bundles b = bundles_of(s, copy);
   std::vector<ConvTilePair> pairs;
   Conv2dShape natural = s;  // the table says where a weight lies in [K, C/G, KH, KW], however it lay
@@ -329,7 +292,7 @@ void conv_tile_unpack(const Conv2dShape& s, const ConvTilePackSizes& sizes, cons
 bool conv_tile_packed_fwd(const Conv2dShape& s, const ConvTilePackSizes& sizes, const uint16_t* x, const int32_t* words, const uint16_t* bias,
                           const uint16_t* shortcut, bool relu, uint16_t* out, const Pool& pool) {
   if (s.N * s.K * s.OH * s.OW == 0) return true;
-  const Copy copy(s);
+  const ConvTileCopy copy(s);
   const Bundles b = bundles_of(s, copy);
   if (b.groups != sizes.groups || b.steps != sizes.steps || b.pixels != sizes.pixels) return false;
   forward(s, copy, b, x, reinterpret_cast<const uint16_t*>(words + b.steps * kTile * 4), bias, shortcut, relu, out, pool);

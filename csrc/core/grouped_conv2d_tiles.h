@@ -32,7 +32,7 @@ struct ConvTileWeights {
   const ConvTilePair* pairs;
   int64_t pair_count;
   uint32_t lanes[2 * kTile];  // of each group of the bundle
-  uint32_t* room;         // [columns/2 rounded up to 16][16]
+  uint32_t* room;             // [columns/2 rounded up to 16][16]
   uint16_t* to;
 };
 
@@ -60,6 +60,32 @@ struct ConvTileKernels {
   void (*compute)(const ConvTileWork* work, int64_t count);
 };
 
+// ---- the weight gradient: 16 output channels x 32 positions by 32 positions x 16 input channels
+//
+// Position p of a line is [16 channels][2]: the values there and those at p + 1. Every second one, from any p on, are the rows of a tile.
+
+// One row of positions behind those before it: `left` that are zero, `count` that lie `step` values apart, and `right` that are zero.
+struct ConvTileLine {
+  const uint16_t* from;
+  int64_t step, left, count, right, channels;  // channels: of 16, that exist
+  uint16_t* to;                                // [1 + left + count + right][32]: begins with the position before
+};
+
+// sums[term][k][j] += over blocks of 32 positions of grad[block][k] * x[offset[term] + block][j]
+struct ConvTileGrad {
+  const uint16_t* grad;  // [blocks][16][32 positions]
+  const uint16_t* x;     // [positions][16][2]
+  int64_t blocks, terms;
+  const int64_t* offset;  // [terms], bytes
+  float* sums;            // [terms][16][16]
+};
+
+struct ConvTileGradKernels {
+  void (*line)(const ConvTileLine& line);
+  void (*turn)(const uint16_t* line, int64_t blocks, uint16_t* grad);  // [32 * blocks][16][2] -> [blocks][16][32]
+  void (*multiply)(const ConvTileGrad& work);
+};
+
 // ---- packs of tiles (grouped_conv2d_pack.cpp); of the shape, images and their padding do not matter
 struct Conv2dShape;
 struct ConvTilePackSizes {
@@ -76,7 +102,8 @@ bool conv_tile_packed_fwd(const Conv2dShape& shape, const ConvTilePackSizes& siz
 #ifdef SK_HAVE_amx
 namespace amx {
 extern const ConvTileKernels conv_tile_kernels;
-}
+extern const ConvTileGradKernels conv_tile_grad_kernels;
+}  // namespace amx
 #endif
 
 }  // namespace sk

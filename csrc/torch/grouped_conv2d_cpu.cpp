@@ -15,9 +15,37 @@ bool torch_wins(const Conv2dShape& s, ConvProduct product, ScalarType type) {
 
 using Ints = std::vector<int64_t>;
 
+template <class T>
+void turn_filters(const T* from, int64_t filters, int64_t rows, int64_t columns, T* to, const Pool& threads) {
+  parallel(threads, filters, 1 + 65536 / (rows * columns), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k)
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < columns; ++c) to[(k * columns + c) * rows + r] = from[(k * rows + r) * columns + c];
+  });
+}
+
+// A weight in the other layout. torch needs several times as long for it, inside its convolutions too.
+Tensor turned(const Tensor& weight, bool to_channels_last) {
+  const int64_t K = weight.size(0), channels = weight.size(1), taps = weight.size(2) * weight.size(3);
+  const Tensor out = new_image(weight, K, channels, weight.size(2), weight.size(3), to_channels_last);
+  const int64_t rows = to_channels_last ? channels : taps, columns = to_channels_last ? taps : channels;
+  if (is_half(weight.scalar_type()))
+    turn_filters(static_cast<const uint16_t*>(weight.const_data_ptr()), K, rows, columns, static_cast<uint16_t*>(out.mutable_data_ptr()), pool());
+  else
+    turn_filters(static_cast<const float*>(weight.const_data_ptr()), K, rows, columns, static_cast<float*>(out.mutable_data_ptr()), pool());
+  return out;
+}
+
+// As torch wants it beside channels_last images.
+Tensor for_torch(const Tensor& weight, bool images_channels_last) {
+  const bool turn = images_channels_last && weight.scalar_type() != ScalarType::Double && weight.is_contiguous() && weight.size(1) > 1 &&
+                    weight.size(2) * weight.size(3) > 1;
+  return turn ? turned(weight, true) : weight;
+}
+
 Tensor torch_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Window& w) {
-  return call<9>("aten::convolution", "", x, weight, bias, Ints{w.stride_h, w.stride_w}, Ints{w.pad_h, w.pad_w}, Ints{w.dilation_h, w.dilation_w},
-                 false, Ints{0, 0}, w.groups);
+  return call<9>("aten::convolution", "", x, for_torch(weight, channels_last(x)), bias, Ints{w.stride_h, w.stride_w}, Ints{w.pad_h, w.pad_w},
+                 Ints{w.dilation_h, w.dilation_w}, false, Ints{0, 0}, w.groups);
 }
 
 // One of grad_x (product 0) and grad_weight (product 1). Only the sizes of the factor it is the gradient of are used.
@@ -94,7 +122,7 @@ Tensor grouped_conv2d(const Tensor& x, const Tensor& weight, const std::optional
                        static_cast<double*>(out.mutable_data_ptr()), threads);
     return out;
   }
-  if (x.scalar_type() == ScalarType::BFloat16 && grouped_conv2d_prefers_tiles(s)) {
+  if (x.scalar_type() == ScalarType::BFloat16 && grouped_conv2d_on_tiles(s)) {
     grouped_conv2d_tiles_fwd(s, data<uint16_t>(xs), data<uint16_t>(w), b ? data<uint16_t>(*b) : nullptr, added ? data<uint16_t>(*added) : nullptr,
                              relu, static_cast<uint16_t*>(out.mutable_data_ptr()), threads);
     return out;
@@ -118,10 +146,14 @@ Tensor grouped_conv2d_grad_x(const Tensor& grad_out, const Tensor& weight, int64
   const Pool threads = pool();
   const Tensor out = new_image(grad_out, s.N, s.C, s.H, s.W, cl);
   const Tensor g = in_own_layout(grad_out);
-  if (torch_wins(s, ConvProduct::grad_x, g.scalar_type())) return promised(torch_backward(g, out, weight, window, 0), cl);
+  if (torch_wins(s, ConvProduct::grad_x, g.scalar_type())) return promised(torch_backward(g, out, for_torch(weight, cl), window, 0), cl);
   const Tensor w = in_layout(weight, s.weight_channels_last);
   if (fp64) {
     grouped_conv2d_grad_x(s, data<double>(g), data<double>(w), static_cast<double*>(out.mutable_data_ptr()), threads);
+    return out;
+  }
+  if (g.scalar_type() == ScalarType::BFloat16 && grouped_conv2d_grad_x_on_tiles(s)) {
+    grouped_conv2d_tiles_grad_x(s, data<uint16_t>(g), data<uint16_t>(w), static_cast<uint16_t*>(out.mutable_data_ptr()), threads);
     return out;
   }
   const FloatInput gf(g, g.numel(), threads), wf(w, w.numel(), threads);
@@ -143,9 +175,18 @@ Tensor grouped_conv2d_grad_weight(const Tensor& grad_out, const Tensor& x, int64
   const Pool threads = pool();
   const Tensor out = new_image(x, s.K, s.C / groups, kernel_h, kernel_w, false);
   const Tensor xs = in_layout(x, cl), g = in_layout(grad_out, cl);
-  if (torch_wins(s, ConvProduct::grad_weight, x.scalar_type())) return promised(torch_backward(g, xs, out, window, 1), false);
+  if (torch_wins(s, ConvProduct::grad_weight, x.scalar_type())) {
+    // only the sizes of `out` matter, but torch's gradient comes in its layout
+    const Tensor like = cl && s.C / groups > 1 && kernel_h * kernel_w > 1 ? new_image(x, s.K, s.C / groups, kernel_h, kernel_w, true) : out;
+    const Tensor grad = torch_backward(g, xs, like, window, 1);
+    return channels_last(grad) && !grad.is_contiguous() ? turned(grad, false) : promised(grad, false);
+  }
   if (x.scalar_type() == ScalarType::Double) {
     grouped_conv2d_grad_weight(s, data<double>(g), data<double>(xs), static_cast<double*>(out.mutable_data_ptr()), threads);
+    return out;
+  }
+  if (x.scalar_type() == ScalarType::BFloat16 && grouped_conv2d_on_tiles(s)) {
+    grouped_conv2d_tiles_grad_weight(s, data<uint16_t>(g), data<uint16_t>(xs), static_cast<uint16_t*>(out.mutable_data_ptr()), threads);
     return out;
   }
   const FloatInput gf(g, g.numel(), threads), xf(xs, xs.numel(), threads);
@@ -164,10 +205,11 @@ Tensor pack_grouped_conv2d(const Tensor& weight, int64_t N, int64_t H, int64_t W
   const Conv2dShape s = shape_of(N, weight.size(1) * groups, H, W, weight.size(0), weight.size(2), weight.size(3), window, true, cl);
   const Tensor w = in_layout(weight, cl);
   std::vector<int32_t> pack;
-  if (bf16 && grouped_conv2d_prefers_tiles(s) && !torch_wins(s, ConvProduct::forward, ScalarType::BFloat16))
+  const bool torch_serves = torch_wins(s, ConvProduct::forward, weight.scalar_type());
+  if (bf16 && grouped_conv2d_on_tiles(s) && !torch_serves)
     grouped_conv2d_tiles_pack(s, data<uint16_t>(w), pack);
   else
-    grouped_conv2d_pack(s, FloatInput(w, w.numel(), pool()).data(), pack);
+    grouped_conv2d_pack(s, FloatInput(w, w.numel(), pool()).data(), torch_serves, pack);
   const int64_t size = int64_t(pack.size()), step = 1;
   Tensor out = empty_strided(weight, ScalarType::Int, &size, &step, 1);
   std::memcpy(out.mutable_data_ptr(), pack.data(), pack.size() * sizeof(int32_t));
@@ -200,11 +242,13 @@ Tensor grouped_conv2d_packed(const Tensor& x, const Tensor& packed, const std::o
         grouped_conv2d_tiles_packed_fwd(s, data<uint16_t>(x), pack, b ? data<uint16_t>(*b) : nullptr, added ? data<uint16_t>(*added) : nullptr, relu,
                                         static_cast<uint16_t*>(out.mutable_data_ptr()), threads))
       return out;
-    const FloatInput xf(x, x.numel(), threads), bf(b, threads), af(added, threads);
-    const FloatOutput y(out, threads);
-    if (grouped_conv2d_packed_fwd(s, xf.data(), pack, bf.data(), af.data(), relu, y.data(), threads)) {
-      y.finish();
-      return out;
+    if (grouped_conv2d_pack_has_blocks(pack)) {  // else nothing is converted in vain
+      const FloatInput xf(x, x.numel(), threads), bf(b, threads), af(added, threads);
+      const FloatOutput y(out, threads);
+      if (grouped_conv2d_packed_fwd(s, xf.data(), pack, bf.data(), af.data(), relu, y.data(), threads)) {
+        y.finish();
+        return out;
+      }
     }
   }
   const std::array<int64_t, 4> sizes{s.K, s.C / groups, s.KH, s.KW};

@@ -171,7 +171,7 @@ void check_pack(const Conv2dShape& s, const std::vector<Sum>& wanted, const floa
   other.OW = (other.W + 2 * s.pad_w - s.dilation_w * (s.KW - 1) - 1) / s.stride_w + 1;
   for (const Conv2dShape& made_for : {s, other}) {
     std::vector<int32_t> words;
-    sk::grouped_conv2d_pack(made_for, weight, words);
+    sk::grouped_conv2d_pack(made_for, weight, false, words);
     Fenced<int32_t> pack(words.size(), true);
     std::memcpy(pack.data(), words.data(), words.size() * sizeof(int32_t));
     Conv2dShape held;
@@ -259,7 +259,6 @@ void check_special_values(bool channels_last) {
 int main(int argc, char** argv) {
   const char* wanted = std::getenv("SPARSEKERN_ISA");
   if (wanted && std::strcmp(wanted, sk::isa_name())) return std::printf("skip: no %s here\n", wanted), 0;
-  sk::set_dense_policy("never");  // packs hold blocks
   for (bool cl : {false, true}) {
     check_special_values(cl);
     // layers of real networks, made small: groups from one to depthwise, tiles with and without edges and tails

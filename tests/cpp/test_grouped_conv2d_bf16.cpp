@@ -14,7 +14,33 @@ bool close(uint16_t got, double want, double terms, double size) {
   return std::fabs(value(got) - want) <= bound;
 }
 
-int cases = 0;
+struct Sum {
+  double value = 0, size = 0, terms = 0;
+  void add(double p) { value += p, size += std::fabs(p), ++terms; }
+};
+struct Gradients {
+  std::vector<Sum> x, weight;
+};
+Gradients gradients(const Conv2dShape& s, Guarded<uint16_t>& x, Guarded<uint16_t>& weight, Guarded<uint16_t>& grad_out) {
+  const int64_t in_group = s.C / s.groups, out_group = s.K / s.groups;
+  Gradients r{std::vector<Sum>(x.size()), std::vector<Sum>(weight.size())};
+  for (int64_t n = 0, at = 0; n < s.N; ++n)
+    for (int64_t oy = 0; oy < s.OH; ++oy)
+      for (int64_t ox = 0; ox < s.OW; ++ox)
+        for (int64_t k = 0; k < s.K; ++k, ++at)
+          for (int64_t i = 0; i < in_group * s.KH * s.KW; ++i) {
+            const int64_t j = i / (s.KH * s.KW), ky = i / s.KW % s.KH, kx = i % s.KW;
+            const int64_t y = oy * s.stride_h + ky * s.dilation_h - s.pad_h, col = ox * s.stride_w + kx * s.dilation_w - s.pad_w;
+            if (y < 0 || y >= s.H || col < 0 || col >= s.W) continue;
+            const size_t from = size_t(((n * s.H + y) * s.W + col) * s.C + k / out_group * in_group + j);
+            const size_t w = size_t(k * in_group * s.KH * s.KW + i);
+            r.x[from].add(value(grad_out[size_t(at)]) * value(weight[w]));
+            r.weight[w].add(value(grad_out[size_t(at)]) * value(x[from]));
+          }
+  return r;
+}
+
+int cases = 0, grad_cases = 0;
 
 bool run(Conv2dShape s) {
   s.OH = (s.H + 2 * s.pad_h - s.dilation_h * (s.KH - 1) - 1) / s.stride_h + 1;
@@ -78,6 +104,22 @@ bool run(Conv2dShape s) {
           if (relu && sum < 0) sum = 0;
           if (!close(out[size_t(at)], sum, terms + 2, size)) return failed("value", at);
         }
+  const Gradients wanted = gradients(s, x, weight, shortcut);
+  if (grouped_conv2d_grad_x_on_tiles(s)) {
+    ++grad_cases;
+    Guarded<uint16_t> grad_x(x.size()), same(x.size());
+    grouped_conv2d_tiles_grad_x(s, shortcut.data(), natural(s), grad_x.data(), kSerial);
+    grouped_conv2d_tiles_grad_x(other, shortcut.data(), natural(other), same.data(), check::odd_pool());
+    if (x.size() && std::memcmp(grad_x.data(), same.data(), x.size() * 2)) return failed("pieces change grad_x", 0);
+    for (size_t i = 0; i < x.size(); ++i)
+      if (!close(grad_x[i], wanted.x[i].value, wanted.x[i].terms, wanted.x[i].size)) return failed("grad_x", int64_t(i));
+  }
+  Guarded<uint16_t> grad_weight(weight.size()), same(weight.size());
+  grouped_conv2d_tiles_grad_weight(s, shortcut.data(), x.data(), grad_weight.data(), kSerial);
+  grouped_conv2d_tiles_grad_weight(s, shortcut.data(), x.data(), same.data(), check::odd_pool());
+  if (std::memcmp(grad_weight.data(), same.data(), weight.size() * 2)) return failed("pieces change grad_weight", 0);
+  for (size_t i = 0; i < weight.size(); ++i)
+    if (!close(grad_weight[i], wanted.weight[i].value, wanted.weight[i].terms, wanted.weight[i].size)) return failed("grad_weight", int64_t(i));
   return true;
 }
 
@@ -134,5 +176,5 @@ int main(int argc, char** argv) {
     good &= run(s);
   }
   std::printf("grouped_conv2d in bf16 on %s: %d cases%s\n", isa_name(), cases, good ? "" : ", FAILED");
-  return good && cases > 300 ? 0 : 1;
+  return good && cases > 300 && grad_cases > 150 ? 0 : 1;
 }

@@ -37,7 +37,7 @@ bool test(const Case& c) {
     check::fill(*weights[i], unsigned(3 + i)), check::fill(*biases[i], unsigned(7 + i));
     stages[i].weight = weights[i]->data(), stages[i].bias = i == 1 ? nullptr : biases[i]->data();
     stages[i].relu = i == count - 1 ? c.last_relu : c.relu;
-    sk::grouped_conv2d_pack(s, stages[i].weight, packs[i]);
+    sk::grouped_conv2d_pack(s, stages[i].weight, false, packs[i]);
   }
   // truth: value and the sum of absolute values, stage by stage
   std::vector<double> y(x.size()), size(x.size());

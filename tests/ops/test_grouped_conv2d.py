@@ -172,10 +172,14 @@ def test_who_serves_is_decided_from_sizes():
             assert served("forward", *layer, channels_last)[0] == served("grad_x", *layer, channels_last)[0] == "sparsekern"
     assert served("forward", (1, 192, 32, 32), (160, 192, 1, 1), True)[0] == "sparsekern"
     assert served("forward", (32, 64, 56, 56), (64, 1, 3, 3), True) == ("torch", "depthwise: torch is faster")
-    assert served("forward", (8, 64, 56, 56), (64, 8, 3, 3), stride=2) == ("torch", "stride above 1: torch is faster")
+    assert served("forward", (8, 64, 56, 56), (64, 8, 3, 3), stride=2)[0] == "sparsekern"
+    assert served("forward", (8, 64, 56, 56), (64, 16, 3, 3), stride=2) == ("torch", "stride above 1: torch is faster")
     assert served("forward", (1, 3, 224, 224), (64, 3, 7, 7), True, stride=2) == ("sparsekern", "own kernel")
     assert served("forward", (1, 512, 14, 14), (512, 512, 3, 3), True, stride=2)[0] == "sparsekern"
-    assert served("forward", (32, 128, 56, 56), (128, 16, 3, 3), True, stride=2)[0] == "sparsekern"
+    assert served("forward", (32, 128, 28, 28), (128, 16, 3, 3), True, stride=2)[0] == "sparsekern"
+    assert served("forward", (32, 128, 56, 56), (128, 16, 3, 3), True, stride=2)[0] == "torch"
+    assert served("forward", (32, 160, 10, 10), (320, 16, 3, 3), True)[0] == "torch"  # rows of 10 fill no tile
+    assert served("forward", (1, 160, 10, 10), (320, 16, 3, 3), True)[0] == "sparsekern"
     assert served("forward", (32, 96, 32, 32), (192, 12, 5, 5), True, stride=2)[0] == "torch"
     assert served("forward", (8, 3, 224, 224), (64, 3, 7, 7), True, stride=2)[0] == "torch"
     assert served("forward", (1, 3, 224, 224), (64, 3, 7, 7), False, stride=2)[0] == "torch"
@@ -188,7 +192,11 @@ def test_who_serves_is_decided_from_sizes():
         on_tiles = ("sparsekern", "own kernel on matrix tiles")
         for layer in (((1, 128, 28, 28), (128, 16, 3, 3)), ((8, 256, 14, 14), (256, 32, 3, 3)), ((1, 96, 16, 16), (192, 12, 5, 5))):
             assert served("forward", *layer, True, dtype=torch.bfloat16) == on_tiles
-            assert served("grad_x", *layer, True, dtype=torch.bfloat16)[0] == "torch"
+        nin2a, narrow = ((1, 96, 16, 16), (192, 12, 5, 5)), ((32, 128, 28, 28), (128, 8, 3, 3))
+        for layer in (nin2a, narrow):
+            for product in ("grad_x", "grad_weight"):
+                assert served(product, *layer, True, dtype=torch.bfloat16) == on_tiles
+                assert served(product, (8, 256, 14, 14), (256, 128, 3, 3), True, dtype=torch.bfloat16)[0] == "torch"
     assert served("forward", (8, 256, 14, 14), (256, 32, 3, 3), True, dtype=torch.float16)[0] == "sparsekern"
 
 
