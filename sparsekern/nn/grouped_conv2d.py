@@ -17,6 +17,8 @@ from sparsekern.ops.grouped_conv2d import ACTIVATIONS, explain_grouped_conv2d, g
 from sparsekern.ops.grouped_conv2d_packed import explain_packed, grouped_conv2d_packed, pack_grouped_conv2d
 from sparsekern.topology import check_whole
 
+_compiling = torch.compiler.is_compiling
+
 
 def _check(condition: bool, arg: str, rule: str, got: Any) -> None:
     if not condition:
@@ -137,6 +139,11 @@ class GroupedConv2d(nn.Conv2d):
     def forward(self, x: Tensor, shortcut: Tensor | None = None, activation: str | None = None) -> Tensor:
         """``activation(conv(x) + shortcut)``; ``activation`` takes the place of the layer's own for this call."""
         padding = self.padding
+        parameters = self._parameters  # what is not there is parametrized
+        everyday = self._packed is None and shortcut is None and activation is None and self.padding_mode == "zeros" and not _compiling()
+        if everyday and "weight" in parameters and "bias" in parameters:  # torch would look for them in three places
+            weight, bias = parameters["weight"], parameters["bias"]
+            return grouped_conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups, self.activation)
         if self.padding_mode != "zeros":
             x = nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0

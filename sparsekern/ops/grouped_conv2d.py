@@ -88,6 +88,15 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value, value)
 
 
+def _window_of(stride: Any, padding: Any, dilation: Any) -> tuple[int, ...] | None:
+    """The six numbers, where all are given as tuples or all as ints."""
+    if type(stride) is tuple and type(padding) is tuple and type(dilation) is tuple:
+        return (*stride, *padding, *dilation)
+    if type(stride) is int and type(padding) is int and type(dilation) is int:
+        return (stride, stride, padding, padding, dilation, dilation)
+    return None
+
+
 def _check_pairs(**pairs: Any) -> None:
     for arg, value in pairs.items():
         both = value if isinstance(value, tuple | list) and len(value) == 2 else (value, value)
@@ -424,6 +433,10 @@ def grouped_conv2d(
     """
     arguments = stride, padding, dilation, groups, activation
     try:
+        if activation == "none" and shortcut is None and x.dim() == 4 and not d.autocast_enabled():
+            window = _window_of(stride, padding, dilation)
+            if window is not None:  # the everyday call, where every microsecond is seen
+                return OP.call(x, weight, bias, None, *window, groups, False)
         image, w, b = d.autocast(x.unsqueeze(0) if x.dim() == 3 else x, weight, bias)
         image, window = _resolve(image, w, b, *arguments)
         if activation == "none" and shortcut is None:
