@@ -5,7 +5,7 @@ is the key by which rows of two runs are compared. FLOPs count multiply and add 
 
     linear    layer shapes of transformer and small multilayer nets at 50 to 1 % density: random, balanced and block fan-in,
               tiny fan-ins, sizes off the grid, float32 and bfloat16
-    conv      filter groups (Deep Roots layers) and stochastic masks (StochasticNet granularities)
+    conv      filter groups (Deep Roots layers; strided, dilated and odd ones; bfloat16) and stochastic masks (StochasticNet granularities)
     gemm      many small matrix products in one call
 """
 
@@ -34,6 +34,19 @@ CONV_LAYERS = {
     "gl_3a_3x3": (96, 128, 28, 3, 1, (1, 2, 4, 8)),
     "gl_3a_5x5": (16, 32, 28, 5, 2, (1, 2, 4, 8)),
 }
+# name: (channels in, channels out, map, kernel, stride, dilation, groups to time): strided, dilated, odd widths and maps, tiny dense 1x1
+OTHER_CONV_LAYERS = {
+    "strided_64_56": (64, 64, 56, 3, 2, 1, (4, 8)),
+    "strided_128_28": (128, 128, 28, 3, 2, 1, (8, 16)),
+    "strided_5x5": (64, 64, 28, 5, 2, 1, (4, 8)),
+    "dilated_72_14": (72, 36, 14, 3, 1, 2, (9,)),
+    "six_wide_56": (48, 48, 56, 3, 1, 1, (8,)),
+    "twelve_wide_7": (192, 192, 7, 3, 1, 1, (16,)),
+    "tiny_1x1_16": (16, 16, 7, 1, 1, 1, (1,)),
+    "tiny_1x1_64": (64, 64, 14, 1, 1, 1, (1,)),
+}
+BFLOAT16_GROUPS = {"rn_128_28": (8, 16, 32), "rn_256_14": (4, 8, 16)}  # channels_last: matrix tiles
+TRAINED_GROUPS = (("nin_conv2a", 8), ("rn_128_28", 8))  # also as a training step
 STOCHASTIC_LAYERS = ("nin_conv2a", "nin_conv3a", "nin_conv1", "rn_64_56", "rn_128_28", "rn_256_14")
 
 
@@ -102,6 +115,7 @@ class ConvCase(Case):
     kernel: int = 1
     padding: int = 0
     stride: int = 1
+    dilation: int = 1
     groups: int = 1
     density: float = 1.0
     granularity: str = ""
@@ -120,7 +134,7 @@ class ConvCase(Case):
 
     @property
     def out_size(self) -> int:
-        return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
+        return (self.size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
 
     @property
     def dense_flops(self) -> int:
@@ -134,7 +148,7 @@ class ConvCase(Case):
 
     @property
     def sizes(self) -> dict[str, int | str]:
-        names = ("channels", "out_channels", "size", "kernel", "padding", "stride", "groups", "granularity", "share")
+        names = ("channels", "out_channels", "size", "kernel", "padding", "stride", "dilation", "groups", "granularity", "share")
         return {name: getattr(self, name) for name in names}
 
 
@@ -263,7 +277,10 @@ def conv_cases() -> list[ConvCase]:
             for layout in ("nchw", "channels_last"):
                 for groups in all_groups:
                     quick = batch == 1 and (name, groups) in QUICK_GROUPS
-                    cases.append(ConvCase(name, batch, groups=groups, layout=layout, quick=quick, **shape))
+                    case = ConvCase(name, batch, groups=groups, layout=layout, quick=quick, **shape)
+                    if batch > 1 and (name, groups) in TRAINED_GROUPS:
+                        case = case.with_(runs=(("fwd", "hot"), ("fwd_bwd", "hot")))
+                    cases.append(case)
             if name not in STOCHASTIC_LAYERS:
                 continue
             for granularity, share in GRANULARITIES:
@@ -281,7 +298,26 @@ def conv_cases() -> list[ConvCase]:
                             **shape,
                         )
                     )
+    return [*cases, *_other_conv_cases(), *_bfloat16_conv_cases(cases)]
+
+
+def _other_conv_cases() -> list[ConvCase]:
+    """Layers that the papers' nets do not have, padded so that a stride of 1 keeps the map's size."""
+    cases = []
+    for name, (channels, out_channels, size, kernel, stride, dilation, all_groups) in OTHER_CONV_LAYERS.items():
+        shape = dict(channels=channels, out_channels=out_channels, size=size, kernel=kernel, stride=stride, dilation=dilation)
+        for batch in CONV_BATCHES:
+            for layout in ("nchw", "channels_last"):
+                padding = dilation * (kernel // 2)
+                cases += [ConvCase(name, batch, groups=groups, layout=layout, padding=padding, **shape) for groups in all_groups]
     return cases
+
+
+def _bfloat16_conv_cases(cases: list[ConvCase]) -> list[ConvCase]:
+    chosen = [case for case in cases if not case.granularity and case.groups in BFLOAT16_GROUPS.get(case.name, ())]
+    chosen = [case for case in chosen if case.layout == "channels_last"]
+    both = (("fwd", "hot"), ("fwd_bwd", "hot"))
+    return [case.with_(dtype="bfloat16", quick=False, runs=both if case.batch > 1 else case.runs) for case in chosen]
 
 
 def gemm_cases() -> list[GemmCase]:

@@ -75,14 +75,14 @@ def _add_inference(
     densify: Callable,
 ) -> None:
     case, end, about = setup.case, "" if layout == setup.layout else "_other", {"layout": layout}
-    settings = case.stride, case.padding
+    settings = case.stride, case.padding, case.dilation
     layer.requires_grad_(False)
     setup.add("ours" + end, lambda: lambda: layer(x), ours=True, served_by=served_by(case.op, layer, x, setup.mode), **about)
     setup.add("dense" + end, lambda: lambda: F.conv2d(x, weight, bias, *settings), **about)
     setup.add("dense_prepacked" + end, lambda: _prepacked(x, weight, bias, case, 1), packed=True, **about)
     if not case.granularity:
         grouped = layer.weight.detach().contiguous(memory_format=FORMATS[layout])
-        setup.add("grouped" + end, lambda: lambda: F.conv2d(x, grouped, bias, *settings, 1, case.groups), **about)
+        setup.add("grouped" + end, lambda: lambda: F.conv2d(x, grouped, bias, *settings, case.groups), **about)
         setup.add("grouped_prepacked" + end, lambda: _prepacked(x, grouped, bias, case, case.groups), packed=True, **about)
     elif not end:
         mask = densify(layer.weight)[1].to(x.dtype).contiguous(memory_format=FORMATS[layout])
@@ -111,7 +111,7 @@ def _add_training(
         return {"grad_x": grads[0], "grad_weight": grads[1].double() * mask, "grad_bias": grads[2]}
 
     def conv(groups: int) -> Callable:
-        return lambda x, w, b: F.conv2d(x, w, b, case.stride, case.padding, 1, groups)
+        return lambda x, w, b: F.conv2d(x, w, b, case.stride, case.padding, case.dilation, groups)
 
     layer.requires_grad_(True)
     leaves = [leaf(x), layer.weight, layer.bias]
@@ -148,7 +148,7 @@ def _add_training(
 
 
 def _layer(case: ConvCase, seed: int) -> nn.Module:
-    sizes = case.channels, case.out_channels, case.kernel, case.stride, case.padding
+    sizes = case.channels, case.out_channels, case.kernel, case.stride, case.padding, case.dilation
     if not case.granularity:
         torch.manual_seed(seed)
         return layer_of("GroupedConv2d")(*sizes, groups=case.groups)
@@ -156,7 +156,7 @@ def _layer(case: ConvCase, seed: int) -> nn.Module:
 
 
 def _prepacked(x: Tensor, weight: Tensor, bias: Tensor, case: ConvCase, groups: int) -> Callable[[], Tensor]:
-    padding, stride, dilation = [case.padding] * 2, [case.stride] * 2, [1, 1]
+    padding, stride, dilation = [case.padding] * 2, [case.stride] * 2, [case.dilation] * 2
     packed = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, list(x.shape))
     run = torch.ops.mkldnn._convolution_pointwise
     return lambda: run(x, packed, bias, padding, stride, dilation, groups, "none", [], "")
@@ -166,7 +166,7 @@ def _csr_unfold(x: Tensor, weight: Tensor, bias: Tensor, case: ConvCase) -> Call
     csr, column = to_csr(weight.flatten(1)), bias[:, None]
 
     def run() -> Tensor:
-        columns = F.unfold(x, case.kernel, padding=case.padding, stride=case.stride)  # [N, C*k*k, L]
+        columns = F.unfold(x, case.kernel, case.dilation, case.padding, case.stride)  # [N, C*k*k, L]
         out = torch.stack([torch.addmm(column, csr, image) for image in columns])
         return out.view(x.size(0), -1, case.out_size, case.out_size)
 
@@ -175,7 +175,7 @@ def _csr_unfold(x: Tensor, weight: Tensor, bias: Tensor, case: ConvCase) -> Call
 
 def _reference(case: ConvCase, x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor, grad_out: Tensor, mode: str) -> dict[str, Tensor]:
     x, weight, bias = (t.double().requires_grad_(mode == "fwd_bwd") for t in (x, weight, bias))
-    out = F.conv2d(x, weight, bias, case.stride, case.padding)
+    out = F.conv2d(x, weight, bias, case.stride, case.padding, case.dilation)
     if mode == "fwd":
         return {"out": out}
     grad_x, grad_weight, grad_bias = torch.autograd.grad(out, [x, weight, bias], grad_out.double())
