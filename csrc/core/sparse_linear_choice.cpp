@@ -9,11 +9,14 @@
 namespace sk {
 namespace {
 
+constexpr double kStaysInCache = 1.6e6;  // bytes of weights that are read over and over again
+
 // per microsecond
 constexpr double kGathered = 5500;                                                // connections, x in L1 or L2
 constexpr double kScattered = 900;                                                // weights written into a dense matrix
 constexpr double kExpanded[] = {0, 1030, 900, 815, 690, 615, 560, 470, 440};      // vectors of positions expanded for 1 to 8 rows of x
-constexpr double kExpandedToCache = 1000, kExpandedFromMemory = 300;              // into a strip
+constexpr double kExpandedToCache = 1000, kExpandedFromMemory = 400;              // into a strip
+constexpr double kExpandedDots = 4500;                                            // vectors of positions in the caches, times a row of x
 constexpr double kStripFlops[] = {0, 110e3, 140e3, 155e3, 176e3};                 // its products, by vectors of columns
 constexpr double kDenseRows[] = {0, 1800, 1500, 1300, 1200, 800, 800, 800, 750};  // vectors of positions for 1 to 8 rows of x
 constexpr double kDenseRowsFlops = 165e3;                                         // for more
@@ -112,16 +115,21 @@ double blocks_us(const SparseLinearShape& s, Product product) {
 double gather_us(const SparseLinearShape& s) { return s.N * double(s.kept()) / kGathered + s.N * s.OB / kSums; }
 
 // The time it takes, or that it takes to read weights from behind the second-level cache.
-double at_least_read(double us, double weight_bytes) { return weight_bytes > (2 << 20) ? std::max(us, weight_bytes / kBeyondCache) : us; }
+double at_least_read(double us, double weight_bytes) { return weight_bytes > kStaysInCache ? std::max(us, weight_bytes / kBeyondCache) : us; }
 
 double dense_rows_us(const SparseLinearShape& s) {
   const double vectors = double(groups(s.OB)) * s.IB, bytes = vectors * kTile * 4;
   if (s.N <= 8) return at_least_read(vectors / kDenseRows[s.N], bytes);
-  return 2.0 * vectors * kTile * s.N / kDenseRowsFlops + (bytes > (2 << 20) ? bytes / kBeyondCache : 0.0);  // little of it hides
+  return 2.0 * vectors * kTile * s.N / kDenseRowsFlops + (bytes > kStaysInCache ? bytes / kBeyondCache : 0.0);  // little of it hides
 }
 
-// Up to 8 rows of x at a time.
+// Up to 8 rows of x at a time, or into the caches for all of them.
 double expanded_us(const SparseLinearShape& s) {
+  if (expands_for_dots(s.N, s.OB)) {
+    const double vectors = 2.0 * s.OB * mask_words(s);
+    return vectors / (4.0 * s.kept() <= kStaysInCache ? kExpandedToCache : kExpandedFromMemory) + vectors * s.N / kExpandedDots +
+           s.N * s.OB / kSumsOf16;
+  }
   const double passes = double(s.N / 8) / kExpanded[8] + (s.N % 8 ? 1 / kExpanded[s.N % 8] : 0.0);
   const double us = 2.0 * s.OB * mask_words(s) * passes + s.N * s.OB / kSumsOf16;
   return std::max(at_least_read(us, 4.0 * s.kept()), s.N * double(s.in()) * 4 / kRead);
@@ -130,7 +138,7 @@ double expanded_us(const SparseLinearShape& s) {
 double expanded_strips_us(const SparseLinearShape& s) {
   const int64_t columns = groups(s.N) * 16, waves = (s.N + 255) / 256;
   const double vectors = 2.0 * s.OB * mask_words(s);
-  const bool from_cache = 4.0 * s.kept() <= 1.5e6;
+  const bool from_cache = 4.0 * s.kept() <= kStaysInCache;
   return vectors * double(waves) / (from_cache ? kExpandedToCache : kExpandedFromMemory) +
          2.0 * 16 * vectors * double(columns) / kStripFlops[std::min<int64_t>(4, groups(s.N))] + double(s.in() + s.out()) * columns * 4 / kTransposed;
 }

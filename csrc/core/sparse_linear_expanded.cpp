@@ -11,10 +11,50 @@ const SparseLinearKernels& kernels() { return SK_PICK_KERNELS(sparse_linear); }
 
 }  // namespace
 
+// More rows than are expanded for at a time: 16 outputs are expanded into the caches, once, and multiplied as a block of natural weights.
+static void expanded_dots(int64_t N, const ExpandedRows& w, int64_t out_features, const float* x, int64_t x_row, const float* bias, float* y,
+                          Strides y_s, const Pool& pool) {
+  constexpr int64_t kOutputs = 16;
+  const SparseLinearKernels& k = kernels();
+  const int64_t in = w.inputs, depth = (in + k.width - 1) / k.width * k.width;
+  const Scratch padded(size_t(depth == in ? 0 : N * depth) * sizeof(float));
+  if (depth != in) {
+    float* copy = padded.as<float>();
+    for (int64_t n = 0; n < N; ++n) {
+      std::copy(x + n * x_row, x + n * x_row + in, copy + n * depth);
+      std::fill(copy + n * depth + in, copy + (n + 1) * depth, 0.0f);
+    }
+    x = copy, x_row = depth;
+  }
+  const int32_t entry[2] = {0, 0};
+  parallel(pool, (out_features + kOutputs - 1) / kOutputs, 1, [&](int64_t begin, int64_t end) {
+    const Scratch scratch(size_t(kOutputs * depth) * sizeof(float));
+    float* const weight = scratch.as<float>();
+    std::fill(weight, weight + kOutputs * depth, 0.0f);
+    float last[kOutputs * kMostExpandedDots], last_bias[kOutputs] = {};
+    for (int64_t g = begin; g < end; ++g) {
+      const int64_t first = g * kOutputs, rows = std::min(kOutputs, out_features - first);
+      k.expand_block({w.mask + first * w.words, w.words, in, w.weight + first * w.fan_in, w.fan_in}, 0, w.words, nullptr, weight, depth, 0, rows);
+      BlockRowsWork work{entry, 1, kOutputs, depth, weight, false, x, x_row, N, bias ? bias + first : nullptr, y + first, y_s.row};
+      if (rows == kOutputs && y_s.col == 1) {
+        k.block_dots(work);
+        continue;
+      }
+      // of outputs that are not there, whatever their weights are
+      if (bias) std::copy(bias + first, bias + first + rows, last_bias), work.bias = last_bias;
+      work.y = last, work.y_row = kOutputs;
+      k.block_dots(work);
+      for (int64_t n = 0; n < N; ++n)
+        for (int64_t r = 0; r < rows; ++r) y[n * y_s.row + (first + r) * y_s.col] = last[n * kOutputs + r];
+    }
+  });
+}
+
 void expanded_product(int64_t N, const ExpandedRows& w, int64_t out_features, const float* x, Strides x_s, const float* bias, float* y, Strides y_s,
                       const Pool& pool) {
   const Scratch scratch(size_t(x_s.col == 1 ? 0 : N * w.inputs) * sizeof(float));
   const float* rows = natural_rows(x, x_s, N, w.inputs, scratch);
+  if (expands_for_dots(N, out_features)) return expanded_dots(N, w, out_features, rows, x_s.row, bias, y, y_s, pool);
   parallel(pool, out_features, std::max<int64_t>(8, 65536 / std::max<int64_t>(1, w.inputs)),
            [&](int64_t begin, int64_t end) { kernels().expanded(w, rows, x_s.row, N, bias, y, y_s.row, y_s.col, begin, end); });
 }

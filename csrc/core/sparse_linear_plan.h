@@ -83,6 +83,8 @@ inline bool packs_panels(const SparseLinearShape& s) { return !(packs_zeros(s) &
 inline bool few_connections(const SparseLinearShape& s) { return s.BO * s.BI == 1 && s.F <= 32 && isa_supported(Isa::avx512); }
 inline bool can_turn(const SparseLinearShape& s) { return few_connections(s) && has_avx512(); }
 inline bool can_expand(const SparseLinearShape& s) { return has_mask(s) && has_avx512(); }
+constexpr int64_t kMostExpandedDots = 48;  // rows of x for which 16 outputs at a time are expanded into the caches
+inline bool expands_for_dots(int64_t rows, int64_t outputs) { return rows > 12 && rows <= kMostExpandedDots && outputs >= 16; }
 inline bool can_balance(const SparseLinearShape& s) { return s.balanced && has_avx512(); }
 
 }  // namespace sk
