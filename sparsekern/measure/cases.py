@@ -47,6 +47,7 @@ OTHER_CONV_LAYERS = {
 }
 BFLOAT16_GROUPS = {"rn_128_28": (8, 16, 32), "rn_256_14": (4, 8, 16)}  # channels_last: matrix tiles
 TRAINED_GROUPS = (("nin_conv2a", 8), ("rn_128_28", 8))  # also as a training step
+TRAINED_MASK = ("nin_conv2a", 32, 0.25)  # layer, batch, density: also timed as a training step
 STOCHASTIC_LAYERS = ("nin_conv2a", "nin_conv3a", "nin_conv1", "rn_64_56", "rn_128_28", "rn_256_14")
 
 
@@ -269,7 +270,7 @@ def linear_topologies() -> tuple[str, ...]:
 
 
 def conv_cases() -> list[ConvCase]:
-    """Filter groups and stochastic masks, in both layouts."""
+    """Filter groups, in both layouts, and stochastic masks, whose rows of the other layout are timed beside them ("ours_other")."""
     cases = []
     for name, (channels, out_channels, size, kernel, padding, all_groups) in CONV_LAYERS.items():
         shape = dict(channels=channels, out_channels=out_channels, size=size, kernel=kernel, padding=padding)
@@ -286,6 +287,7 @@ def conv_cases() -> list[ConvCase]:
             for granularity, share in GRANULARITIES:
                 for density in CONV_DENSITIES:
                     quick = batch == 1 and (name, granularity, share, density) in QUICK_MASKS
+                    trained = (name, batch, density) == TRAINED_MASK
                     cases.append(
                         ConvCase(
                             name,
@@ -295,6 +297,7 @@ def conv_cases() -> list[ConvCase]:
                             share=share,
                             layout="nchw",
                             quick=quick,
+                            runs=(("fwd", "hot"), ("fwd_bwd", "hot")) if trained else (("fwd", "hot"),),
                             **shape,
                         )
                     )

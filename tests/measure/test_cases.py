@@ -86,3 +86,5 @@ def test_the_papers_layers_are_there():
         assert f"grouped_conv2d/nin_conv2a/g{groups}/n1/float32/nchw" in ids
     for what in ("spatial", "synapse", "synapse4"):
         assert f"sparse_conv2d/nin_conv2a/{what}/0.067/n1/float32/nchw" in ids
+        (trained,) = select("conv", match=f"sparse_conv2d/nin_conv2a/{what}/0.25/n32")
+        assert trained.runs == (("fwd", "hot"), ("fwd_bwd", "hot"))
