@@ -87,9 +87,14 @@ void shift_interleaved(const SparseConvShift& a) {
 
 void transpose_all(const float* in, int64_t in_stride, int64_t rows, int64_t cols, float* out, int64_t out_stride) {
   for (int64_t c = 0; c < cols; c += W)
-    for (int64_t r = 0; r < rows; r += W)
+    for (int64_t r = 0; r < rows; r += W) {
+      // the lines of the next square: stores that miss the first-level cache wait for each other
+      const bool more = r + W < rows;
+      const float* next = out + (more ? c : c + W) * out_stride + (more ? r + W : 0);
+      for (int i = 0; i < W && (more || c + W + i < cols); ++i) __builtin_prefetch(next + i * out_stride, 1);
       transpose_tile_exact(in + r * in_stride + c, in_stride, int(rows - r < W ? rows - r : W), int(cols - c < W ? cols - c : W),
                            out + c * out_stride + r, out_stride);
+    }
 }
 
 void masks(int64_t rows, int64_t cols, int64_t src_h, int64_t src_w, int64_t taps, const int64_t* dy, const int64_t* dx, uint16_t* mask) {
