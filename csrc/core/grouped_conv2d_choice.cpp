@@ -56,6 +56,14 @@ const char* torch_reason_strided_nchw(const Conv2dShape& s) {
   return in == 8 || s.KH * s.KW > 9 || (s.KH * s.KW == 1 && in <= 16) ? nullptr : kStrided;
 }
 
+const char* torch_reason_strided_nchw_gradient(const Conv2dShape& s, ConvProduct product) {
+  const int64_t in = s.C / s.groups, out = s.K / s.groups;
+  const bool one = s.KH * s.KW == 1;
+  if (!has_avx512() || s.W < 4 || s.groups == 1 || in == 1) return kStrided;
+  if (product == ConvProduct::grad_x) return one || in % 8 != 0 || out % 8 != 0 ? nullptr : kStrided;
+  return !one && s.KH < 7 && (in < 16 || in % 8 != 0) ? nullptr : kStrided;
+}
+
 const char* torch_reason_nhwc(const Conv2dShape& s, int64_t in, int64_t out, bool backward) {
   const bool square = is_square(s) && s.dilation_h == 1;
   const double megabytes = megabytes_of(s);
@@ -150,6 +158,8 @@ ConvChoice grouped_conv2d_choice(const Conv2dShape& s, ConvProduct product, Conv
   if (type == ConvType::bf16 && tiles_win(s, product)) return {true, "own kernel on matrix tiles"};
   if (strided && !backward && !s.channels_last && type == ConvType::fp32)
     reason = torch_reason_strided_nchw(s);
+  else if (strided && !s.channels_last && type == ConvType::fp32)
+    reason = torch_reason_strided_nchw_gradient(s, product);
   else if (strided && (backward || !s.channels_last))
     reason = kStrided;
   else if (strided && s.KH * s.KW > 1 && type == ConvType::fp32)

@@ -71,6 +71,27 @@ Tensor torch_backward(const Tensor& grad_out, const Tensor& x, const Tensor& wei
   return results[product];
 }
 
+// An image of which only the sizes matter, in memory that the thread keeps: a fresh one would take away the pages that torch's result
+// had last time.
+class StandIn {
+ public:
+  StandIn(const Tensor& like, const Conv2dShape& s) : memory_(size_t(s.N * s.C * s.H * s.W + 1) * bytes(like)) {
+    const int64_t sizes[] = {s.N, s.C, s.H, s.W}, nchw[] = {s.C * s.H * s.W, s.H * s.W, s.W, 1}, nhwc[] = {s.C * s.H * s.W, 1, s.C * s.W, s.C};
+    int32_t dtype = 0;
+    AtenTensorHandle handle;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(memory_.as<void>(), 4, sizes, s.channels_last ? nhwc : nchw, 0, dtype, device_type(),
+                                                              device_index(like), &handle));
+    tensor_.emplace(handle);
+  }
+  const Tensor& tensor() const { return *tensor_; }
+
+ private:
+  static size_t bytes(const Tensor& t) { return t.scalar_type() == ScalarType::Double ? 8 : is_half(t.scalar_type()) ? 2 : 4; }
+  Scratch memory_;
+  std::optional<Tensor> tensor_;
+};
+
 // torch's result in the layout that was promised
 Tensor promised(const Tensor& y, bool cl) { return in_layout(y, cl); }
 
@@ -144,9 +165,10 @@ Tensor grouped_conv2d_grad_x(const Tensor& grad_out, const Tensor& weight, int64
                                  !fp64 && channels_last(weight));
   STD_TORCH_CHECK(grad_out.size(1) == s.K && grad_out.size(2) == s.OH && grad_out.size(3) == s.OW, "grouped_conv2d: grad_out");
   const Pool threads = pool();
-  const Tensor out = new_image(grad_out, s.N, s.C, s.H, s.W, cl);
   const Tensor g = in_own_layout(grad_out);
-  if (torch_wins(s, ConvProduct::grad_x, g.scalar_type())) return promised(torch_backward(g, out, for_torch(weight, cl), window, 0), cl);
+  if (torch_wins(s, ConvProduct::grad_x, g.scalar_type()))
+    return promised(torch_backward(g, StandIn(g, s).tensor(), for_torch(weight, cl), window, 0), cl);
+  const Tensor out = new_image(grad_out, s.N, s.C, s.H, s.W, cl);
   const Tensor w = in_layout(weight, s.weight_channels_last);
   if (fp64) {
     grouped_conv2d_grad_x(s, data<double>(g), data<double>(w), static_cast<double*>(out.mutable_data_ptr()), threads);
