@@ -35,7 +35,7 @@ const char* torch_reason_shape(const Conv2dShape& s, int64_t in, int64_t out_col
 const char* torch_reason_strided_nhwc(const Conv2dShape& s) {
   const int64_t in = s.C / s.groups;
   if (!has_avx512()) return kStrided;
-  if (s.groups > 1 && s.N == 1) return nullptr;
+  if (s.groups > 1 && (s.N == 1 || (s.KW == 1 && s.KH > 1 && in <= 8))) return nullptr;
   if (s.groups > 1 && is_square(s) && s.stride_h == 2 && s.dilation_h == 1 && in > 1) {
     const bool fits = s.OW % 7 == 0;
     if (s.KH == 3 && ((in <= 8 && megabytes_of(s) <= 8) || (in <= 16 && fits && s.OW <= 14))) return torch_reason_shape(s, in, s.OW);
@@ -53,13 +53,14 @@ const char* torch_reason_strided_nchw(const Conv2dShape& s) {
   if (in == 1) return s.N == 1 ? nullptr : kStrided;
   if (in % 8 != 0) return s.N == 1 || in < 8 || s.OH * s.OW >= 49 ? nullptr : kStrided;
   if (s.N > 1) return in == 8 && s.OW >= 14 ? nullptr : kStrided;
-  return in == 8 || s.KH * s.KW > 9 || (s.KH * s.KW == 1 && in <= 16) ? nullptr : kStrided;
+  return in == 8 || s.KH * s.KW > 9 || s.H * s.W <= 64 || (s.KH * s.KW == 1 && in <= 16) ? nullptr : kStrided;
 }
 
 const char* torch_reason_strided_nchw_gradient(const Conv2dShape& s, ConvProduct product) {
   const int64_t in = s.C / s.groups, out = s.K / s.groups;
   const bool one = s.KH * s.KW == 1;
-  if (!has_avx512() || s.W < 4 || s.groups == 1 || in == 1) return kStrided;
+  if (!has_avx512() || s.W < 4 || s.groups == 1) return kStrided;
+  if (in == 1) return s.KH == 5 ? nullptr : kStrided;
   if (product == ConvProduct::grad_x) return one || in % 8 != 0 || out % 8 != 0 ? nullptr : kStrided;
   return !one && s.KH < 7 && (in < 16 || in % 8 != 0) ? nullptr : kStrided;
 }
@@ -85,8 +86,9 @@ const char* torch_reason_nhwc(const Conv2dShape& s, int64_t in, int64_t out, boo
     return in < 8 && megabytes > 4 ? "few input channels, large maps: torch is faster" : nullptr;
   }
   if (s.groups > 1 && s.KH == 3 && s.KW == 3 && s.dilation_h == 2 && s.dilation_w == 2)
-    return s.N > 1 && in > 16 && !backward ? "dilation of wide groups: torch is faster" : torch_reason_shape(s, in, columns);
-  if (s.groups > 1 && (s.N == 1 ? s.KH * s.KW <= 16 : s.KW == 1 && s.dilation_w == 1)) return nullptr;
+    return s.N > 1 && !backward && (in > 16 || in <= 2) ? "dilation of wide or very narrow groups: torch is faster"
+                                                        : torch_reason_shape(s, in, columns);
+  if (s.groups > 1 && (s.N == 1 ? s.KH * s.KW <= 16 : s.KW == 1)) return nullptr;
   // one group: a filter row is one long sum, if the map's rows are whole tiles
   if (!backward && s.groups == 1 && megabytes < 0.5 && (s.OW % 7 == 0 || s.OW <= 8)) return nullptr;
   return in % 4 == 0 || s.N > 1 ? "kernel size or dilation without a channels_last tile: torch is faster" : nullptr;
@@ -98,6 +100,7 @@ const char* torch_reason_nchw(const Conv2dShape& s, int64_t in, bool backward) {
   if (isa() == Isa::avx2) return in <= 16 && s.groups > 1 ? nullptr : "wide groups without AVX-512: torch is faster";
   if (one && s.groups == 1 && s.N < 8 && (backward || s.H * s.W >= 512)) return "dense 1x1 on one large image: torch is faster";
   if (!one && s.N >= 8 && s.H * s.W <= 256 && in >= (s.H * s.W <= 64 ? 32 : 96)) return "wide groups on small maps: torch is faster";
+  if (s.N >= 8 && s.dilation_h > 1 && s.H * s.W <= 64 && in >= 16) return "dilated filters on small maps: torch is faster";
   if (s.N > 1 && ((s.KH - 1) * s.dilation_h >= s.H || (s.KW - 1) * s.dilation_w >= s.W)) return "filters wider than the map: torch is faster";
   return nullptr;
 }
@@ -115,8 +118,9 @@ const char* torch_reason_grad_weight(const Conv2dShape& s, int64_t in) {
     return in < 16 || s.N < 8 || (s.KH == 3 && in % 16 != 0) ? nullptr : wide;
   }
   if (!has_avx512()) return in <= 8 ? nullptr : wide;
+  if (s.KH >= 7 && s.dilation_h == 1 && s.N > 1 && s.H * s.W <= 100) return "weight gradient of large filters on small maps: torch is faster";
   if (in < 16 || (in < 32 && in % 16 != 0)) return nullptr;
-  return in == 16 && s.H * s.W >= 784 ? nullptr : wide;
+  return in == 16 && (s.H * s.W >= 784 || s.dilation_h > 1 || s.KH * s.KW == 1) ? nullptr : wide;
 }
 
 // torch multiplies bf16 with AMX, at several times the speed of fp32, except where groups are too narrow for a tile
@@ -153,7 +157,8 @@ ConvChoice grouped_conv2d_choice(const Conv2dShape& s, ConvProduct product, Conv
   const double macs = double(s.N) * s.OH * s.OW * s.K * in_group * s.KH * s.KW;
   const char* reason = nullptr;
   if (dense_policy() != Dense::automatic) return {dense_policy() == Dense::never, "asked for"};
-  if (macs < kSmallMacs) return {true, "small: less work than a call of torch's convolution"};
+  const bool copied = strided && !s.channels_last && s.W < 4, pixel = backward && s.N > 1 && s.H * s.W == 1;  // not small: mostly moved
+  if (macs < kSmallMacs && !copied && !pixel) return {true, "small: less work than a call of torch's convolution"};
   const bool depthwise = in_group == 1 && out_group == 1;
   if (type == ConvType::bf16 && tiles_win(s, product)) return {true, "own kernel on matrix tiles"};
   if (strided && !backward && !s.channels_last && type == ConvType::fp32)
