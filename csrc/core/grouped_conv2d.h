@@ -66,6 +66,8 @@ SK_API void add_shortcut(const float* shortcut, bool relu, float* out, int64_t c
 SK_API void grouped_conv2d_pack(const Conv2dShape& shape, const float* weight, bool torch_serves, std::vector<int32_t>& pack);
 // False if this is no pack; else K, C, KH, KW and groups of its weight.
 SK_API bool grouped_conv2d_pack_shape(const int32_t* pack, int64_t length, Conv2dShape* shape);
+// The blocks [blocks, C, *vectors * lanes] of a 1x1 convolution without groups, made for this processor; null for other packs.
+SK_API const float* grouped_conv2d_pointwise_blocks(const int32_t* pack, int64_t* vectors);
 SK_API void grouped_conv2d_unpack(const int32_t* pack, float* weight);  // -> [K, C/G, KH, KW], contiguous
 SK_API bool grouped_conv2d_pack_has_blocks(const int32_t* pack);        // that are read on this processor
 // False, and nothing done, where the pack keeps the natural weight, was made for another processor, or fits no such image.

@@ -159,6 +159,12 @@ bool grouped_conv2d_pack_shape(const int32_t* pack, int64_t length, Conv2dShape*
   return true;
 }
 
+const float* grouped_conv2d_pointwise_blocks(const int32_t* pack, int64_t* vectors) {
+  *vectors = pack[kVectors];
+  const bool pointwise = pack[kRows] == 1 && pack[kColumns] == 1 && pack[kGroups] == 1;
+  return pointwise && readable_here(pack) ? floats(pack) : nullptr;
+}
+
 void grouped_conv2d_unpack(const int32_t* pack, float* weight) {
   const ConvJob job = job_of(pack);
   if (pack[kBlocked] == kTiles) return conv_tile_unpack(job, tiles_of(pack), pack + kHeader, weight);

@@ -31,8 +31,20 @@ SK_API bool sequence2d_fwd(const SequenceStage* stages, int count, int64_t image
                            const Pool& pool);
 
 // ---- for sequence2d.cpp and sequence2d.isa.cpp
+// A 1x1 convolution of planes into pixels, on the blocks of a pack.
+struct SequencePointwise {
+  const float* planes;  // [C, pixels]
+  int64_t C, K, pixels;
+  const float* weights;  // [blocks, C, vectors*lanes]
+  int64_t vectors, weight_step;
+  const float* bias;  // [K] or null
+  bool relu;
+  float* out;  // [pixels, K]
+};
 struct SequenceKernels {
+  int lanes;
   void (*relu)(float* x, int64_t count);
+  void (*pointwise)(const SequencePointwise& a, int64_t begin, int64_t end);  // of the pixels
 };
 SK_DECLARE_KERNELS(SequenceKernels, sequence_kernels)
 

@@ -29,6 +29,11 @@ SEQUENCES = {
         ("conv", 3, 192, 5, 1, 2, 1, 1, True, True, True), ("conv", 192, 160, 1, 1, 0, 1, 1, True, True, True),
         ("conv", 160, 33, 1, 1, 0, 1, 1, False, False, False),
     ],
+    "planes": [  # large maps, which a 1x1 reads as the sparse convolution before it made them
+        ("sparse", 3, 192, 5, 1, 2, 1, (1, 3, 1), False, True), ("conv", 192, 40, 1, 1, 0, 1, 1, True, True, False),
+        ("sparse", 40, 200, 3, 1, 1, 1, (1, 1, 1), True, False), ("conv", 200, 70, 1, 1, 0, 1, 1, False, False, False),
+        ("sparse", 70, 160, 1, 1, 0, 1, (4, 1, 1), True, True), ("conv", 160, 5, 1, 1, 0, 1, 1, True, True, False),
+    ],
     "odd": [
         ("conv", 3, 18, 3, 2, 1, 1, 3, False, False, False), ("sparse", 18, 12, 3, 1, 2, 2, (4, 1, 1), True, True),
         ("pool", AVERAGE_COUNTING_PADDING, True, 2, 2, 1),
