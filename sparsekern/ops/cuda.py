@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, linear
 
 from sparsekern.ops import cuda_cost, cuda_grouped_mm, cuda_sparse_conv2d
-from sparsekern.ops.cuda_choice import takes_torch as _takes_torch
+from sparsekern.ops.cuda_choice import serve, takes_torch
 from sparsekern.ops.cuda_choice import tf32 as _tf32
 from sparsekern.ops.define import OPS
 from sparsekern.ops.grouped_conv2d import _laid_out_like as image_like
@@ -62,30 +62,43 @@ def _convolutions(kernels: Any) -> Routes:
             return op.forward.reference(x, weight, bias, shortcut, *rest)
         op.check(x, weight, bias, *window, shortcut)
         ends = (bias is not None) + (shortcut is not None) + relu
-        if _takes_torch(estimate_convolution("forward", x, weight.shape, tuple(window), ends)):
+        fused = relu and shortcut is None
+
+        def torchs():
             out = image_like(x, conv2d(x, weight, bias, *_pairs(window), window[-1]))
-        else:
-            out = kernels.grouped_conv2d(x, weight, bias, *window, relu and shortcut is None, _tf32(torch.backends.cudnn, x.dtype))
-            relu = relu and shortcut is not None
+            return out.relu_() if fused else out
+
+        def ours():
+            return kernels.grouped_conv2d(x, weight, bias, *window, fused, _tf32(torch.backends.cudnn, x.dtype))
+
+        out = serve(estimate_convolution("forward", x, weight.shape, tuple(window), ends), x.device, ours, torchs)
         if shortcut is not None:
             out.add_(shortcut)
-        return out.relu_() if relu else out
+        return out.relu_() if relu and not fused else out
 
     def grad_x(grad_out, weight, height, width, *window):
         sizes = (grad_out.shape[0], weight.shape[1] * window[-1], height, width)
         if grad_out.dtype == torch.float64:
             return op.grad_x.reference(grad_out, weight, height, width, *window)
-        if _takes_torch(estimate_convolution("grad_x", grad_out, weight.shape, window, sizes=sizes)):
-            return image_like(grad_out, _backward(grad_out, grad_out.new_empty(sizes), weight, window, 0))
-        return kernels.grouped_conv2d_grad_x(grad_out, weight, height, width, *window, _tf32(torch.backends.cudnn, weight.dtype))
+        allowed = _tf32(torch.backends.cudnn, weight.dtype)
+        return serve(
+            estimate_convolution("grad_x", grad_out, weight.shape, window, sizes=sizes),
+            grad_out.device,
+            lambda: kernels.grouped_conv2d_grad_x(grad_out, weight, height, width, *window, allowed),
+            lambda: image_like(grad_out, _backward(grad_out, grad_out.new_empty(sizes), weight, window, 0)),
+        )
 
     def grad_weight(grad_out, x, kernel_h, kernel_w, *window):
         sizes = (grad_out.shape[1], x.shape[1] // window[-1], kernel_h, kernel_w)
         if x.dtype == torch.float64:
             return op.grad_weight.reference(grad_out, x, kernel_h, kernel_w, *window)
-        if _takes_torch(estimate_convolution("grad_weight", x, sizes, window)):
-            return _backward(grad_out, x, x.new_empty(sizes), window, 1).contiguous().flatten().view(sizes)  # strides without gaps
-        return kernels.grouped_conv2d_grad_weight(grad_out, x, kernel_h, kernel_w, *window, _tf32(torch.backends.cudnn, x.dtype))
+        allowed = _tf32(torch.backends.cudnn, x.dtype)
+        return serve(
+            estimate_convolution("grad_weight", x, sizes, window),
+            x.device,
+            lambda: kernels.grouped_conv2d_grad_weight(grad_out, x, kernel_h, kernel_w, *window, allowed),
+            lambda: _backward(grad_out, x, x.new_empty(sizes), window, 1).contiguous().flatten().view(sizes),  # strides without gaps
+        )
 
     return {"grouped_conv2d": forward, "grouped_conv2d_grad_x": grad_x, "grouped_conv2d_grad_weight": grad_weight}
 
@@ -140,29 +153,39 @@ def _linears(kernels: Any) -> Routes:
         if x.dtype == torch.float64:
             return op.forward.reference(x, weight, bias, index, plan)
         check(x, weight, bias, index, plan, values=plan is None)
-        if _takes_torch(estimate_linear("forward", x, x.shape[-1], index.shape, blocks_of(weight))):
-            return rows_like(x, linear(x, dense_weight(weight, index, x.shape[-1]), bias))
-        return kernels.sparse_linear(x, weight, bias, index, tf32(x))
+        return serve(
+            estimate_linear("forward", x, x.shape[-1], index.shape, blocks_of(weight)),
+            x.device,
+            lambda: kernels.sparse_linear(x, weight, bias, index, tf32(x)),
+            lambda: rows_like(x, linear(x, dense_weight(weight, index, x.shape[-1]), bias)),
+        )
 
     def grad_x(grad_out, weight, index, plan, in_features):
         if grad_out.dtype == torch.float64:
             return op.grad_x.reference(grad_out, weight, index, plan, in_features)
         block = blocks_of(weight)
-        if _takes_torch(estimate_linear("grad_x", grad_out, in_features, index.shape, block)):
-            return rows_like(grad_out, grad_out @ dense_weight(weight, index, in_features))
-        if plan is None:
-            plan = make_plan(index, in_features // block[1], block)
-        return kernels.sparse_linear_grad_x(grad_out, weight, index, plan, in_features, tf32(grad_out))
+
+        def ours():
+            planned = make_plan(index, in_features // block[1], block) if plan is None else plan
+            return kernels.sparse_linear_grad_x(grad_out, weight, index, planned, in_features, tf32(grad_out))
+
+        e = estimate_linear("grad_x", grad_out, in_features, index.shape, block)
+        return serve(e, grad_out.device, ours, lambda: rows_like(grad_out, grad_out @ dense_weight(weight, index, in_features)))
 
     def grad_weight(grad_out, x, index, plan, block_out, block_in, condensed):
         if x.dtype == torch.float64:
             return op.grad_weight.reference(grad_out, x, index, plan, block_out, block_in, condensed)
-        if _takes_torch(estimate_linear("grad_weight", x, x.shape[-1], index.shape, (block_out, block_in))):
+
+        def torchs():
             rows = math.prod(x.shape[:-1])
             dense = grad_out.reshape(rows, grad_out.shape[-1]).t() @ x.reshape(rows, x.shape[-1])
             kept = kept_weight(dense, index, (block_out, block_in))
             return kept.reshape(index.shape if condensed else (*index.shape, block_out, block_in))
-        return kernels.sparse_linear_grad_weight(grad_out, x, index, block_out, block_in, condensed, tf32(x))
+
+        def ours():
+            return kernels.sparse_linear_grad_weight(grad_out, x, index, block_out, block_in, condensed, tf32(x))
+
+        return serve(estimate_linear("grad_weight", x, x.shape[-1], index.shape, (block_out, block_in)), x.device, ours, torchs)
 
     return {"sparse_linear": forward, "sparse_linear_grad_x": grad_x, "sparse_linear_grad_weight": grad_weight}
 
@@ -179,7 +202,7 @@ def explain_convolution(x_shape, weight_shape, window, channels_last: bool, dtyp
         arguments = tuple(x_shape), tuple(weight_shape), tuple(window), channels_last, dtype, tf32
         e = cuda_cost.convolution(door, *arguments, 1 if door == "forward" else 0, card)
         why = f"modelled: {e.ours_us:.1f} us ours, by {e.bound}, {e.torch_us:.1f} us torch" if e.fits else "no tile of these sizes fits"
-        out[door] = ("torch" if _takes_torch(e) else "sparsekern", why)
+        out[door] = ("torch" if takes_torch(e, torch.device(device)) else "sparsekern", why)
     return out
 
 
@@ -192,5 +215,9 @@ def explain_linear(rows: int, in_features: int, index_shape, block_size, dtype: 
         panels = cuda_cost.is_panels(door, rows, tuple(block_size))
         kernel = "shared words" if tuple(block_size) == (1, 1) else "picked lines" if panels else "matrix blocks"
         e = cuda_cost.linear(door, rows, in_features, tuple(index_shape), tuple(block_size), dtype, tf32, card)
-        out[door] = {"kernel": "dense" if _takes_torch(e) else kernel, "ours_us": round(e.ours_us, 1), "dense_us": round(e.torch_us, 1)}
+        out[door] = {
+            "kernel": "dense" if takes_torch(e, torch.device(device)) else kernel,
+            "ours_us": round(e.ours_us, 1),
+            "dense_us": round(e.torch_us, 1),
+        }
     return out

@@ -51,12 +51,13 @@ def card_of(device: torch.device) -> Card:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Microseconds of one call, what ours is bound by, and whether there is a kernel for these sizes at all."""
+    """Microseconds of one call, what ours is bound by, whether there is a kernel for these sizes at all, and the kind of call."""
 
     ours_us: float
     torch_us: float
     bound: str
     fits: bool = True
+    key: tuple = ()
 
     @property
     def ours(self) -> bool:
@@ -131,7 +132,8 @@ def convolution(
         work = flops / (0.25 * card.vendor_fp32)
     torch_us, _ = _slowest(card, 1 + ends, {"memory": moved * (1 + ends) / (0.8 * card.copy), "products": work})
     fits = cuda_fits.convolution(product, x, weight, window, (out_h, out_w), size, card.shared_bytes)
-    return Estimate(ours_us, torch_us, bound, fits)
+    key = ("convolution", product, x, weight, window, channels_last, dtype, tf32, ends)
+    return Estimate(ours_us, torch_us, bound, fits, key)
 
 
 def is_panels(product: str, rows: int, block: tuple[int, int]) -> bool:
@@ -186,7 +188,8 @@ def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple
         size * (dense + rows * (in_features + out_features)) / (0.8 * card.copy), 2 * rows * dense / _vendor_rate(card, dtype, tf32)
     )
     fits = cuda_fits.linear(product, rows, in_features, index, block)
-    return Estimate(ours_us, (making + product_s) * 1e6 + 3 * card.node_us, bound, fits)
+    key = ("linear", product, rows, in_features, index, block, dtype, tf32)
+    return Estimate(ours_us, (making + product_s) * 1e6 + 3 * card.node_us, bound, fits, key)
 
 
 def way_of(product: str, block: tuple[int, int, int]) -> str:
@@ -236,7 +239,8 @@ def sparse_convolution(
     making = size * (5 * dense + 2 * kept) / (0.8 * card.copy)
     product_s = max((images + size * dense) / (0.8 * card.copy), 2 * out_pixels * dense / (0.7 * _vendor_rate(card, dtype, tf32)))
     fits = cuda_fits.sparse_convolution(product, x, filters, block, window, (out_h, out_w), size, card.shared_bytes)
-    return Estimate(ours_us, (making + product_s) * 1e6 + 8 * card.node_us, bound, fits)
+    key = ("sparse_convolution", product, x, filters, block, nnz, window, dtype, tf32)
+    return Estimate(ours_us, (making + product_s) * 1e6 + 8 * card.node_us, bound, fits, key)
 
 
 @lru_cache(maxsize=4096)
@@ -259,4 +263,5 @@ def grouped_mm(
     work = 2 * groups * _up(m, 64) * 64 * _up(n, 64) * 64 * k / (0.7 * _vendor_rate(card, dtype, tf32))
     torch_us, _ = _slowest(card, 2 * groups + 1 if ragged else 1, {"memory": moved / (0.8 * card.copy), "products": work})
     fits = max(rows, groups, inner, columns) <= 2**29 and tiles + _up(rows, 16) < 2**31
-    return Estimate(ours_us, torch_us, bound, fits)
+    key = ("grouped_mm", product, rows, groups, inner, columns, ragged, dtype, tf32)
+    return Estimate(ours_us, torch_us, bound, fits, key)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.ops import cuda_cost
-from sparsekern.ops.cuda_choice import takes_torch, tf32
+from sparsekern.ops.cuda_choice import serve, tf32
 from sparsekern.ops.define import OPS
 from sparsekern.ops.grouped_mm import _columns, _rows, check
 
@@ -35,23 +35,32 @@ def routes(kernels: Any) -> dict[str, Any]:
         if a.dtype == torch.float64:
             return op.forward.reference(a, b, offsets)
         check(a, b, offsets, values=not _capturing(a))
-        if takes_torch(estimate("forward", a, *b.shape, offsets is not None)):
-            return _rows(a, b, offsets)
-        return kernels.grouped_mm(a, b, offsets, tf32(torch.backends.cuda.matmul, a.dtype))
+        return serve(
+            estimate("forward", a, *b.shape, offsets is not None),
+            a.device,
+            lambda: kernels.grouped_mm(a, b, offsets, tf32(torch.backends.cuda.matmul, a.dtype)),
+            lambda: _rows(a, b, offsets),
+        )
 
     def grad_a(grad_out, b, offsets):
         if b.dtype == torch.float64:
             return op.grad_x.reference(grad_out, b, offsets)
-        if takes_torch(estimate("grad_x", grad_out, *b.shape, offsets is not None)):
-            return _rows(grad_out, b.transpose(1, 2), offsets)
-        return kernels.grouped_mm_grad_a(grad_out, b, offsets, tf32(torch.backends.cuda.matmul, b.dtype))
+        return serve(
+            estimate("grad_x", grad_out, *b.shape, offsets is not None),
+            grad_out.device,
+            lambda: kernels.grouped_mm_grad_a(grad_out, b, offsets, tf32(torch.backends.cuda.matmul, b.dtype)),
+            lambda: _rows(grad_out, b.transpose(1, 2), offsets),
+        )
 
     def grad_b(grad_out, a, offsets):
         if a.dtype == torch.float64:
             return op.grad_weight.reference(grad_out, a, offsets)
         groups = a.shape[0] if offsets is None else offsets.shape[0]
-        if takes_torch(estimate("grad_weight", a, groups, a.shape[-1], grad_out.shape[-1], offsets is not None)):
-            return _columns(grad_out, a, offsets)
-        return kernels.grouped_mm_grad_b(grad_out, a, offsets, tf32(torch.backends.cuda.matmul, a.dtype))
+        return serve(
+            estimate("grad_weight", a, groups, a.shape[-1], grad_out.shape[-1], offsets is not None),
+            a.device,
+            lambda: kernels.grouped_mm_grad_b(grad_out, a, offsets, tf32(torch.backends.cuda.matmul, a.dtype)),
+            lambda: _columns(grad_out, a, offsets),
+        )
 
     return {"grouped_mm": forward, "grouped_mm_grad_a": grad_a, "grouped_mm_grad_b": grad_b}

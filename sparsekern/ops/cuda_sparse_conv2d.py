@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparsekern.ops import cuda_cost
-from sparsekern.ops.cuda_choice import takes_torch, tf32
+from sparsekern.ops.cuda_choice import serve, takes_torch, tf32
 from sparsekern.ops.define import OPS
-from sparsekern.ops.sparse_conv2d import _arguments, _laid_out_like, check, dense_weight, kept_weight
+from sparsekern.ops.sparse_conv2d import _arguments, _channels_last, _laid_out_like, check, dense_weight, kept_weight
 
 MAGIC, HEADER = 0x5C0DB, 16  # words of a plan
 
@@ -42,9 +43,9 @@ def estimate(
 ) -> cuda_cost.Estimate:
     """The estimate for images ``[N, channels, *size]`` of the dtype and on the device of ``x``, which may be the other end's."""
     sizes, allowed = (x.shape[0], channels, *size), tf32(torch.backends.cudnn, x.dtype)
-    return cuda_cost.sparse_convolution(
-        product, sizes, filters, tuple(block), nnz, tuple(window), x.dtype, allowed, cuda_cost.card_of(x.device)
-    )
+    sizes_of_mask = filters, tuple(block), nnz, tuple(window)
+    e = cuda_cost.sparse_convolution(product, sizes, *sizes_of_mask, x.dtype, allowed, cuda_cost.card_of(x.device))
+    return replace(e, key=(*e.key, _channels_last(x)))
 
 
 def routes(kernels: Any) -> dict[str, Any]:
@@ -59,33 +60,50 @@ def routes(kernels: Any) -> dict[str, Any]:
             return op.forward.reference(x, weight, bias, indptr, index, plan, *window)
         check(x, weight, bias, indptr, index, plan, *window, values=plan is None)
         (nnz, *block), filters = weight.shape, (indptr.shape[0] - 1) * weight.shape[1]
-        if takes_torch(estimate("forward", x, x.shape[1], x.shape[2:], filters, block, nnz, window)):
+
+        def ours():
+            tables = indptr, index, planned(plan, indptr, index, x.shape[1], window, block)
+            return kernels.sparse_conv2d(x, weight, bias, *tables, *window, tf32(torch.backends.cudnn, x.dtype))
+
+        def torchs():
             dense = dense_weight(weight, indptr, index, x.shape[1], window[:2])
             return _laid_out_like(x, torch.nn.functional.conv2d(x, dense, bias, *_arguments(window)))
-        plan = planned(plan, indptr, index, x.shape[1], window, block)
-        return kernels.sparse_conv2d(x, weight, bias, indptr, index, plan, *window, tf32(torch.backends.cudnn, x.dtype))
+
+        return serve(estimate("forward", x, x.shape[1], x.shape[2:], filters, block, nnz, window), x.device, ours, torchs)
 
     def grad_x(grad_out, weight, indptr, index, plan, channels, height, width, *window):
         if grad_out.dtype == torch.float64:
             return op.grad_x.reference(grad_out, weight, indptr, index, plan, channels, height, width, *window)
         nnz, *block = weight.shape
-        if takes_torch(estimate("grad_x", grad_out, channels, (height, width), grad_out.shape[1], block, nnz, window)):
+
+        def ours():
+            tables = indptr, index, planned(plan, indptr, index, channels, window, block)
+            allowed = tf32(torch.backends.cudnn, grad_out.dtype)
+            return kernels.sparse_conv2d_grad_x(grad_out, weight, *tables, channels, height, width, *window, allowed)
+
+        def torchs():
             x = grad_out.new_empty(grad_out.shape[0], channels, height, width)  # read for its sizes
             dense = dense_weight(weight, indptr, index, channels, window[:2])
             return _laid_out_like(grad_out, _backward(grad_out, x, dense, window, 0))
-        plan = planned(plan, indptr, index, channels, window, block)
-        allowed = tf32(torch.backends.cudnn, grad_out.dtype)
-        return kernels.sparse_conv2d_grad_x(grad_out, weight, indptr, index, plan, channels, height, width, *window, allowed)
+
+        e = estimate("grad_x", grad_out, channels, (height, width), grad_out.shape[1], block, nnz, window)
+        return serve(e, grad_out.device, ours, torchs)
 
     def grad_weight(grad_out, x, indptr, index, plan, block_out, block_in, block_taps, *window):
         block = (block_out, block_in, block_taps)
         if x.dtype == torch.float64:
             return op.grad_weight.reference(grad_out, x, indptr, index, plan, *block, *window)
-        if takes_torch(estimate("grad_weight", x, x.shape[1], x.shape[2:], grad_out.shape[1], block, index.shape[0], window)):
+
+        def ours():
+            tables = indptr, index, planned(plan, indptr, index, x.shape[1], window, block)
+            return kernels.sparse_conv2d_grad_weight(grad_out, x, *tables, *block, *window)
+
+        def torchs():
             dense = x.new_empty(grad_out.shape[1], x.shape[1], *window[:2])  # read for its sizes
             return kept_weight(_backward(grad_out, x, dense, window, 1), indptr, index, block).contiguous()
-        plan = planned(plan, indptr, index, x.shape[1], window, block)
-        return kernels.sparse_conv2d_grad_weight(grad_out, x, indptr, index, plan, *block, *window)
+
+        e = estimate("grad_weight", x, x.shape[1], x.shape[2:], grad_out.shape[1], block, index.shape[0], window)
+        return serve(e, x.device, ours, torchs)
 
     return {"sparse_conv2d": forward, "sparse_conv2d_grad_x": grad_x, "sparse_conv2d_grad_weight": grad_weight}
 
@@ -103,7 +121,7 @@ def explain(x_shape, filters: int, window, block, nnz: int, dtype: torch.dtype, 
     for door in OPS["sparse_conv2d"].products:
         e = cuda_cost.sparse_convolution(door, tuple(x_shape), filters, tuple(block), nnz, tuple(window), dtype, allowed, card)
         out[door] = {
-            "kernel": "dense" if takes_torch(e) else cuda_cost.way_of(door, tuple(block)),
+            "kernel": "dense" if takes_torch(e, torch.device(device)) else cuda_cost.way_of(door, tuple(block)),
             "relative_cost": round(e.ours_us / e.torch_us, 2),
         }
     return out

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 import sparsekern as sk
-from sparsekern.ops import OPS, backends, cuda, cuda_cost, cuda_sparse_conv2d
+from sparsekern.ops import OPS, backends, cuda, cuda_choice, cuda_cost, cuda_sparse_conv2d
 
 pytestmark = pytest.mark.filterwarnings("ignore:Warning only once for all operators:UserWarning")  # kernels replaced, as meant
 native_only = pytest.mark.skipif(backends.native is None, reason="the policy is set through _native")
@@ -149,6 +151,38 @@ def test_torch_instead_of_ours_computes_the_same(name, served):
                 assert got.stride() == wanted.stride() or not got.numel(), sample.name
     finally:
         op.gradients = gradients
+
+
+@native_only
+def test_measured_choice_is_kept_from_run_to_run(monkeypatch, tmp_path):
+    """Each kind of call is timed once; the faster way serves, and what was measured is read again."""
+    file, asked = tmp_path / "choices.json", []
+    times = {"ours": 30.0, "torch": 20.0}
+
+    def way(name):
+        return lambda: asked.append(name) or name
+
+    monkeypatch.setattr(cuda_choice, "_run_us", lambda device, call: times[call()])
+    here, kind = torch.device("cpu"), cuda_cost.Estimate(1.0, 100.0, "memory", True, ("op", "forward", (1, 2)))
+    serve = lambda e: cuda_choice.serve(e, here, way("ours"), way("torch"))  # noqa: E731
+    assert serve(kind) == "ours" and asked == ["ours"]  # by the model
+    try:
+        cuda_choice.measure(file=file)
+        asked.clear()
+        assert serve(kind) == "torch" and asked.count("ours") == asked.count("torch") - 1 == 6
+        asked.clear()
+        assert serve(kind) == "torch" and asked == ["torch"] and cuda_choice.takes_torch(kind, here)
+        times["torch"] = 40.0
+        assert serve(replace(kind, key=("op", "forward", (1, 3)))) == "ours"
+        assert serve(replace(kind, fits=False, key=("another",))) == "torch"
+        cuda_choice.measure(file=file)
+        asked.clear()
+        assert serve(kind) == "torch" and asked == ["torch"] and len(json.loads(file.read_text())) == 2
+        with backends.use(backends.providers()[-1], dense="never"):
+            assert serve(kind) == "ours"
+    finally:
+        cuda_choice.measure(False)
+    assert serve(kind) == "ours" and not cuda_choice.takes_torch(kind, here)
 
 
 @pytest.mark.parametrize("name", cuda.SERVED)
