@@ -16,7 +16,7 @@ from gpu_timing import DEVICE, Call, sets_for
 from torch.nn import functional as F
 
 from sparsekern import ops, topology
-from sparsekern.ops import backends, cuda, cuda_grouped_mm, cuda_sparse_conv2d
+from sparsekern.ops import backends, cuda, cuda_grouped_mm, cuda_root_conv2d, cuda_sparse_conv2d
 from sparsekern.ops.sparse_conv2d import dense_weight as masked_dense
 from sparsekern.ops.sparse_linear import dense_weight
 
@@ -308,6 +308,51 @@ def masked(case, dtype: torch.dtype, training: bool) -> Setup:
     )
 
 
+# ---- a grouped convolution and the 1x1 behind it, for inference
+
+#: (what, N, C, H, K, kernel, groups, outputs)
+ROOTS = [
+    *(("resnet conv2", n, 64, 56, 64, 3, g, 256) for n in (64, 1) for g in (8, 16)),
+    *(("nin conv2", n, 96, 16, 192, 5, g, 192) for n in (128, 1) for g in (4, 8)),
+    *(("googlenet 3a", 64, 96, 28, 128, 3, g, 128) for g in (4, 8)),
+]
+DRY_ROOTS = [("dry", 2, 12, 6, 24, 3, 3, 20)]
+
+
+def root(case, dtype: torch.dtype, training: bool) -> Setup:
+    what, n, c, size, k, kernel, groups, outs = case
+    moved = dtype.itemsize * (n * size * size * (c + outs) + k * c // groups * kernel * kernel + k * outs)
+    sets = sets_for(moved)
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    draw = lambda *shape: torch.randn(shape, device=DEVICE, generator=generator).to(dtype)  # noqa: E731
+    first = [draw(k, c // groups, kernel, kernel) / math.sqrt(c // groups * kernel * kernel) for _ in range(sets)]
+    second, bias1, bias2 = [draw(outs, k, 1, 1) / math.sqrt(k) for _ in range(sets)], draw(k), draw(outs)
+    images = [draw(n, c, size, size) for _ in range(sets)]
+    last = [x.to(memory_format=torch.channels_last) for x in images]
+    window = dict(padding=kernel // 2, groups=groups)
+
+    def one(x, w, v):
+        return ops.root_conv2d(x, w, bias1, v, bias2, **window)
+
+    def two(x, w, v):
+        return ops.grouped_conv2d(ops.grouped_conv2d(x, w, bias1, **window, activation="relu"), v, bias2, activation="relu")
+
+    def torchs(x, w, v):
+        return F.conv2d(F.conv2d(x, w, bias1.to(x.dtype), **window).relu(), v, bias2.to(x.dtype)).relu()
+
+    def calls(function, xs) -> Make:
+        return lambda i: functools.partial(function, xs[i], first[i], second[i])
+
+    mine = {"ours_nhwc": calls(one, last), "ours_nchw": calls(one, images), "ours_two_calls": calls(two, last)}
+    providers = {name: (lambda i, make=make: _never(make(i))) for name, make in mine.items()}
+    providers |= {"cudnn_nhwc": calls(torchs, last), "cudnn_nchw": calls(torchs, images)}
+    e = cuda_root_conv2d.estimate(last[0], first[0].shape, second[0].shape, (1, 1, kernel // 2, kernel // 2, 1, 1, groups))
+    name = f"root_conv2d/{what} n{n} {c}-{k}-{outs}@{size} {kernel}x{kernel} g{groups}/{str(dtype)[6:]}/fwd"
+    flops = 2 * n * size * size * (k * c // groups * kernel * kernel + k * outs)
+    truth = _truth(torchs, (images[0], first[0], second[0]), images[0], False)
+    return Setup(name, flops, moved, _modelled([e]), providers, truth, sets)
+
+
 # ---- many products at once
 
 #: (groups, rows of each, inner, columns, whether the heights differ)
@@ -375,13 +420,14 @@ def cases(dry: bool):
         (convolution, DRY_CONVOLUTIONS if dry else CONVOLUTIONS),
         (linear, DRY_LINEARS if dry else LINEARS),
         (masked, DRY_MASKS if dry else MASKS),
+        (root, DRY_ROOTS if dry else ROOTS),
         (multiplication, DRY_MULTIPLICATIONS if dry else MULTIPLICATIONS),
     )
     for training in (False, True):
         for dtype in halves:
             for make, shapes in kinds:
                 for shape in shapes:
-                    if training and (dtype == torch.float16 or (dry and dtype != torch.float32)):
+                    if training and (make is root or dtype == torch.float16 or (dry and dtype != torch.float32)):
                         continue
                     key = f"{make.__name__} {shape} {str(dtype)[6:]} {'step' if training else 'fwd'}"
                     yield key, lambda make=make, shape=shape, dtype=dtype, training=training: make(shape, dtype, training)

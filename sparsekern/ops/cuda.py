@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, linear
 
-from sparsekern.ops import cuda_cost, cuda_grouped_mm, cuda_sparse_conv2d
+from sparsekern.ops import cuda_cost, cuda_grouped_mm, cuda_root_conv2d, cuda_sparse_conv2d
 from sparsekern.ops.cuda_choice import serve, takes_torch
 from sparsekern.ops.cuda_choice import tf32 as _tf32
 from sparsekern.ops.define import OPS
@@ -40,6 +40,8 @@ def register(kernels: Any, key: str) -> torch.library.Library:
     for name, route in routes.items():
         library.impl(name, route, key)
         library.impl("_" + name, route, key)
+    for name, route in cuda_root_conv2d.routes(kernels).items():  # no autograd: registered under its own name alone
+        library.impl(name, route, key)
     return library
 
 

@@ -136,6 +136,36 @@ def convolution(
     return Estimate(ours_us, torch_us, bound, fits, key)
 
 
+@lru_cache(maxsize=4096)
+def root_convolution(
+    x: tuple, weight: tuple, outs: int, window: tuple, channels_last: bool, dtype: torch.dtype, tf32: bool, card: Card
+) -> Estimate:
+    """A convolution of ``x [N, C, H, W]`` and ``weight [K, C/G, KH, KW]`` with the 1x1 to ``outs`` channels behind it, both with bias and
+    activation: in one kernel, and as two calls by whoever is estimated faster."""
+    (n, c, h, w), (k, in_group, kernel_h, kernel_w) = x, weight
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups = window
+    out_h = (h + 2 * pad_h - dilation_h * (kernel_h - 1) - 1) // stride_h + 1
+    out_w = (w + 2 * pad_w - dilation_w * (kernel_w - 1) - 1) // stride_w + 1
+    between = (n, k, out_h, out_w)
+    first = convolution("forward", x, weight, window, channels_last, dtype, tf32, 2, card)
+    second = convolution("forward", between, (outs, k, 1, 1), (1, 1, 0, 0, 1, 1, 1), channels_last, dtype, tf32, 2, card)
+    size, pixels, per_piece = dtype.itemsize, n * out_h * out_w, 16 // dtype.itemsize
+    moved = size * (n * c * h * w + pixels * outs + math.prod(weight) + k * outs)
+    macs = (
+        padded_macs(k, k // groups, in_group, kernel_h * kernel_w, per_piece) + _up(outs, 64) * 64 * _up(k, 2 * per_piece) * 2 * per_piece
+    )
+    seconds = {
+        "memory": moved / (0.8 * card.copy),
+        # weights are brought for every tile of 128 pixels, the first ones number by number
+        "cache": _up(pixels, 128) * size * (8 * math.prod(weight) + k * outs) / card.cache,
+        "padded products": 2 * _up(pixels, 128) * 128 * macs / (0.6 * _ours_rate(card, dtype, tf32)),
+    }
+    ours_us, bound = _slowest(card, 1, seconds)
+    torch_us = sum(min(e.ours_us, e.torch_us) if e.fits else e.torch_us for e in (first, second))
+    fits = cuda_fits.root_convolution(x, weight, outs, window, (out_h, out_w), size, card.shared_bytes)
+    return Estimate(ours_us, torch_us, bound, fits, ("root_convolution", x, weight, outs, window, channels_last, dtype, tf32))
+
+
 def is_panels(product: str, rows: int, block: tuple[int, int]) -> bool:
     """Whether outputs that share a list of single inputs are multiplied as such: as sparse_linear_panels (csrc/cuda/sparse_linear.h)."""
     return product != "grad_x" and block[1] == 1 and block[0] >= 16 and rows >= 32

@@ -138,3 +138,24 @@ def sparse_convolution(
     chunk = max(1, 32 // width) * width
     other = _up(chunk * 129 * 4, 16) * 16 + 8 * 32 * 4 * (2 if width == 1 else 5)
     return _up(targets, chunk) <= GRID and any((halo | 1) * 4 + other + 32 <= shared_bytes for halo in halos)
+
+
+def root_convolution(x: tuple, weight: tuple, outs: int, window: tuple, out: tuple, itemsize: int, shared_bytes: int) -> bool:
+    """A convolution of ``x [N, C, H, W]`` and ``weight [K, C/G, KH, KW]`` with the 1x1 behind it, in one kernel: as choose_root."""
+    (n, _, _, _), (k, in_group, kernel_h, kernel_w) = x, weight
+    stride_h, stride_w, _, _, dilation_h, dilation_w, groups = window
+    if max(*x, *weight, *window, *out, outs) > 2**29 or 0 in (k, in_group):
+        return False
+    per_piece, out_group, taps = 16 // itemsize, k // groups, kernel_h * kernel_w
+
+    def pieces(first: int, end: int) -> int:
+        last = min(end, k) - 1
+        return ((last // out_group + 1) * in_group - 1) // per_piece + 1 - first // out_group * in_group // per_piece
+
+    block = max(pieces(first, first + 64) for first in range(0, k, 64))
+    widest = max(pieces(first, first + 8) for first in range(0, k, 8))
+    spans = (kernel_h - 1) * dilation_h, (kernel_w - 1) * dilation_w
+    halos = {_tile(n, *out, spans, (stride_h, stride_w), limit) for limit in _LIMITS} - {None}
+    steps = 8 * (_up(taps * widest, 2) + 1)
+    other = (_up(k, per_piece) | 1) * 16 * 128 + 64 * 9 * 16 + 64 + _up(steps * 8, 16) * 16 + steps * 256 + 16
+    return any(halo * (block | 1) * 16 + other <= shared_bytes for halo in halos)

@@ -239,6 +239,28 @@ PANEL = {
         "wrong value",
     ),
 }
+ROOT_KERNEL = "root_conv2d.cuh"
+ROOTS = {
+    "as it stands": (ROOT_KERNEL, "", "", " 0 failures"),
+    "source refilled too early": (
+        ROOT_KERNEL,
+        "__syncthreads();  // nobody refills what is still read; the channels between are there",
+        "",
+        "race",
+    ),
+    "weights staged too early": (
+        ROOT_KERNEL,
+        "__syncthreads();  // nobody stages over weights that are still read",
+        "",
+        "race|is being copied to",
+    ),
+    "weights not waited for": (ROOT_KERNEL, "__syncthreads();\n        SK_UNROLL", "SK_UNROLL", "race|is being copied to"),
+    "no activation between": (ROOT_KERNEL, "c.relu && v < 0 ?", "false ?", "wanted"),
+    "the last piece not filled up": (ROOT_KERNEL, "channel >= (job.channels + E - 1) / E * E", "channel >= job.channels", "wanted|nan"),
+    "a channel too many between": (ROOT_KERNEL, "const bool there = channel + q < job.channels;", "const bool there = true;", "outside"),
+    "an output too many": (ROOT_KERNEL, "if (channel + q < job.outs) store(", "store(", "outside|twice"),
+    "a line too many of the second weight": (ROOT_KERNEL, "first + line < job.outs && left > 0", "left > 0", "outside"),
+}
 MM = "grouped_mm.cuh"
 MANY = {
     "as it stands": (MM, "", "", " 0 failures"),
@@ -269,7 +291,7 @@ MANY = {
     "direct: a number behind the sum": (MM, "there && inner < pass.inner ?", "there ?", "outside|wrong value"),
     "direct: a group left out": (MM, "if (r.first >= first + 16 ||", "if (r.first >= first ||", "wrong value|read"),
 }
-DRIVERS = {"conv": CONV, "weight": WEIGHT, "linear": LINEAR, "masked": MASKED, "mm": MANY, "panels": PANEL}
+DRIVERS = {"conv": CONV, "weight": WEIGHT, "linear": LINEAR, "masked": MASKED, "mm": MANY, "panels": PANEL, "root": ROOTS}
 MUTANTS = {f"{driver}: {name}": (driver, *m) for driver, all in DRIVERS.items() for name, m in all.items()}
 
 #: Always run are those of the first kernels, and of each later one a single mutant; the rest with --full.

@@ -319,6 +319,16 @@ def test_many_products_win_where_they_are_ragged_or_tiny():
     assert not many(1, 1 << 30, 4, 4).fits
 
 
+def test_a_root_module_in_one_kernel_saves_what_lies_between():
+    def root(channels, size, kernel, groups, outs, batch=64):
+        weight, window = (channels, channels // groups, kernel, kernel), (1, 1, kernel // 2, kernel // 2, 1, 1, groups)
+        return cuda_cost.root_convolution((batch, channels, size, size), weight, outs, window, True, torch.bfloat16, False, cuda_cost.H100)
+
+    assert root(64, 56, 3, 8, 256).ours and root(64, 56, 3, 8, 256).fits
+    assert not root(512, 7, 3, 8, 2048).ours  # the second product is all the work
+    assert root(64, 56, 3, 8, 256, batch=1).bound == "the launch" and not root(4096, 7, 3, 8, 64).fits
+
+
 def test_panels_share_what_they_read():
     panel = {v: linear(4096, 0.1, block=(v, 1)).ours_us for v in (16, 64, 128)}
     assert panel[16] > panel[64] >= panel[128] and linear(4096, 0.1, block=(128, 1)).ours
