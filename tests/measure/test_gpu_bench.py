@@ -83,6 +83,11 @@ def test_logs_of_the_sanitizer(gpu):
     assert gpu.clean("racecheck", hazards.format(0)) and not gpu.clean("racecheck", hazards.format(10))
     assert gpu.clean("memcheck", "========= ERROR SUMMARY: 0 errors") and not gpu.clean("memcheck", "========= ERROR SUMMARY: 10 errors")
     assert not gpu.clean("racecheck", "") and not gpu.clean("initcheck", "")
+    lines = "Uninitialized __global__ memory read of size 4 bytes", "    at void {}(float *)+0x70", "ERROR SUMMARY: 1 error"
+    read = "\n".join(f"========= {line}" for line in lines)
+    assert gpu.clean("initcheck", read.format("cutlass::kernel<int>"))
+    assert not gpu.clean("initcheck", read.format("sk::sparse_linear_kernel<float, (int)32, (bool)1>"))
+    assert not gpu.clean("initcheck", read.format("cutlass::kernel<int>") + "\n" + read.format("sk::add_parts_kernel<float>"))
 
 
 def test_nothing_outlives_its_limit(gpu, tmp_path):
