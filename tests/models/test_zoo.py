@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 
 import pytest
 import torch
@@ -43,10 +44,12 @@ NAMES = [
     *("cifar10_conv_2cl", "cifar10_conv_3cl", "cifar100_conv_2cl", "cifar100_conv_3cl", "mnist_conv_2cl", "mnist_cl", "morse_cl"),
 ]
 
-every_model = pytest.mark.parametrize("name", list_models())
+#: They differ from root_8, root_64, tree_8, col_8 and the original in group numbers only: built and counted in every run, trained,
+#: saved, compiled and turned in the full one.
+ALIKE = re.compile(r"\w+_(root|tree|col)_(2|4|16|32)")
 
-#: Compiled in the full run alone: the deepest graphs, which differ from those of root_8, root_64 and the original in group numbers only.
-ALIKE = {f"resnet{depth}_root_{groups}" for depth in (50, 200) for groups in (2, 4, 16, 32)}
+every_model = pytest.mark.parametrize("name", list_models())
+every_kind = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if ALIKE.fullmatch(n) else n for n in list_models()])
 
 
 def takes(name: str) -> set[str]:
@@ -142,12 +145,12 @@ def test_the_papers_systems_are_all_there():
     assert set(NAMES) <= set(list_models())
 
 
-@every_model
+@every_kind
 def test_one_training_step_reaches_and_changes_every_parameter(name):
     train_one_step(name, build(name))
 
 
-@every_model
+@every_kind
 def test_a_trained_state_dict_loads_into_a_fresh_model(name):
     model = build(name)
     with torch.no_grad():
@@ -163,7 +166,7 @@ def test_a_trained_state_dict_loads_into_a_fresh_model(name):
     assert not {id(p) for p in twin.parameters()} & {id(p) for p in model.parameters()}
 
 
-@every_model
+@every_kind
 def test_it_can_be_formed_stochastically_and_trained(name):
     forming = {"conv": 0.5, "pointwise": 0.5, "linear": 0.5}
     model = build(name)
@@ -182,7 +185,7 @@ def test_it_can_be_formed_stochastically_and_trained(name):
         assert all(torch.equal(a, b) for a, b in zip(scores(formed.eval()(x)), scores(fresh.eval()(x)), strict=True))
 
 
-@every_model
+@every_kind
 def test_layouts_and_dtypes_give_one_result(name):
     model, x = build(name).eval(), images(name)
     with torch.no_grad():
@@ -197,7 +200,7 @@ def test_layouts_and_dtypes_give_one_result(name):
             assert_near(got, score, num_sums(model), 2.0**-24)
 
 
-@every_model
+@every_kind
 def test_batches_of_none_and_of_one(name):
     model, x = build(name).eval(), images(name)
     with torch.no_grad():
@@ -224,7 +227,7 @@ def test_the_full_size_can_be_built_and_run_on_meta(name):
         assert dense.dense is None and (dense.paper, dense.input_shape) == (card.paper, card.input_shape)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in list_models()])
+@every_kind
 def test_compiles_into_one_graph(name):
     assert_compiled_alike(name, build(name), "aot_eager")
 
