@@ -145,8 +145,10 @@ bool tiles_win(const Conv2dShape& s, ConvProduct product) {
   if (!plain) return small && !one && in <= 16 && s.N <= 8;
   if (one) return in <= 16 || (s.N <= 8 && product == ConvProduct::forward);
   if (in <= 4) return true;
-  if (!small) return in <= 12 && product == ConvProduct::grad_x;
-  return in <= 16 || (in <= 48 && in % 32 != 0) || (in <= 64 && s.N <= 8);
+  const bool turned = !s.weight_channels_last;  // by torch, before it multiplies
+  if (!small) return (in <= 12 && product == ConvProduct::grad_x) || (turned && in >= 12 && s.N <= 8);
+  return in <= 16 || (in <= 48 && in % 32 != 0) || (in <= 64 && s.N <= 8) ||
+         (turned && (s.N <= 8 || pixels <= (product == ConvProduct::forward ? 256 : 64)));
 }
 
 }  // namespace

@@ -15,37 +15,34 @@ bool torch_wins(const Conv2dShape& s, ConvProduct product, ScalarType type) {
 
 using Ints = std::vector<int64_t>;
 
+// [filters][rows][columns] -> [filters][columns][rows]
 template <class T>
 void turn_filters(const T* from, int64_t filters, int64_t rows, int64_t columns, T* to, const Pool& threads) {
-  parallel(threads, filters, 1 + 65536 / (rows * columns), [&](int64_t begin, int64_t end) {
+  const int64_t size = rows * columns;
+  parallel(threads, filters, 1 + 65536 / size, [=](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k)
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t c = 0; c < columns; ++c) to[(k * columns + c) * rows + r] = from[(k * rows + r) * columns + c];
+      for (int64_t c = 0; c < columns; ++c) {
+        const T* in = from + k * size + c;
+        T* out = to + k * size + c * rows;
+        for (int64_t r = 0; r < rows; ++r, in += columns) out[r] = *in;
+      }
   });
 }
 
-// A weight in the other layout. torch needs several times as long for it, inside its convolutions too.
-Tensor turned(const Tensor& weight, bool to_channels_last) {
+// torch's gradient of a weight comes in the layout of its images: -> contiguous, in less time than torch takes
+Tensor contiguous_weight(const Tensor& weight) {
   const int64_t K = weight.size(0), channels = weight.size(1), taps = weight.size(2) * weight.size(3);
-  const Tensor out = new_image(weight, K, channels, weight.size(2), weight.size(3), to_channels_last);
-  const int64_t rows = to_channels_last ? channels : taps, columns = to_channels_last ? taps : channels;
+  const Tensor out = new_image(weight, K, channels, weight.size(2), weight.size(3), false);
   if (is_half(weight.scalar_type()))
-    turn_filters(static_cast<const uint16_t*>(weight.const_data_ptr()), K, rows, columns, static_cast<uint16_t*>(out.mutable_data_ptr()), pool());
+    turn_filters(static_cast<const uint16_t*>(weight.const_data_ptr()), K, taps, channels, static_cast<uint16_t*>(out.mutable_data_ptr()), pool());
   else
-    turn_filters(static_cast<const float*>(weight.const_data_ptr()), K, rows, columns, static_cast<float*>(out.mutable_data_ptr()), pool());
+    turn_filters(static_cast<const float*>(weight.const_data_ptr()), K, taps, channels, static_cast<float*>(out.mutable_data_ptr()), pool());
   return out;
 }
 
-// As torch wants it beside channels_last images.
-Tensor for_torch(const Tensor& weight, bool images_channels_last) {
-  const bool turn = images_channels_last && weight.scalar_type() != ScalarType::Double && weight.is_contiguous() && weight.size(1) > 1 &&
-                    weight.size(2) * weight.size(3) > 1;
-  return turn ? turned(weight, true) : weight;
-}
-
 Tensor torch_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Window& w) {
-  return call<9>("aten::convolution", "", x, for_torch(weight, channels_last(x)), bias, Ints{w.stride_h, w.stride_w}, Ints{w.pad_h, w.pad_w},
-                 Ints{w.dilation_h, w.dilation_w}, false, Ints{0, 0}, w.groups);
+  return call<9>("aten::convolution", "", x, weight, bias, Ints{w.stride_h, w.stride_w}, Ints{w.pad_h, w.pad_w}, Ints{w.dilation_h, w.dilation_w},
+                 false, Ints{0, 0}, w.groups);
 }
 
 // One of grad_x (product 0) and grad_weight (product 1). Only the sizes of the factor it is the gradient of are used.
@@ -166,8 +163,7 @@ Tensor grouped_conv2d_grad_x(const Tensor& grad_out, const Tensor& weight, int64
   STD_TORCH_CHECK(grad_out.size(1) == s.K && grad_out.size(2) == s.OH && grad_out.size(3) == s.OW, "grouped_conv2d: grad_out");
   const Pool threads = pool();
   const Tensor g = in_own_layout(grad_out);
-  if (torch_wins(s, ConvProduct::grad_x, g.scalar_type()))
-    return promised(torch_backward(g, StandIn(g, s).tensor(), for_torch(weight, cl), window, 0), cl);
+  if (torch_wins(s, ConvProduct::grad_x, g.scalar_type())) return promised(torch_backward(g, StandIn(g, s).tensor(), weight, window, 0), cl);
   const Tensor out = new_image(grad_out, s.N, s.C, s.H, s.W, cl);
   const Tensor w = in_layout(weight, s.weight_channels_last);
   if (fp64) {
@@ -201,7 +197,7 @@ Tensor grouped_conv2d_grad_weight(const Tensor& grad_out, const Tensor& x, int64
     // only the sizes of `out` matter, but torch's gradient comes in its layout
     const Tensor like = cl && s.C / groups > 1 && kernel_h * kernel_w > 1 ? new_image(x, s.K, s.C / groups, kernel_h, kernel_w, true) : out;
     const Tensor grad = torch_backward(g, xs, like, window, 1);
-    return channels_last(grad) && !grad.is_contiguous() ? turned(grad, false) : promised(grad, false);
+    return channels_last(grad) && !grad.is_contiguous() ? contiguous_weight(grad) : promised(grad, false);
   }
   if (x.scalar_type() == ScalarType::Double) {
     grouped_conv2d_grad_weight(s, data<double>(g), data<double>(xs), static_cast<double*>(out.mutable_data_ptr()), threads);

@@ -196,7 +196,7 @@ def test_who_serves_is_decided_from_sizes():
         for layer in (nin2a, narrow):
             for product in ("grad_x", "grad_weight"):
                 assert served(product, *layer, True, dtype=torch.bfloat16) == on_tiles
-                assert served(product, (8, 256, 14, 14), (256, 128, 3, 3), True, dtype=torch.bfloat16)[0] == "torch"
+                assert served(product, (32, 256, 14, 14), (256, 128, 3, 3), True, dtype=torch.bfloat16)[0] == "torch"
     assert served("forward", (8, 256, 14, 14), (256, 32, 3, 3), True, dtype=torch.float16)[0] == "sparsekern"
 
 
