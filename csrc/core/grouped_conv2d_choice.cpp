@@ -98,7 +98,8 @@ const char* torch_reason_nchw(const Conv2dShape& s, int64_t in, bool backward) {
   const bool one = s.KH == 1 && s.KW == 1;
   if (isa() == Isa::base) return "no vector instructions beyond the baseline: torch is faster";
   if (isa() == Isa::avx2) return in <= 16 && s.groups > 1 ? nullptr : "wide groups without AVX-512: torch is faster";
-  if (one && s.groups == 1 && s.N < 8 && (backward || s.H * s.W >= 512)) return "dense 1x1 on one large image: torch is faster";
+  if (one && s.groups == 1 && s.N < 8 && (backward || s.H * s.W >= 512 || (s.K <= 64 && s.C >= 128)))
+    return "dense 1x1 of few images: torch is faster";
   if (!one && s.N >= 8 && s.H * s.W <= 256 && in >= (s.H * s.W <= 64 ? 32 : 96)) return "wide groups on small maps: torch is faster";
   if (s.N >= 8 && s.dilation_h > 1 && s.H * s.W <= 64 && in >= 16) return "dilated filters on small maps: torch is faster";
   if (s.N > 1 && ((s.KH - 1) * s.dilation_h >= s.H || (s.KW - 1) * s.dilation_w >= s.W)) return "filters wider than the map: torch is faster";
