@@ -17,7 +17,7 @@ from torch.nn.functional import conv2d, linear
 from sparsekern.ops import cuda_cost, cuda_grouped_mm, cuda_root_conv2d, cuda_sparse_conv2d
 from sparsekern.ops.cuda_choice import serve, takes_torch
 from sparsekern.ops.cuda_choice import tf32 as _tf32
-from sparsekern.ops.define import OPS
+from sparsekern.ops.define import GPU_PLANS, OPS
 from sparsekern.ops.grouped_conv2d import _laid_out_like as image_like
 from sparsekern.ops.grouped_conv2d import is_channels_last
 from sparsekern.ops.sparse_linear import _blocks as blocks_of
@@ -118,7 +118,7 @@ def _backward(grad_out: Tensor, x: Tensor, weight: Tensor, window, which: int) -
 
 # ---- sparse_linear
 
-MAGIC, HEADER = 0x5C0DA, 8  # words of a plan
+MAGIC, HEADER = GPU_PLANS[0], 8  # words of a plan
 
 
 def make_plan(index: Tensor, in_blocks: int, block_size: tuple[int, int] = (1, 1)) -> Tensor:

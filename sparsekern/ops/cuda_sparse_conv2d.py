@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sparsekern.ops import cuda_cost
 from sparsekern.ops.cuda_choice import serve, takes_torch, tf32
-from sparsekern.ops.define import OPS
+from sparsekern.ops.define import GPU_PLANS, OPS
 from sparsekern.ops.sparse_conv2d import _arguments, _channels_last, _laid_out_like, check, dense_weight, kept_weight
 
-MAGIC, HEADER = 0x5C0DB, 16  # words of a plan
+MAGIC, HEADER = GPU_PLANS[1], 16  # words of a plan
 
 
 def make_plan(indptr: Tensor, index: Tensor, channels: int, kernel_size: tuple[int, int], block: tuple[int, int, int]) -> Tensor:
