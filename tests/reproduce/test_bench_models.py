@@ -35,7 +35,7 @@ def test_cases(capsys):
     [
         (["--case", "vgg"], "bench models: --case must match a case; got 'vgg' (see --list)"),
         (["--mode", "bwd"], "bench: mode must be fwd or fwd_bwd; got bwd"),
-        (["--batch", "0"], "bench models: --batch must be at least 1; got '0'"),
+        (["--batch", "0"], "--batch must be above 0; got 0"),
         (["--threads", "1,2"], "bench models: --threads must be one number, at least 1; got '1,2'"),
         (["--allocator", "jemalloc"], "bench models: --allocator must be among default, kept; got 'jemalloc'"),
         (["--density", "0.5"], "bench models: --density must be left out: models run in float32, in every layout, as they come"),

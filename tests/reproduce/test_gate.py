@@ -49,7 +49,7 @@ def test_an_optimized_model_is_checked_and_timed_as_a_whole(monkeypatch):
     (whole,) = [c for c in our_competitors() if c.optimizes]
     assert set(bench.callables("ours", [whole])) == {("model", "ours", whole.name)}
     assert bench.served[whole.name] == {"whole model": f"sparsekern optimize: {bench.models[whole.name].report.chosen}"}
-    monkeypatch.setattr(competitors, "optimize", lambda model, *example: lambda x: model(x) * (1 + 1e-3))
+    monkeypatch.setattr(competitors, "optimize", lambda model, *example, **options: lambda x: model(x) * (1 + 1e-3))
     with pytest.raises(WrongResult, match=r"output of nin_root_4 by sparsekern\.optimize"):
         bench.checked([whole])
 
