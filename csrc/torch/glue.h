@@ -120,7 +120,13 @@ class FloatOutput {
   float* data_;
 };
 
-// ---- torch's own operators, where they are the faster choice. The caller's tensors must not enter an autograd graph here.
+// ---- torch's own operators, where they are the faster choice.
+// Not where a window lies in the padding altogether: oneDNN's convolutions then end the process (16 bits, torch 2.13, x one or two columns wide).
+template <class Shape>
+bool torch_can_run(const Shape& s) {
+  return s.pad_h <= s.dilation_h * (s.KH - 1) && s.pad_w <= s.dilation_w * (s.KW - 1);
+}
+// The caller's tensors must not enter an autograd graph here.
 class NoGrad {
  public:
   NoGrad() : was_(aoti_torch_grad_mode_is_enabled()) { aoti_torch_grad_mode_set_enabled(false); }

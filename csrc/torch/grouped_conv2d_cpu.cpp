@@ -10,6 +10,7 @@ namespace {
 
 bool torch_wins(const Conv2dShape& s, ConvProduct product, ScalarType type) {
   const ConvType of = type == ScalarType::BFloat16 ? ConvType::bf16 : type == ScalarType::Half ? ConvType::fp16 : ConvType::fp32;
+  if (is_half(type) && !torch_can_run(s)) return false;
   return type != ScalarType::Double && !grouped_conv2d_choice(s, product, of).ours;
 }
 

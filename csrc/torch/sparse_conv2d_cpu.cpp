@@ -84,6 +84,7 @@ struct ConvPlanHolder {
 };
 
 bool dense_wins(const SparseConv2dShape& s, SparseConv2dProduct product, const Tensor& like) {
+  if (is_half(like.scalar_type()) && !torch_can_run(s)) return false;
   return like.scalar_type() != ScalarType::Double &&
          sparse_conv2d_choice(s, product, is_half(like.scalar_type())).kernel == SparseConv2dKernel::dense;
 }

@@ -58,6 +58,11 @@ def within(name: str, got: torch.Tensor, truth: torch.Tensor, limit: torch.Tenso
     assert error.numel() == 0 or bool((error <= limit).all()), f"{name}: off by {error.max()}, {(error - limit).max()} over the bound"
 
 
+def steps(t: torch.Tensor) -> list[int]:
+    """The strides that mean anything: with one channel, an image is in both layouts."""
+    return [stride for size, stride in zip(t.shape, t.stride()) if size > 1]
+
+
 def hold(name: str, case: Case) -> None:
     op, inputs = OPS[name], case.inputs
     before = copy.deepcopy({k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)})
@@ -76,7 +81,7 @@ def hold(name: str, case: Case) -> None:
             given = with_plan(name, inputs) if case.planned else inputs
             with torch.no_grad():
                 ours = op.function(**given)
-                assert ours.stride() == out.stride() or ours.numel() == 0
+                assert steps(ours) == steps(out) or ours.numel() == 0
             within("out", ours, value, limit["out"], case.dtype)
             if smooth:
                 for key, got in value_and_gradients(op, given, cotangent)[0].items():

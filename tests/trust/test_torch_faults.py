@@ -1,0 +1,39 @@
+"""Calls that torch's own convolution does not survive: our kernels serve them, whatever the policy.
+
+oneDNN under torch 2.13 ends the process on float16 and bfloat16 images of one or two columns where a window with dilation lies in the
+padding altogether. Drawn calls found it.
+"""
+
+import pytest
+import torch
+
+from sparsekern.nn import StochasticConv2d
+from sparsekern.ops import backends, grouped_conv2d
+
+WINDOWS = [  # images, kernel, stride, padding, dilation, groups
+    ((1, 7, 11, 2), (1, 1), 3, (1, 1), 3, 1),
+    ((3, 20, 5, 1), (5, 1), 2, (2, 1), 2, 4),
+    ((1, 4, 5, 1), (1, 1), 3, (1, 2), 3, 4),
+    ((3, 48, 16, 1), (2, 1), 2, (3, 3), 3, 3),
+]
+
+
+@pytest.mark.skipif(not backends.has_kernels("cpu"), reason="the reference is torch's convolution")
+@pytest.mark.parametrize("dense", ["always", "auto", "never"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape, kernel, stride, padding, dilation, groups", WINDOWS)
+def test_windows_in_the_padding_altogether(shape, kernel, stride, padding, dilation, groups, dtype, dense):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=draw).to(dtype)
+    window = {"stride": stride, "padding": padding, "dilation": dilation}
+    weight = torch.randn(2 * groups, shape[1] // groups, *kernel, generator=draw).to(dtype).requires_grad_()
+    truth = torch.nn.functional.conv2d(x.double(), weight.detach().double(), **window, groups=groups)
+    bound = 4 * torch.finfo(dtype).eps * (truth.abs().max() + 1)  # the rounding of the result, and of its sum in float32
+    policy = backends.use(backends.providers()[-1], dense=dense) if backends.native else backends.use(backends.providers()[-1])
+    with policy:
+        out = grouped_conv2d(x, weight, **window, groups=groups)
+        out.sum().backward()
+        assert (out.double() - truth).abs().max() <= bound and weight.grad.isfinite().all()
+        sparse = StochasticConv2d(shape[1], 6, kernel, density=0.5, seed=0, **window, dtype=dtype)
+        truth = torch.nn.functional.conv2d(x.double(), sparse.weight_dense().double(), sparse.bias.double(), **window)
+        assert (sparse(x).double() - truth).abs().max() <= 4 * torch.finfo(dtype).eps * (truth.abs().max() + 1)
