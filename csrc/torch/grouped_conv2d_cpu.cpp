@@ -10,7 +10,9 @@ namespace {
 
 bool torch_wins(const Conv2dShape& s, ConvProduct product, ScalarType type) {
   const ConvType of = type == ScalarType::BFloat16 ? ConvType::bf16 : type == ScalarType::Half ? ConvType::fp16 : ConvType::fp32;
-  if (is_half(type) && !torch_can_run(s)) return false;
+  if (is_half(type) &&
+      !torch_can_run({s.H, s.W}, {s.OH, s.OW}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w}))
+    return false;
   return type != ScalarType::Double && !grouped_conv2d_choice(s, product, of).ours;
 }
 

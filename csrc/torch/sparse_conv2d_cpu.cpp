@@ -84,7 +84,9 @@ struct ConvPlanHolder {
 };
 
 bool dense_wins(const SparseConv2dShape& s, SparseConv2dProduct product, const Tensor& like) {
-  if (is_half(like.scalar_type()) && !torch_can_run(s)) return false;
+  if (is_half(like.scalar_type()) &&
+      !torch_can_run({s.H, s.W}, {s.OH(), s.OW()}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w}))
+    return false;
   return like.scalar_type() != ScalarType::Double &&
          sparse_conv2d_choice(s, product, is_half(like.scalar_type())).kernel == SparseConv2dKernel::dense;
 }

@@ -1,7 +1,7 @@
-"""Calls that torch's own convolution does not survive: our kernels serve them, whatever the policy.
+"""Calls that torch's own convolution does not survive, or gets wrong: our kernels serve them, whatever the policy.
 
-oneDNN under torch 2.13 ends the process on float16 and bfloat16 images of one or two columns where a window with dilation lies in the
-padding altogether. Drawn calls found it.
+oneDNN under torch 2.13 may end the process on float16 and bfloat16 images where a window touches no pixel, and is wrong in bfloat16 for
+one output column by a stride. Drawn calls found it.
 """
 
 import pytest
@@ -15,6 +15,10 @@ WINDOWS = [  # images, kernel, stride, padding, dilation, groups
     ((3, 20, 5, 1), (5, 1), 2, (2, 1), 2, 4),
     ((1, 4, 5, 1), (1, 1), 3, (1, 2), 3, 4),
     ((3, 48, 16, 1), (2, 1), 2, (3, 3), 3, 3),
+    ((1, 48, 1, 16), (3, 2), (3, 1), (3, 0), 2, 1),
+    ((3, 48, 23, 3), (3, 3), (1, 2), (1, 1), 2, 1),
+    ((3, 48, 11, 5), (1, 5), (2, 3), (0, 0), 1, 1),
+    ((3, 144, 1, 1), (1, 5), (3, 2), (0, 3), 1, 3),
 ]
 
 
@@ -22,18 +26,22 @@ WINDOWS = [  # images, kernel, stride, padding, dilation, groups
 @pytest.mark.parametrize("dense", ["always", "auto", "never"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape, kernel, stride, padding, dilation, groups", WINDOWS)
-def test_windows_in_the_padding_altogether(shape, kernel, stride, padding, dilation, groups, dtype, dense):
+def test_torch_does_not_serve_them(shape, kernel, stride, padding, dilation, groups, dtype, dense):
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=draw).to(dtype)
     window = {"stride": stride, "padding": padding, "dilation": dilation}
     weight = torch.randn(2 * groups, shape[1] // groups, *kernel, generator=draw).to(dtype).requires_grad_()
-    truth = torch.nn.functional.conv2d(x.double(), weight.detach().double(), **window, groups=groups)
-    bound = 4 * torch.finfo(dtype).eps * (truth.abs().max() + 1)  # the rounding of the result, and of its sum in float32
+    exact = weight.detach().double().requires_grad_()
+    truth = torch.nn.functional.conv2d(x.double(), exact, **window, groups=groups)
+    truth.sum().backward()
+    bound = torch.finfo(dtype).eps * (truth.abs().max() + 1)  # the rounding of the result; of its sum, in float32, far less
     policy = backends.use(backends.providers()[-1], dense=dense) if backends.native else backends.use(backends.providers()[-1])
     with policy:
         out = grouped_conv2d(x, weight, **window, groups=groups)
         out.sum().backward()
-        assert (out.double() - truth).abs().max() <= bound and weight.grad.isfinite().all()
+        assert (out.double() - truth).abs().max() <= bound and (weight.grad.double() - exact.grad).abs().max() <= torch.finfo(dtype).eps * (
+            exact.grad.abs().max() + 1
+        )
         sparse = StochasticConv2d(shape[1], 6, kernel, density=0.5, seed=0, **window, dtype=dtype)
         truth = torch.nn.functional.conv2d(x.double(), sparse.weight_dense().double(), sparse.bias.double(), **window)
-        assert (sparse(x).double() - truth).abs().max() <= 4 * torch.finfo(dtype).eps * (truth.abs().max() + 1)
+        assert (sparse(x).double() - truth).abs().max() <= torch.finfo(dtype).eps * (truth.abs().max() + 1)
