@@ -346,7 +346,10 @@ def root(case, dtype: torch.dtype, training: bool) -> Setup:
     mine = {"ours_nhwc": calls(one, last), "ours_nchw": calls(one, images), "ours_two_calls": calls(two, last)}
     providers = {name: (lambda i, make=make: _never(make(i))) for name, make in mine.items()}
     providers |= {"cudnn_nhwc": calls(torchs, last), "cudnn_nchw": calls(torchs, images)}
-    e = cuda_root_conv2d.estimate(last[0], first[0].shape, second[0].shape, (1, 1, kernel // 2, kernel // 2, 1, 1, groups))
+    sizes = (1, 1, kernel // 2, kernel // 2, 1, 1, groups)
+    twin = lambda k: lambda i: lambda: k.root_conv2d(last[i], first[i], bias1, second[i], bias2, *sizes, True, True, False)  # noqa: E731
+    _with_twins(providers, dtype, training, twin)
+    e = cuda_root_conv2d.estimate(last[0], first[0].shape, second[0].shape, sizes)
     name = f"root_conv2d/{what} n{n} {c}-{k}-{outs}@{size} {kernel}x{kernel} g{groups}/{str(dtype)[6:]}/fwd"
     flops = 2 * n * size * size * (k * c // groups * kernel * kernel + k * outs)
     truth = _truth(torchs, (images[0], first[0], second[0]), images[0], False)

@@ -20,18 +20,21 @@ from triton.compiler import ASTSource
 from sparsekern.ops import OPS
 from sparsekern.ops.triton import DOORS, twin
 
+#: Of root_conv2d, which is no card: x, weight1 and weight2.
+ROOTS = {"wide": ((64, 64, 56, 56), (64, 8, 3, 3), (256, 64, 1, 1))}
+
 TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
-def compiled(kernel, args, capability: int) -> dict:
+def compiled(kernel, args, options: dict, capability: int) -> dict:
     signature, constants = {}, {}
     for parameter, value in zip(kernel.params, args, strict=True):
         if parameter.is_constexpr:
             signature[parameter.name], constants[(parameter.num,)] = "constexpr", value
         else:
             signature[parameter.name] = TYPES[value.dtype] if isinstance(value, torch.Tensor) else "i32"
-    code = triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
+    code = triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code.asm["cubin"])
         file.flush()
@@ -45,8 +48,16 @@ def compiled(kernel, args, capability: int) -> dict:
 def main(capability: str, dtype: str, *samples: str) -> None:
     launched = {}
     for name, sample in zip(samples[::2], samples[1::2], strict=True):
-        op, module = OPS[name], twin(name)
-        module.run = lambda kernel, grid, device, *args: launched.setdefault(kernel.fn.__module__ + kernel.fn.__name__, (kernel, args))
+        module = twin(name)
+        module.run = lambda kernel, _, device, *args, **options: launched.setdefault(
+            kernel.fn.__module__ + kernel.fn.__name__, (kernel, args, options)
+        )
+        if name == "root_conv2d":
+            x, weight1, weight2 = (torch.empty(size, dtype=getattr(torch, dtype)) for size in ROOTS[sample])
+            bias1, bias2 = (torch.empty(len(w), dtype=x.dtype) for w in (weight1, weight2))
+            module.forward(x, weight1, bias1, weight2, bias2, 1, 1, 1, 1, 1, 1, x.shape[1] // weight1.shape[1], True, True)
+            continue
+        op = OPS[name]
         inputs = next(s.inputs for s in op.samples(torch.device("cpu"), getattr(torch, dtype)) if s.name == sample)
         for door, product in op.products.items():
             product.reference = getattr(module, door)
@@ -57,8 +68,8 @@ def main(capability: str, dtype: str, *samples: str) -> None:
         with backends.use("reference"):
             out = op.function(**{**inputs, **leaves})
             torch.autograd.grad(out, list(leaves.values()), torch.ones_like(out))
-    for kernel, args in launched.values():
-        print(json.dumps(compiled(kernel, args, int(capability))), flush=True)
+    for kernel, args, options in launched.values():
+        print(json.dumps(compiled(kernel, args, options, int(capability))), flush=True)
 
 
 if __name__ == "__main__":

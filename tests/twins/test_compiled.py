@@ -14,13 +14,14 @@ pytest.importorskip("triton", reason="triton is not installed: its twins are not
 
 #: Samples that together launch every kernel.
 SAMPLES = ("sparse_linear", "one", "sparse_linear", "feature_major", "sparse_linear", "block", "grouped_conv2d", "odd_batch",
-           "sparse_conv2d", "shared", "grouped_mm", "odd_batch")  # fmt: skip
+           "sparse_conv2d", "shared", "grouped_mm", "odd_batch", "root_conv2d", "wide")  # fmt: skip
 KERNELS = {
     "sparse_linear": {"_gather_row": 0, "_gather_rows": 0, "_scatter_rows": 0, "_pairs": 0, "_blocks": 1, "_blocks_grad_x": 1,
                       "_blocks_grad_weight": 1},
     "grouped_conv2d": {"_forward": 1, "_grad_x": 1, "_grad_weight": 1},
     "sparse_conv2d": {"_forward": 0, "_grad_x": 0, "_grad_weight": 0},
     "grouped_mm": {"_rows": 1, "_columns": 1},
+    "root_conv2d": {"_root": 1},
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def kernels() -> SimpleNamespace:
 
     The last argument of most, whether ten bits of fraction would do, goes unheeded: twins multiply float32 as it is.
     """
-    conv, linear, masked, many = (twin(op) for op in ("grouped_conv2d", "sparse_linear", "sparse_conv2d", "grouped_mm"))
+    linear, conv, masked, many, root = (twin(op) for op in (*OPS, "root_conv2d"))
 
     def grouped_conv2d(x, weight, bias, *rest):
         *window, relu, _ = rest
@@ -50,5 +50,6 @@ def kernels() -> SimpleNamespace:
         grouped_mm=lambda *args: many.forward(*args[:-1], checked=True),
         grouped_mm_grad_a=lambda *args: many.grad_x(*args[:-1]),
         grouped_mm_grad_b=lambda *args: many.grad_weight(*args[:-1]),
+        root_conv2d=lambda *args: root.forward(*args[:-1]),
         sparse_linear_grad_weight=lambda grad_out, x, index, *rest: linear.grad_weight(grad_out, x, index, None, *rest[:-1]),
     )
