@@ -10,7 +10,7 @@ from sparsekern.measure.cases import select
 from sparsekern.measure.providers import conv_setup
 
 CASES = {case.id: case for case in select("conv", quick=True)}
-PROVIDERS = ("ours", "dense", "grouped", "dense_prepacked", "grouped_prepacked", "masked_dense", "csr_unfold")
+PROVIDERS = ("ours", "ours_packed", "dense", "grouped", "dense_prepacked", "grouped_prepacked", "masked_dense", "csr_unfold")
 
 
 @cache

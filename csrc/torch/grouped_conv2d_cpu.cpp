@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "core/grouped_conv2d_bf16.h"
+#include "torch/dead_taps.h"
 #include "torch/grouped_conv2d.h"
 
 namespace sk::glue {
@@ -129,6 +130,11 @@ Tensor grouped_conv2d(const Tensor& x, const Tensor& weight, const std::optional
                                  !fp64 && channels_last(weight));
   STD_TORCH_CHECK(fits_bias(bias, x, s.K), "grouped_conv2d: bias");
   STD_TORCH_CHECK(fits_shortcut(shortcut, x, s), "grouped_conv2d: shortcut");
+  if (const DeadTaps dead(s); dead) {
+    const Window w = dead.left_by(window);
+    return grouped_conv2d(x, cropped(weight, dead), bias, shortcut, w.stride_h, w.stride_w, w.pad_h, w.pad_w, w.dilation_h, w.dilation_w, groups,
+                          relu);
+  }
   const Pool threads = pool();
   const std::optional<Tensor> added = shortcut ? std::optional<Tensor>(in_layout(*shortcut, cl)) : std::nullopt;
   if (torch_wins(s, ConvProduct::forward, x.scalar_type())) {
@@ -164,6 +170,11 @@ Tensor grouped_conv2d_grad_x(const Tensor& grad_out, const Tensor& weight, int64
   const Conv2dShape s = shape_of(grad_out.size(0), weight.size(1) * groups, height, width, weight.size(0), weight.size(2), weight.size(3), window, cl,
                                  !fp64 && channels_last(weight));
   STD_TORCH_CHECK(grad_out.size(1) == s.K && grad_out.size(2) == s.OH && grad_out.size(3) == s.OW, "grouped_conv2d: grad_out");
+  if (const DeadTaps dead(s); dead) {
+    const Window w = dead.left_by(window);
+    return grouped_conv2d_grad_x(grad_out, cropped(weight, dead), height, width, w.stride_h, w.stride_w, w.pad_h, w.pad_w, w.dilation_h, w.dilation_w,
+                                 groups);
+  }
   const Pool threads = pool();
   const Tensor g = in_own_layout(grad_out);
   if (torch_wins(s, ConvProduct::grad_x, g.scalar_type())) return promised(torch_backward(g, StandIn(g, s).tensor(), weight, window, 0), cl);
@@ -193,6 +204,12 @@ Tensor grouped_conv2d_grad_weight(const Tensor& grad_out, const Tensor& x, int64
   const bool cl = channels_last(x);
   const Conv2dShape s = shape_of(x.size(0), x.size(1), x.size(2), x.size(3), grad_out.size(1), kernel_h, kernel_w, window, cl, false);
   STD_TORCH_CHECK(grad_out.size(2) == s.OH && grad_out.size(3) == s.OW, "grouped_conv2d: grad_out");
+  if (const DeadTaps dead(s); dead) {
+    const Window w = dead.left_by(window);
+    const Tensor live = grouped_conv2d_grad_weight(grad_out, x, dead.height(kernel_h), dead.width(kernel_w), w.stride_h, w.stride_w, w.pad_h, w.pad_w,
+                                                   w.dilation_h, w.dilation_w, groups);
+    return uncropped(live, kernel_h, kernel_w, dead);
+  }
   const Pool threads = pool();
   const Tensor out = new_image(x, s.K, s.C / groups, kernel_h, kernel_w, false);
   const Tensor xs = in_layout(x, cl), g = in_layout(grad_out, cl);
@@ -286,8 +303,10 @@ Tensor choose_grouped_conv2d(const Tensor& like, int64_t N, int64_t C, int64_t H
                              int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t groups,
                              bool channels_last, int64_t product, int64_t type) {
   const Window window{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups};
-  const ConvChoice choice =
-      grouped_conv2d_choice(shape_of(N, C, H, W, K, kernel_h, kernel_w, window, channels_last, false), ConvProduct(product), ConvType(type));
+  Conv2dShape s = shape_of(N, C, H, W, K, kernel_h, kernel_w, window, channels_last, false);
+  if (const DeadTaps dead(s); dead)
+    s = shape_of(N, C, H, W, K, dead.height(kernel_h), dead.width(kernel_w), dead.left_by(window), channels_last, false);
+  const ConvChoice choice = grouped_conv2d_choice(s, ConvProduct(product), ConvType(type));
   const size_t length = std::strlen(choice.reason);
   const Tensor out = new_tensor(like, std::array<int64_t, 1>{int64_t(length) + 1});
   double* o = static_cast<double*>(out.mutable_data_ptr());

@@ -49,6 +49,36 @@ def test_is_torchs_convolution(kernel, stride, padding, dilation, layout, dense)
             assert ((g - w).abs() <= (t + 2) * 2.0**-24 * s).all()
 
 
+@KERNELS
+@pytest.mark.parametrize("dense", POLICIES)
+def test_taps_that_meet_padding_only_are_left_out(dense):
+    torch.manual_seed(0)
+    for size, taps, stride, padding, dilation in itertools.product((1, 2, 5), (2, 3, 4, 5, 7), (1, 3), range(5), (1, 2, 4)):
+        outputs = (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+        if outputs < 1:
+            continue
+        met = [any(0 <= o * stride + t * dilation - padding < size for o in range(outputs)) for t in range(taps)]
+        front, back = (met.index(True), met[::-1].index(True)) if any(met) else (taps, taps)
+        dead = min(front, back, padding // dilation, (taps - 1) // 2)
+        if dead == 0 and padding % 2:
+            continue  # the other convolutions are tested elsewhere
+        layouts = LAYOUTS[(padding + taps) % 2], LAYOUTS[(size + dilation) // 2 % 2]
+        x = torch.randn(2, 8, size, 3).to(memory_format=layouts[0])
+        weight, bias = torch.randn(12, 4, taps, 1).to(memory_format=layouts[1]), torch.randn(12)
+        args = ((stride, 1), (padding, 0), (dilation, 1), 2)
+        cotangent = torch.randn_like(F.conv2d(x, weight, bias, *args))
+        want = products(F.conv2d, *(t.double() for t in (x, weight, bias)), args, cotangent.double())
+        weight[:, :, :dead], weight[:, :, taps - dead :] = torch.nan, torch.nan  # whoever multiplies them, even by zero, is found out
+        with backends.use(backends.providers()[-1], dense=dense):
+            got = products(grouped_conv2d, x, weight, bias, args, cotangent)
+            turned = grouped_conv2d(*(t.transpose(2, 3) for t in (x, weight)), bias, *(a[::-1] for a in args[:3]), 2)
+        for g, w in zip(got, want):
+            torch.testing.assert_close(g.double(), w, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(turned.transpose(2, 3).double(), want[0], rtol=1e-5, atol=1e-5)
+        if dead:
+            assert not got[2][:, :, :dead].any() and not got[2][:, :, taps - dead :].any()
+
+
 def test_output_layout_follows_the_input():
     weight = torch.randn(8, 2, 3, 3)
     nchw = torch.randn(2, 4, 6, 7)

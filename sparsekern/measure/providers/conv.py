@@ -2,6 +2,7 @@
 
     x [N, C, H, W]   dense weight [K, C, k, k] with zeros where nothing is kept   bias [K]   →   out [N, K, H', W']
 
+    ours, ours_packed           the layer; packed: channels_last groups only
     dense, dense_prepacked      F.conv2d on the dense weight; oneDNN's operator with a rearranged weight
     grouped, grouped_prepacked  the same with the filter groups of the case
     masked_dense                F.conv2d(x, weight * mask): mask-simulated sparsity
@@ -12,6 +13,7 @@ A name ends in ``_other`` where input and output have the other memory format th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -78,6 +80,10 @@ def _add_inference(
     settings = case.stride, case.padding, case.dilation
     layer.requires_grad_(False)
     setup.add("ours" + end, lambda: lambda: layer(x), ours=True, served_by=served_by(case.op, layer, x, setup.mode), **about)
+    if hasattr(layer, "pack") and layout == "channels_last" and not end:
+        packed = copy.deepcopy(layer).pack(tuple(x.shape))
+        serves = served_by(case.op, packed, x, setup.mode)
+        setup.add("ours_packed", lambda: lambda: packed(x), ours=True, packed=True, served_by=serves, **about)
     setup.add("dense" + end, lambda: lambda: F.conv2d(x, weight, bias, *settings), **about)
     setup.add("dense_prepacked" + end, lambda: _prepacked(x, weight, bias, case, 1), packed=True, **about)
     if not case.granularity:
