@@ -15,6 +15,7 @@ from sparsekern.ops import backends, pack_sparse_linear, sparse_linear_packed
 from sparsekern.ops.cuda import explain_linear
 from sparsekern.ops.define import readable
 from sparsekern.ops.sparse_linear import (
+    check,
     check_index,
     dense_weight,
     explain_packed,
@@ -225,8 +226,10 @@ class SparseLinear(PlannedModule):
         if not _compiling() and _quick is not None:
             try:
                 out = _quick(self.__dict__, x)
-            except RuntimeError:  # said in our words below
-                out = NotImplemented
+            except RuntimeError:
+                self._check_features(x)  # says it in our words; falls through when the error was another one
+                check(x, self.weight, self.bias, self.index, self._plan)
+                raise
             if out is not NotImplemented:
                 return out
         try:

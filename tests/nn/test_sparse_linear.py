@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -376,3 +377,21 @@ def test_a_layer_made_in_inference_mode_plans_once_and_sees_writes(monkeypatch):
         layer.index.copy_(SparseLinear(64, 32, fan_in=8, seed=1).index)  # no counter says so
         torch.testing.assert_close(layer(x), layer.to_dense()(x))
         assert len(plans) == 1
+
+
+@pytest.mark.skipif(backends.quick_call is None, reason="_quick_call was not built against this torch")
+def test_what_a_kernel_says_is_not_swallowed_and_nothing_is_computed_twice(monkeypatch):
+    module = sys.modules["sparsekern.nn.sparse_linear"]
+    layer, x = SparseLinear(64, 32, fan_in=8, seed=0), torch.randn(3, 64)
+
+    def fail(*args):
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(module, "_quick", fail)
+    monkeypatch.setattr(module, "sparse_linear", lambda *args: pytest.fail("computed again"))
+    with pytest.raises(RuntimeError, match="no memory left"):
+        layer(x)
+    with pytest.raises(ValueError, match=r"SparseLinear: x must be \[\.\.\., 64\]; got \[3, 63\]"):  # where it is the caller's fault
+        layer(x[:, 1:])
+    with pytest.raises(ValueError, match="sparse_linear: weight must be torch.float64 like x; got torch.float32"):
+        layer(x.double())
