@@ -20,6 +20,7 @@ struct SparseConvTile {
   const int32_t* tap_order;   // [taps] in which forward takes them: neighbours read the same lines
   const uint16_t* mask;       // [taps, mask_stride], or null
   int64_t mask_stride;
+  const float *x_begin, *x_end;  // with masks: the memory around x that forward may read, whatever it holds
   // kept weights [nnz, BO, BI], by column (input block, tap)
   const float* weight;
   const int32_t* columns;  // [IB*taps + 1]

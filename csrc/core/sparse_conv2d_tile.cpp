@@ -112,6 +112,9 @@ void run_masked(const SparseConvJob& job, const SparseConvWalk& w, const SparseC
     const SparseConvPlanes planes = job.planes(w, n, 0, job.src_channels(), first, last, turned);
     a.x = planes.x;
     a.x_stride = planes.stride;
+    const float* memory = s.channels_last ? turned : job.src;
+    a.x_begin = memory;
+    a.x_end = memory + (s.channels_last ? job.src_channels() * planes.stride : s.N * job.src_channels() * src_pixels);
     a.out = sums ? sums - v_begin * lanes : job.dst + n * job.dst_channels() * pixels;
     a.out_stride = sums ? sums_stride : pixels;
     a.tail = sums || v_end < vectors ? int(lanes) : int(pixels - (vectors - 1) * lanes);

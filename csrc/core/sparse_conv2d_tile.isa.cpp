@@ -6,6 +6,8 @@
 //            block of filters at a time so that their pixels stay in the first-level cache for all channels
 //   outer    grad_weight: N filters x PV vectors of channels, summed over the pixels
 // Weights are read where they lie, N broadcasts from N rows.
+#include <type_traits>
+
 #include "core/sparse_conv2d_kernels.h"
 #include "core/vec.h"
 
@@ -24,8 +26,12 @@ constexpr int vectors_for(int n) {
 
 #if defined(__AVX512F__)
 SK_INLINE vf load_masked(const float* p, uint16_t mask) { return reinterpret_cast<vf>(_mm512_maskz_loadu_ps(mask, p)); }
+SK_INLINE vf add_masked(vf a, vf b, uint16_t mask) {
+  return reinterpret_cast<vf>(_mm512_mask_add_ps(reinterpret_cast<__m512>(a), mask, reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+}
 #else
 SK_INLINE vf load_masked(const float* p, uint16_t) { return load(p); }
+SK_INLINE vf add_masked(vf a, vf b, uint16_t) { return a + b; }
 #endif
 
 // The input of one (channel, tap). NOTE: with masks, lanes that are off may lie outside the tensor; they are not accessed.
@@ -34,6 +40,18 @@ SK_INLINE void load_input(vf (&x)[PV], const float* p, int64_t v_stride, const u
   SK_UNROLL for (int v = 0; v < PV; ++v) x[v] = Masked ? load_masked(p + v * W, mask[v]) : load(p + v * v_stride);
 }
 
+// out[j] += sums[j], in the lanes of `mask`
+template <int N, int PV>
+SK_INLINE void add_sums(const vf (&sums)[N][PV], float* const* out, int tail, const uint16_t (&mask)[PV]) {
+  SK_UNROLL for (int j = 0; j < N; ++j) {
+    SK_UNROLL for (int v = 0; v + 1 < PV; ++v) store(out[j] + v * W, add_masked(load(out[j] + v * W), sums[j][v], mask[v]));
+    float* last = out[j] + (PV - 1) * W;
+    if (tail == W)
+      store(last, add_masked(load(last), sums[j][PV - 1], mask[PV - 1]));
+    else
+      store_first(last, add_masked(load_first(last, tail), sums[j][PV - 1], mask[PV - 1]), tail);
+  }
+}
 // out[j] += sums[j]
 template <int N, int PV>
 SK_INLINE void add_sums(const vf (&sums)[N][PV], float* const* out, int tail) {
@@ -59,11 +77,16 @@ SK_INLINE void store_sums(const vf (&sums)[N][PV], float* const* out, int tail) 
 }
 
 // ---- forward: out[j][pixels] += sum over channels of weight[j][c] * x[c][pixels]
-using ForwardTile = void (*)(const float* x, int64_t x_stride, int64_t v_stride, const uint16_t* mask, int64_t channels, const float* const* weight,
-                             float* const* out, int tail);
+// With masks: those of the tap. A masked load takes a multiply-add's place, so only channels outside [whole.begin, whole.end), whose vectors reach
+// over the ends of the memory, are loaded so. Of the others all lanes are multiplied, and those that are off are left out of `out`.
+struct Channels {
+  int64_t begin, end;
+};
+using ForwardTile = void (*)(const float* x, int64_t x_stride, int64_t v_stride, const uint16_t* mask, Channels whole, int64_t channels,
+                             const float* const* weight, float* const* out, int tail);
 template <int N, int PV, bool Masked>
-__attribute__((noinline)) void forward_tile(const float* x, int64_t x_stride, int64_t v_stride, const uint16_t* mask, int64_t channels,
-                                            const float* const* weight, float* const* out, int tail) {
+__attribute__((noinline)) void forward_tile(const float* x, int64_t x_stride, int64_t v_stride, const uint16_t* mask, Channels whole,
+                                            int64_t channels, const float* const* weight, float* const* out, int tail) {
   const float* w[N];
   uint16_t m[PV] = {};
   vf sums[N][PV];
@@ -73,15 +96,27 @@ __attribute__((noinline)) void forward_tile(const float* x, int64_t x_stride, in
     sums[j][v] = zero();
     __builtin_prefetch(out[j] + v * W, 1);  // there when the sums are ready
   }
-  for (int64_t c = 0; c < channels; ++c, x += x_stride) {
-    vf input[PV];
-    load_input<PV, Masked>(input, x, v_stride, m);
-    SK_UNROLL for (int j = 0; j < N; ++j) {
-      const vf wj = splat(w[j][c]);
-      SK_UNROLL for (int v = 0; v < PV; ++v) sums[j][v] += wj * input[v];
+  int64_t c = 0;
+  const auto add = [&](auto masked, int64_t end) __attribute__((always_inline)) {
+    for (; c < end; ++c, x += x_stride) {
+      asm("" : "+r"(c));  // one index for all rows of weights: N pointers to step would take ports from the multiply-adds
+      vf input[PV];
+      load_input<PV, decltype(masked)::value>(input, x, Masked ? W : v_stride, m);
+      SK_UNROLL for (int j = 0; j < N; ++j) {
+        const vf wj = splat(w[j][c]);
+        SK_UNROLL for (int v = 0; v < PV; ++v) sums[j][v] += wj * input[v];
+      }
     }
+  };
+  if constexpr (Masked) {
+    add(std::true_type{}, whole.begin);
+    add(std::false_type{}, whole.end);
+    add(std::true_type{}, channels);
+    add_sums<N, PV>(sums, out, tail, m);
+  } else {
+    add(std::false_type{}, channels);
+    add_sums<N, PV>(sums, out, tail);
   }
-  add_sums<N, PV>(sums, out, tail);
 }
 
 // ---- grad_x: out[j][pixels] (+)= sum over (tap, filter of one block, o) of weight[entry][o][channel + j] * x[filter][pixels - tap]
@@ -178,6 +213,16 @@ SK_INLINE int piece(int64_t size, int most) {
   return int((size + pieces - 1) / pieces);
 }
 
+// Channels of `x`, `x_stride` apart, of which all of the first `floats` floats lie in [a.x_begin, a.x_end).
+SK_INLINE Channels whole_channels(const SparseConvTile& a, const float* x, int64_t floats, int64_t channels) {
+  Channels whole{0, channels};
+  const int64_t before = a.x_begin - x, behind = x + (channels - 1) * a.x_stride + floats - a.x_end;
+  if (before > 0) whole.begin = before > (channels - 1) * a.x_stride ? channels : (before + a.x_stride - 1) / a.x_stride;
+  if (behind > 0) whole.end = channels - (behind + a.x_stride - 1) / a.x_stride;
+  if (whole.end < whole.begin) whole.end = whole.begin;
+  return whole;
+}
+
 // The weights of the next tile, so that the first pass over them does not wait for memory: rows are too short for the hardware.
 SK_INLINE void prefetch_rows(const SparseConvTile& a, int64_t entry, int64_t rows, int64_t channel, int channels) {
   const int64_t all = a.columns[a.IB * a.taps];
@@ -245,6 +290,7 @@ void forward(const SparseConvTile& a) {
           if (a.tap_offset[t] == kAbsentTap) continue;
           const float* x = a.x + a.tap_offset[t] + (ib * a.BI + c0) * a.x_stride + v0 * a.v_stride;
           const uint16_t* mask = a.mask ? a.mask + t * a.mask_stride + v0 : nullptr;
+          const Channels whole = mask ? whole_channels(a, x, nb * W, channels) : Channels{0, channels};
           int64_t e = a.columns[ib * a.taps + t], o = 0;
           int64_t filters = (a.columns[ib * a.taps + t + 1] - e) * a.BO;
           while (filters > 0) {
@@ -259,7 +305,7 @@ void forward(const SparseConvTile& a) {
             if (v0 == a.v_begin) prefetch_rows(a, e, max_n, c0, channels);
             for (int v = 0; v < nb;) {
               const int pv = piece(nb - v, vectors_for(n));
-              kForward[mask != nullptr][n - 1][pv - 1](x + v * a.v_stride, a.x_stride, a.v_stride, mask ? mask + v : nullptr, channels, w, out,
+              kForward[mask != nullptr][n - 1][pv - 1](x + v * a.v_stride, a.x_stride, a.v_stride, mask ? mask + v : nullptr, whole, channels, w, out,
                                                        v + pv == nb ? tail : W);
               for (int j = 0; j < n; ++j) out[j] += pv * W;
               v += pv;

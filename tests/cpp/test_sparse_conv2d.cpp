@@ -282,12 +282,35 @@ bool choices() {
   return ok;
 }
 
+// A NaN reaches the outputs whose windows see its pixel, and no others: not those that lie beside it in memory only.
+bool nan_stays() {
+  bool ok = true;
+  for (bool channels_last : {false, true}) {
+    SparseConv2dShape s{2, 20, 8, 9, 16, 3, 3, 1, 1, 1, 1, 1, 1, 1, 20, 1, 0, channels_last};
+    std::mt19937 random(7);
+    std::vector<int32_t> indptr, index;
+    draw(s, 0.5, random, indptr, index);
+    std::vector<int32_t> plan(size_t(sparse_conv2d_plan_size(s)));
+    sparse_conv2d_plan(s, indptr.data(), index.data(), plan.data());
+    for (int64_t pixel : {0, 8, 35, 36, 63, 71}) {
+      std::vector<float> x(size_t(s.N * s.C * s.H * s.W), 1.0f), w(size_t(s.nnz * s.C), 1.0f), out(size_t(s.N * s.K * s.H * s.W));
+      x[size_t(place(channels_last, s.C, s.H, s.W, 1, 5, pixel / s.W, pixel % s.W))] = NAN;
+      Sums want(int64_t(out.size())), gx(int64_t(x.size())), gw(int64_t(w.size()));
+      naive(s, indptr, index, x.data(), w.data(), nullptr, out.data(), want, gx, gw);
+      sparse_conv2d(s, x.data(), w.data(), plan.data(), nullptr, out.data(), kSerial);
+      for (size_t i = 0; i < out.size(); ++i) ok = ok && std::isnan(out[i]) == std::isnan(want.value[i]);
+    }
+  }
+  if (!ok) std::printf("FAIL a NaN went astray\n");
+  return ok;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   if (!check::wanted_isa()) return 0;
   const unsigned cases = argc > 1 ? unsigned(std::atoi(argv[1])) : 400;
-  int bad = !faults() + !choices();
+  int bad = !faults() + !choices() + !nan_stays();
   // layers of a real network, and maps of one vector, one pixel, one row
   const Case fixed[] = {
       {{1, 96, 16, 16, 48, 5, 5, 1, 1, 2, 2, 1, 1, 1, 96, 1, 0, false}, 0.25, 1},
