@@ -9,12 +9,17 @@
 namespace sk::glue {
 namespace {
 
+// Who serves, what torch cannot do counted in.
+ConvChoice choice_of(const Conv2dShape& s, ConvProduct product, ConvType type) {
+  const ConvChoice choice = grouped_conv2d_choice(s, product, type);
+  const bool can = choice.ours || type == ConvType::fp32 ||
+                   torch_can_run({s.H, s.W}, {s.OH, s.OW}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w});
+  return can ? choice : ConvChoice{true, "torch's 16-bit convolutions fail in this window"};
+}
+
 bool torch_wins(const Conv2dShape& s, ConvProduct product, ScalarType type) {
   const ConvType of = type == ScalarType::BFloat16 ? ConvType::bf16 : type == ScalarType::Half ? ConvType::fp16 : ConvType::fp32;
-  if (is_half(type) &&
-      !torch_can_run({s.H, s.W}, {s.OH, s.OW}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w}))
-    return false;
-  return type != ScalarType::Double && !grouped_conv2d_choice(s, product, of).ours;
+  return type != ScalarType::Double && !choice_of(s, product, of).ours;
 }
 
 using Ints = std::vector<int64_t>;
@@ -306,7 +311,7 @@ Tensor choose_grouped_conv2d(const Tensor& like, int64_t N, int64_t C, int64_t H
   Conv2dShape s = shape_of(N, C, H, W, K, kernel_h, kernel_w, window, channels_last, false);
   if (const DeadTaps dead(s); dead)
     s = shape_of(N, C, H, W, K, dead.height(kernel_h), dead.width(kernel_w), dead.left_by(window), channels_last, false);
-  const ConvChoice choice = grouped_conv2d_choice(s, ConvProduct(product), ConvType(type));
+  const ConvChoice choice = choice_of(s, ConvProduct(product), ConvType(type));
   const size_t length = std::strlen(choice.reason);
   const Tensor out = new_tensor(like, std::array<int64_t, 1>{int64_t(length) + 1});
   double* o = static_cast<double*>(out.mutable_data_ptr());

@@ -1,5 +1,5 @@
 // sparse_conv2d on the CPU: check, allocate, hand over to core/sparse_conv2d.cpp or, where that is faster, to torch's convolution.
-#include "core/sparse_conv2d.h"
+#include "core/sparse_conv2d_plan.h"
 #include "torch/glue.h"
 
 namespace sk::glue {
@@ -83,12 +83,17 @@ struct ConvPlanHolder {
   }
 };
 
-bool dense_wins(const SparseConv2dShape& s, SparseConv2dProduct product, const Tensor& like) {
-  if (is_half(like.scalar_type()) &&
+// Who serves, what torch cannot do counted in.
+SparseConv2dChoice choice_of(const SparseConv2dShape& s, SparseConv2dProduct product, bool half) {
+  SparseConv2dChoice choice = sparse_conv2d_choice(s, product, half);
+  if (half && choice.kernel == SparseConv2dKernel::dense &&
       !torch_can_run({s.H, s.W}, {s.OH(), s.OW()}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w}))
-    return false;
-  return like.scalar_type() != ScalarType::Double &&
-         sparse_conv2d_choice(s, product, is_half(like.scalar_type())).kernel == SparseConv2dKernel::dense;
+    choice.kernel = sparse_conv_tiled(s) ? SparseConv2dKernel::tile : SparseConv2dKernel::list;
+  return choice;
+}
+
+bool dense_wins(const SparseConv2dShape& s, SparseConv2dProduct product, const Tensor& like) {
+  return like.scalar_type() != ScalarType::Double && choice_of(s, product, is_half(like.scalar_type())).kernel == SparseConv2dKernel::dense;
 }
 
 template <class F>
@@ -247,7 +252,7 @@ Tensor choose_sparse_conv2d(const Tensor& like, int64_t N, int64_t H, int64_t W,
                             int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t BO, int64_t BI,
                             int64_t BT, int64_t nnz, int64_t product, bool half, bool channels_last) {
   const SparseConv2dShape s{N, C, H, W, K, KH, KW, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, BO, BI, BT, nnz, channels_last};
-  const SparseConv2dChoice c = sparse_conv2d_choice(s, SparseConv2dProduct(product), half);
+  const SparseConv2dChoice c = choice_of(s, SparseConv2dProduct(product), half);
   const Tensor out = new_tensor(like, std::array<int64_t, 1>{2});
   double* o = static_cast<double*>(out.mutable_data_ptr());
   o[0] = double(c.kernel), o[1] = c.relative_cost;

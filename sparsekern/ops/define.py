@@ -17,6 +17,7 @@ library only adds faster ones. A call goes through the first door that fits:
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -131,6 +132,19 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(t if t is None or t.dtype == torch.float64 or not t.is_floating_point() else t.to(dtype) for t in tensors)
 
 
+def outside_autocast(reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A reference whose first argument is a tensor, left alone by autocast: it would cast to 16 bits again what is computed in float32."""
+
+    @functools.wraps(reference)
+    def computed(first: Tensor, *args: Any) -> Tensor:
+        if not _is_any_autocast_enabled() or first.device.type == "meta":
+            return reference(first, *args)
+        with torch.autocast(first.device.type, enabled=False):
+            return reference(first, *args)
+
+    return computed
+
+
 def transforming() -> bool:
     """Whether ``torch.func`` or forward-mode AD is active."""
     # there is an interpreter; `is not None` would do in eager mode, but Dynamo finds it always true
@@ -140,6 +154,7 @@ def transforming() -> bool:
 def define(op: Op) -> Op:
     """Register the three products of a card and open the four doors."""
     for door, product in op.products.items():
+        product.reference = outside_autocast(product.reference)
         _register(product)
         setattr(op.eager, door, _eager_door(op, product))
         setattr(op.transformed, door, _transformed_door(op, product))

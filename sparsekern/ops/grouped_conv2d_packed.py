@@ -113,6 +113,7 @@ def explain_packed(packed: Tensor) -> str:
     return f"blocks of {vectors * lanes} channels" if blocked else "the natural weight"
 
 
+@d.outside_autocast
 def reference(x, packed, bias, shortcut, out_channels, kernel_h, kernel_w, *rest):
     check(x, packed, bias, shortcut, out_channels, kernel_h, kernel_w, *rest)
     *window, groups, relu = rest

@@ -137,6 +137,7 @@ def _chain(x, stages, shortcut, window, relu, last_relu):
     return y
 
 
+@d.outside_autocast
 def reference(x, weight1, bias1, weight2, bias2, weight3, bias3, shortcut, *rest):
     tensors = (weight1, bias1, weight2, bias2, weight3, bias3)
     check(x, *tensors, shortcut, *rest)
@@ -144,6 +145,7 @@ def reference(x, weight1, bias1, weight2, bias2, weight3, bias3, shortcut, *rest
     return _laid_out_like(x, _chain(xc, _stages(*given), added, rest[:7], *rest[7:]).to(x.dtype))
 
 
+@d.outside_autocast
 def reference_packed(x, packed1, bias1, packed2, bias2, packed3, bias3, shortcut, out_channels, kernel_h, kernel_w, *rest):
     tensors = (packed1, bias1, packed2, bias2, packed3, bias3)
     check_packed(x, *tensors, shortcut, out_channels, kernel_h, kernel_w, *rest)

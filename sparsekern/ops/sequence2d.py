@@ -129,6 +129,7 @@ def check(x, tensors, numbers, images) -> None:
 # ---- reference, fake, FLOPs
 
 
+@d.outside_autocast
 def reference(x, tensors, numbers, images):
     return _laid_out_like(x, _walk(x, tensors, numbers, images, _REFERENCES))
 

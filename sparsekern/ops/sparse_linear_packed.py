@@ -89,6 +89,7 @@ def packed_windows(packed: Tensor) -> tuple[bool, int, int]:
     return bool(packed[_BALANCED]), int(packed[_PLACES]), int(packed[_LEFT_OVER])
 
 
+@d.outside_autocast
 def reference(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int, kept: int) -> Tensor:
     check(x, packed, bias, out_features, kept)
     weight, index = unpack_sparse_linear(packed)

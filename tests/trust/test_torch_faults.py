@@ -7,7 +7,7 @@ one output column by a stride. Drawn calls found it.
 import pytest
 import torch
 
-from sparsekern.nn import StochasticConv2d
+from sparsekern.nn import GroupedConv2d, StochasticConv2d
 from sparsekern.ops import backends, grouped_conv2d
 
 WINDOWS = [  # images, kernel, stride, padding, dilation, groups
@@ -45,3 +45,36 @@ def test_torch_does_not_serve_them(shape, kernel, stride, padding, dilation, gro
         sparse = StochasticConv2d(shape[1], 6, kernel, density=0.5, seed=0, **window, dtype=dtype)
         truth = torch.nn.functional.conv2d(x.double(), sparse.weight_dense().double(), sparse.bias.double(), **window)
         assert (sparse(x).double() - truth).abs().max() <= torch.finfo(dtype).eps * (truth.abs().max() + 1)
+
+
+@pytest.mark.parametrize("shape, kernel, stride, padding, dilation, groups", WINDOWS[4:])
+def test_the_references_are_computed_in_float32_under_autocast_too(shape, kernel, stride, padding, dilation, groups):
+    draw = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(shape, generator=draw), torch.randn(2 * groups, shape[1] // groups, *kernel, generator=draw)
+    window = {"stride": stride, "padding": padding, "dilation": dilation}
+    sparse = StochasticConv2d(shape[1], 6, kernel, density=0.5, seed=0, **window)
+
+    def in_bf16(weight, bias, groups):
+        return torch.nn.functional.conv2d(x.bfloat16().double(), weight.bfloat16().double(), bias, **window, groups=groups)
+
+    with backends.use("reference"), torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        found = (
+            (grouped_conv2d(x, weight, **window, groups=groups), in_bf16(weight, None, groups)),
+            (sparse(x), in_bf16(sparse.weight_dense(), sparse.bias.bfloat16().double(), 1)),
+        )
+    for out, truth in found:
+        assert out.dtype == torch.bfloat16
+        assert (out.double() - truth).abs().max() <= torch.finfo(torch.bfloat16).eps * (truth.abs().max() + 1)
+
+
+@pytest.mark.skipif(not (backends.has_kernels("cpu") and backends.native), reason="asks for torch where there is a choice")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape, kernel, stride, padding, dilation, groups", WINDOWS)
+def test_explain_says_who_serves_them(shape, kernel, stride, padding, dilation, groups, dtype):
+    window = {"stride": stride, "padding": padding, "dilation": dilation}
+    grouped = GroupedConv2d(shape[1], 2 * groups, kernel, groups=groups, **window)
+    sparse = [StochasticConv2d(shape[1], 6, kernel, density=0.5, granularity=g, seed=0, **window) for g in ("spatial", "synapse")]
+    with backends.use(backends.providers()[-1], dense="always"):
+        assert grouped.explain(shape).count(" torch ") == 3 and all(layer.explain(shape).count(" dense  ") == 3 for layer in sparse)
+        assert "torch " not in "".join(line[:27] for line in grouped.to(dtype).explain(shape).splitlines()[1:])
+        assert not any(" dense  " in layer.to(dtype).explain(shape) for layer in sparse)
