@@ -35,7 +35,7 @@ class Seen:
     """What a module was called with, first call; bytes of its inputs and outputs, all calls."""
 
     module: nn.Module
-    first: Like | None  # its first input, where that is an ordinary tensor of floats
+    like: tuple[Like, ...]  # its inputs, where all are ordinary tensors of floats in places; else the first, if it is one
     in_shape: tuple[int, ...] | None
     out_shape: tuple[int, ...] | None = None
     bytes: int = 0
@@ -82,7 +82,7 @@ class Recorder:
             begin = self.meter()
             inputs = tensors_of((args, kwargs))
             if path not in self.seen:
-                self.seen[path] = Seen(module, _like(inputs), tuple(inputs[0].shape) if inputs else None)
+                self.seen[path] = Seen(module, _likes(args, inputs), tuple(inputs[0].shape) if inputs else None)
             self.seen[path].bytes += sum(t.nbytes for t in inputs)
             self.seen[path].calls += 1
             borders = {t.grad_fn for t in inputs if t.grad_fn is not None} if self.backward else set()
@@ -152,8 +152,14 @@ def run_once(model: nn.Module, arguments: tuple, recorder: Recorder, backward: b
         parameter.grad = None
 
 
-def _like(inputs: list[Tensor]) -> Like | None:
-    x = inputs[0] if inputs else None
+def _likes(args: tuple, inputs: list[Tensor]) -> tuple[Like, ...]:
+    found = [_like(arg) for arg in args] if len(args) == len(inputs) else [None]
+    if None in found:
+        found = [_like(inputs[0]) if inputs else None]
+    return tuple(like for like in found if like is not None)
+
+
+def _like(x: Any) -> Like | None:
     if type(x) not in (Tensor, nn.Parameter) or not x.is_floating_point() or x.layout != torch.strided:
         return None
     return Like(tuple(x.shape), x.stride(), x.dtype, x.device, x.requires_grad)

@@ -65,43 +65,43 @@ def dense_twins(seen: dict[str, Seen], containers: set[str], backward: bool, rou
     for path, layer in seen.items():
         inside = any(path.startswith(f"{other}.") for other in found)
         only_holds = path in containers and not hasattr(layer.module, "to_dense")
-        if inside or only_holds or layer.first is None or layer.first.device.type != "cpu":
+        if inside or only_holds or not layer.like or layer.like[0].device.type != "cpu":
             continue
-        key = (repr(layer.module), layer.first, layer.module.training)
+        key = (repr(layer.module), layer.like, layer.module.training)
         if key not in known:
-            known[key] = _measured(layer.module, layer.first, backward, rounds)
+            known[key] = _measured(layer.module, layer.like, backward, rounds)
         if known[key] is not None:
             found[path] = known[key]
     return found
 
 
-def _measured(module: nn.Module, like: Like, backward: bool, rounds: int) -> Twin | None:
+def _measured(module: nn.Module, likes: tuple[Like, ...], backward: bool, rounds: int) -> Twin | None:
     dense = dense_twin(module)
     if dense is None:
         return None
-    x = like.make()
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+    xs = [like.make() for like in likes]
+    if xs[0].dim() == 4 and xs[0].is_contiguous(memory_format=torch.channels_last) and not xs[0].is_contiguous():
         dense = dense.to(memory_format=torch.channels_last)
-    flops = {name: _flops(layer, x) for name, layer in (("sparse", module), ("dense", dense))}
+    flops = {name: _flops(layer, xs) for name, layer in (("sparse", module), ("dense", dense))}
     if not flops["sparse"]:
         return None
     with torch.set_grad_enabled(backward):
-        calls = {name: _call(layer, x, backward) for name, layer in (("sparse", module), ("dense", dense))}
+        calls = {name: _call(layer, xs, backward) for name, layer in (("sparse", module), ("dense", dense))}
         times = interleave(calls, rounds=rounds, min_time_ms=MIN_TIME_MS)
     clock = "cpu" if torch.get_num_threads() == 1 else "wall"  # of one thread it tells more on a shared core
     return Twin(flops["dense"] / flops["sparse"], ratio(times["sparse"].by(clock), times["dense"].by(clock)))
 
 
-def _flops(layer: nn.Module, x: Tensor) -> int:
+def _flops(layer: nn.Module, xs: list[Tensor]) -> int:
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        layer(x)
+        layer(*xs)
     return counter.get_total_flops()
 
 
-def _call(layer: nn.Module, x: Tensor, backward: bool) -> Callable[[], Any]:
+def _call(layer: nn.Module, xs: list[Tensor], backward: bool) -> Callable[[], Any]:
     if not backward:
-        return lambda: layer(x)
-    leaves = [p for p in layer.parameters() if p.requires_grad] + [x] * x.requires_grad
-    grad_out = torch.ones_like(layer(x))
-    return lambda: torch.autograd.grad(layer(x), leaves, grad_out)
+        return lambda: layer(*xs)
+    leaves = [t for t in (*layer.parameters(), *xs) if t.requires_grad]
+    grad_out = torch.ones_like(layer(*xs))
+    return lambda: torch.autograd.grad(layer(*xs), leaves, grad_out)

@@ -14,6 +14,13 @@ from sparsekern.transform.graph import add_module, drop, module_of, one_argument
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 
 
+class DenseJoined(nn.ModuleList):
+    """The concatenation by channel of what its layers make of an input each."""
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return torch.cat([layer(x) for layer, x in zip(self, xs, strict=True)], 1)
+
+
 class Joined(nn.ModuleList):
     """The concatenation of packed ``GroupedConv2d`` of one activation by channel. ``names``: what the model called them."""
 
@@ -28,6 +35,10 @@ class Joined(nn.ModuleList):
         refuse_gradients(self, *xs)
         biases = [getattr(self, f"bias{i}") if conv.bias is None else conv.bias.detach() for i, conv in enumerate(self)]
         return joined_conv2d_packed(xs, [conv._packed for conv in self], biases, self.windows, self[0].activation)
+
+    def to_dense(self) -> DenseJoined:
+        """The same in torch's dense convolutions and a concatenation: what a profile times it against."""
+        return DenseJoined([conv.to_dense() for conv in self])
 
 
 def by_channel(node: fx.Node) -> bool:

@@ -151,6 +151,27 @@ def test_a_sequence_of_layers_has_a_dense_twin():
     assert layer.dense_flops == 2 * (16 * 8 * 9 * 100 + 16 * 8 * 9 * 9)
 
 
+def test_joined_convolutions_have_a_dense_twin():
+    from sparsekern.transform.join import Joined
+
+    class Branches(nn.Module):
+        def __init__(self, joined):
+            super().__init__()
+            self.joined = joined
+
+        def forward(self, x):
+            return self.joined(x, x[:, :4].contiguous(memory_format=torch.channels_last))
+
+    convolutions = [sk.GroupedConv2d(8, 16, 3, groups=4, padding=1), sk.GroupedConv2d(4, 6, 1, groups=2)]
+    joined = Joined(("a", "b"), [conv.pack() for conv in convolutions]).eval().requires_grad_(False)
+    x = torch.randn(1, 8, 12, 12).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(dense_twin(joined)(x, x[:, :4]), joined(x, x[:, :4].contiguous(memory_format=torch.channels_last)))
+    found = profile(Branches(joined), x, rounds=1, memory=False)
+    layer = next(layer for layer in found.layers if layer.name == "joined")
+    assert layer.flops == 2 * 144 * (16 * 2 * 9 + 6 * 2) and layer.speedup
+    assert layer.dense_flops == 2 * 144 * (16 * 8 * 9 + 6 * 4)
+
+
 @pytest.mark.parametrize(
     ("module", "shape"),
     [
