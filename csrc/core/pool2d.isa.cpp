@@ -1,21 +1,10 @@
 // One pixel of pooled channels: vectors run over the channels, and each tap is read once.
 #include "core/pool2d.h"
 
-#include "core/vec.h"
+#include "core/pool2d_lanes.h"
 
 namespace sk::SK_ISA {
 namespace {
-
-// The larger one; NaN if either is, as torch's max-pool does.
-SK_INLINE vf larger(vf a, vf b) {
-#if defined(__AVX512F__)
-  const __m512 p = reinterpret_cast<__m512>(a), q = reinterpret_cast<__m512>(b);
-  // max(p, q) is q where one is NaN: only a NaN in p has to stay
-  return reinterpret_cast<vf>(_mm512_mask_max_ps(p, _mm512_cmp_ps_mask(p, p, _CMP_ORD_Q), p, q));
-#else
-  return (a > b) | (a != a) ? a : b;
-#endif
-}
 
 template <class F>
 SK_INLINE void each_vector(int64_t channels, const F& f) {

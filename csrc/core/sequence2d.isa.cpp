@@ -1,4 +1,5 @@
-// What stands between a sparse convolution, whose results are planes, and the packed 1x1 behind it, whose results are pixels.
+// Stages of sequence2d between sparse convolutions: 1x1 convolutions of planes. Vectors run over the pixels of a block that fits L1, the
+// weights of a few filters are broadcast from the lines of the pack, where filters of one input channel lie side by side.
 #include "core/sequence2d.h"
 
 #include "core/vec.h"
@@ -6,71 +7,79 @@
 namespace sk::SK_ISA {
 namespace {
 
+constexpr int kVectors = W == 16 ? 3 : 2;  // of pixels
+constexpr int kFilters = W == 16 ? 8 : 4;  // kFilters*kVectors sums, kVectors inputs and one weight stay in registers
+
 void relu_in_place(float* x, int64_t count) {
   int64_t i = 0;
   for (; i + W <= count; i += W) store(x + i, relu(load(x + i)));
   for (; i < count; ++i) x[i] = relu(x[i]);
 }
 
-// P pixels x V vectors of output channels; each input channel is one broadcast per pixel.
-template <int V, int P>
-SK_INLINE void tile(const SequencePointwise& a, const float* const* weights, int64_t pixel, int64_t channel) {
-  vf sums[P][V];
-  const float* const x = a.planes + pixel;
-  const int last = int(a.K - channel - (V - 1) * W);  // channels of the last vector, if fewer than it has lanes
-  SK_UNROLL for (int v = 0; v < V; ++v) {
-    const float* b = a.bias + channel + v * W;
-    const vf bias = !a.bias ? zero() : v == V - 1 && last < W ? load_first(b, last) : load(b);
-    SK_UNROLL for (int p = 0; p < P; ++p) sums[p][v] = bias;
-  }
-  const int64_t plane = a.pixels, step = a.weight_step;
-  for (int64_t c = 0; c < a.C; ++c) {
-    vf w[V];
-    SK_UNROLL for (int v = 0; v < V; ++v) w[v] = load(weights[v] + c * step);
-    SK_UNROLL for (int p = 0; p < P; ++p) {
-      const vf value = splat(x[c * plane + p]);
-      SK_UNROLL for (int v = 0; v < V; ++v) sums[p][v] += value * w[v];
+void block(const float* planes, int64_t stride, int64_t C, int64_t pixels, bool with_relu, float* out) {
+  const int64_t vectors = (pixels + W - 1) / W;
+  const int last = int(pixels - (vectors - 1) * W);
+  for (int64_t c = 0; c < C; ++c, planes += stride, out += vectors * W) {
+    for (int64_t v = 0; v < vectors; ++v) {
+      const vf x = v + 1 < vectors || last == W ? load(planes + v * W) : load_first(planes + v * W, last);
+      store(out + v * W, with_relu ? relu(x) : x);
     }
   }
-  SK_UNROLL for (int p = 0; p < P; ++p) {
-    float* const to = a.out + (pixel + p) * a.K + channel;
+}
+
+// N filters from `filter` on, whose weights of channel 0 lie at `w`, x V vectors of pixels.
+using Tile = void (*)(const SequencePointwise& a, const float* w, int64_t filter);
+template <int N, int V>
+__attribute__((noinline)) void tile(const SequencePointwise& a, const float* w, int64_t filter) {
+  vf sums[N][V];
+  SK_UNROLL for (int j = 0; j < N; ++j) {
+    const vf bias = splat(a.bias ? a.bias[filter + j] : 0.0f);
+    SK_UNROLL for (int v = 0; v < V; ++v) sums[j][v] = bias;
+  }
+  const float* x = a.x;
+  const int64_t C = a.C, step = a.weight_vectors * W;
+  for (int64_t c = 0; c < C; ++c, x += V * W, w += step) {
+    vf input[V];
+    SK_UNROLL for (int v = 0; v < V; ++v) input[v] = load(x + v * W);
+    SK_UNROLL for (int j = 0; j < N; ++j) {
+      const vf weight = splat(w[j]);
+      SK_UNROLL for (int v = 0; v < V; ++v) sums[j][v] += weight * input[v];
+    }
+  }
+  const int last = a.whole ? W : int(a.pixels - (V - 1) * W);
+  float* out = a.out + filter * a.out_stride;
+  SK_UNROLL for (int j = 0; j < N; ++j, out += a.out_stride) {
     SK_UNROLL for (int v = 0; v < V; ++v) {
-      const vf sum = a.relu ? relu(sums[p][v]) : sums[p][v];
-      v == V - 1 && last < W ? store_first(to + v * W, sum, last) : store(to + v * W, sum);
+      const vf sum = a.relu ? relu(sums[j][v]) : sums[j][v];
+      v == V - 1 && last < W ? store_first(out + v * W, sum, last) : store(out + v * W, sum);
     }
   }
 }
 
-template <int V, int P>
-void tiles(const SequencePointwise& a, int64_t channel, int64_t begin, int64_t end) {
-  const float* weights[V];
-  for (int v = 0; v < V; ++v) {
-    const int64_t vector = channel / W + v;
-    weights[v] = a.weights + vector / a.vectors * a.C * a.weight_step + vector % a.vectors * W;
-  }
-  for (; begin + P <= end; begin += P) tile<V, P>(a, weights, begin, channel);
-  for (; begin < end; ++begin) tile<V, 1>(a, weights, begin, channel);
+template <int N, int V>
+constexpr Tile tile_at() {
+  if constexpr (N <= kFilters && V <= kVectors) return tile<N, V>;
+  return nullptr;
 }
+#define SK_POINTWISE_ROW(V) \
+  {tile_at<1, V>(), tile_at<2, V>(), tile_at<3, V>(), tile_at<4, V>(), tile_at<5, V>(), tile_at<6, V>(), tile_at<7, V>(), tile_at<8, V>()}
+constexpr Tile kTiles[3][8] = {SK_POINTWISE_ROW(1), SK_POINTWISE_ROW(2), SK_POINTWISE_ROW(3)};
 
-// Pixels in strips whose planes stay in L1 while the vectors of channels go by.
-void pointwise(const SequencePointwise& a, int64_t begin, int64_t end) {
-  constexpr int64_t kStrip = 32;
-  for (; begin < end; begin += kStrip) {
-    const int64_t stop = begin + kStrip < end ? begin + kStrip : end;
-    for (int64_t channel = 0; channel < a.K;) {
-      const int64_t vectors = (a.K - channel + W - 1) / W;
-      if (vectors == 1)
-        tiles<1, 16>(a, channel, begin, stop), channel += W;
-      else if (vectors == 2 || vectors == 4)
-        tiles<2, 8>(a, channel, begin, stop), channel += 2 * W;
-      else
-        tiles<3, 8>(a, channel, begin, stop), channel += 3 * W;
+void pointwise(const SequencePointwise& a) {
+  const Tile* tiles = kTiles[(a.pixels + W - 1) / W - 1];
+  const int64_t block_floats = a.C * a.weight_vectors * W;
+  for (int64_t first = 0; first < a.K; first += W) {  // filters that lie side by side
+    const float* w = a.weights + first / W / a.weight_vectors * block_floats + first / W % a.weight_vectors * W;
+    const int64_t filters = a.K - first < W ? a.K - first : W, pieces = (filters + kFilters - 1) / kFilters;
+    for (int64_t p = 0; p < pieces; ++p) {
+      const int64_t begin = filters * p / pieces, end = filters * (p + 1) / pieces;
+      tiles[end - begin - 1](a, w + begin, first + begin);
     }
   }
 }
 
 }  // namespace
 
-extern const SequenceKernels sequence_kernels = {W, relu_in_place, pointwise};
+extern const SequenceKernels sequence_kernels = {W, kVectors, relu_in_place, block, pointwise};
 
 }  // namespace sk::SK_ISA

@@ -168,7 +168,8 @@ Tensor sequence2d(const Tensor& x, const std::vector<Tensor>& tensors, const std
 
   const bool cl = channels_last(x), ours = x.scalar_type() == ScalarType::Float && dense_policy() != Dense::always;
   if (!ours || std::any_of(stages.begin(), stages.end(), torch_serves)) return one_by_one(x, layers);
-  const Tensor xs = in_layout(x, true), out = new_image(x, size[0], size[1], size[2], size[3], true);
+  const bool planes = !cl && sequence2d_reads_planes(stages.data(), int(count));
+  const Tensor xs = in_layout(x, !planes), out = new_image(x, size[0], size[1], size[2], size[3], true);
   std::vector<Tensor> weights;  // contiguous ones live as long as the call
   weights.reserve(count);
   for (size_t i = 0; i < count; ++i) {
@@ -176,8 +177,8 @@ Tensor sequence2d(const Tensor& x, const std::vector<Tensor>& tensors, const std
     if (stages[i].kind == Kind::sparse_conv) stages[i].weight = floats(weights.emplace_back(as_contiguous(layers[i].first)));
   }
   const int64_t together = images ? images : std::max<int64_t>(1, size[0]);
-  if (size[0] && !sequence2d_fwd(stages.data(), int(count), size[0], together, floats(xs), static_cast<float*>(out.mutable_data_ptr()), pool()))
-    return one_by_one(x, layers);
+  float* const to = static_cast<float*>(out.mutable_data_ptr());
+  if (size[0] && !sequence2d_fwd(stages.data(), int(count), size[0], together, floats(xs), planes, to, pool())) return one_by_one(x, layers);
   return in_layout(out, cl);
 }
 

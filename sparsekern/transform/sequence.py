@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, fx, nn
 
@@ -34,11 +32,7 @@ class Sequence2d(nn.ModuleList):
     def __init__(self, names: tuple[str, ...], layers: list[nn.Module], relus: list[bool], images: int):
         super().__init__(layers)
         self.names, self.relus, self.images = names, relus, images
-        stages = [_stages(layer, relu) for layer, relu in zip(layers, relus)]
-        for (before, *_), behind in pairwise(stages):
-            if before.kind == SPARSE_CONV:  # its planes go straight into a convolution that stands alone
-                behind[0] = behind[0]._replace(with_next=0)
-        self.numbers = [n for layer in stages for stage in layer for n in stage]
+        self.numbers = [n for layer, relu in zip(layers, relus) for stage in _stages(layer, relu) for n in stage]
 
     def forward(self, x: Tensor) -> Tensor:
         refuse_gradients((), x)
