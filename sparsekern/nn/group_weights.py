@@ -40,6 +40,12 @@ def has_fewer_groups(shape: tuple[int, ...], wanted: tuple[int, ...], in_channel
     return same and shape[1] > channels and shape[1] % channels == 0 and in_channels % shape[1] == 0
 
 
+def window_of(conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int] | str, tuple[int, int]]:
+    """``kernel_size, stride, padding, dilation``: two numbers each, though torch's annotations leave open how many."""
+    window: Any = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    return window
+
+
 def dense_twin(layer: Any, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     """An ``nn.Conv2d`` with the window of ``layer`` and the dense ``weight [K, C, KH, KW]``."""
     dense = nn.Conv2d(
@@ -48,6 +54,6 @@ def dense_twin(layer: Any, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     ).to_empty(device=weight.device)  # fmt: skip
     with torch.no_grad():
         dense.weight.copy_(weight)
-        if bias is not None:
+        if dense.bias is not None and bias is not None:
             dense.bias.copy_(bias)
     return dense

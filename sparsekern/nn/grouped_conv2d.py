@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from sparsekern.nn.group_weights import dense_twin, has_fewer_groups, inside_groups, spread_groups
+from sparsekern.nn.group_weights import dense_twin, has_fewer_groups, inside_groups, spread_groups, window_of
 from sparsekern.ops import backends
 from sparsekern.ops.cuda import explain_convolution
 from sparsekern.ops.grouped_conv2d import ACTIVATIONS, explain_grouped_conv2d, grouped_conv2d
@@ -78,11 +78,15 @@ class GroupedConv2d(nn.Conv2d):
         2
     """
 
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
     _packed: Tensor | None = None
 
-    def __new__(cls, *args: Any, group_sizes: Sequence[tuple[int, int]] | None = None, **kwargs: Any) -> nn.Module:
+    def __new__(cls, *args: Any, group_sizes: Sequence[tuple[int, int]] | None = None, **kwargs: Any) -> Any:
         pairs = isinstance(group_sizes, Sequence) and all(isinstance(pair, tuple | list) for pair in group_sizes)
-        if pairs and len({tuple(pair) for pair in group_sizes}) > 1:
+        if group_sizes is not None and pairs and len({tuple(pair) for pair in group_sizes}) > 1:
             from sparsekern.nn.unequal_groups import UnequalGroupedConv2d
 
             return UnequalGroupedConv2d(*args, group_sizes=group_sizes, **kwargs)
@@ -121,10 +125,10 @@ class GroupedConv2d(nn.Conv2d):
         _check(not isinstance(padding, str) or padding in ("same", "valid"), "padding", "'same', 'valid' or numbers", repr(padding))
         _check(in_channels % groups == 0, "in_channels", f"a multiple of groups={groups}", in_channels)
         _check(out_channels % groups == 0, "out_channels", f"a multiple of groups={groups}", out_channels)
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)  # type: ignore[arg-type] # torch checks padding_mode
         self.activation = activation
 
-    __new__.__signature__ = inspect.signature(__init__)  # what help() and factories read of the class
+    __new__.__signature__ = inspect.signature(__init__)  # type: ignore[attr-defined] # what help() and factories read of the class
 
     @property
     def group_sizes(self) -> list[tuple[int, int]]:
@@ -138,8 +142,8 @@ class GroupedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, activation: str | None = None) -> Tensor:
         """``activation(conv(x) + shortcut)``; ``activation`` takes the place of the layer's own for this call."""
-        padding = self.padding
-        parameters = self._parameters  # what is not there is parametrized
+        padding: int | tuple[int, int] | str = self.padding
+        parameters: dict[str, Any] = self._parameters  # what is not there is parametrized
         everyday = self._packed is None and shortcut is None and activation is None and self.padding_mode == "zeros" and not _compiling()
         if everyday and "weight" in parameters and "bias" in parameters:  # torch would look for them in three places
             weight, bias = parameters["weight"], parameters["bias"]
@@ -205,7 +209,7 @@ class GroupedConv2d(nn.Conv2d):
                 x, padding = nn.functional.pad(x, self._reversed_padding_repeated_twice), 0
         return grouped_conv2d_packed(
             x,
-            self._packed,
+            self._packed,  # type: ignore[arg-type] # it is there, or this is not called
             bias,
             self.out_channels,
             self.kernel_size,
@@ -217,7 +221,7 @@ class GroupedConv2d(nn.Conv2d):
             shortcut,
         )
 
-    def _apply(self, fn, recurse: bool = True) -> nn.Module:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         packed, self._packed = self._packed is not None, None
         super()._apply(fn, recurse)
         return self.pack(self._packed_for) if packed else self
@@ -277,14 +281,14 @@ class GroupedConv2d(nn.Conv2d):
         groups = conv.groups if groups is None else groups
         _check(groups > 0 and groups % conv.groups == 0, "groups", f"a multiple of the layer's {conv.groups}", groups)
         layer = cls(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, groups,
+            conv.in_channels, conv.out_channels, *window_of(conv), groups,
             conv.bias is not None, conv.padding_mode, device=conv.weight.device, dtype=conv.weight.dtype, activation=activation,
             group_sizes=group_sizes,
         )  # fmt: skip
         layer.load_state_dict({k: v.detach() for k, v in (("weight", conv.weight), ("bias", conv.bias)) if v is not None})
         return layer
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         weight = state_dict.get(prefix + "weight")
         if weight is not None and has_fewer_groups(tuple(weight.shape), tuple(self.weight.shape), self.in_channels):
             state_dict = {**state_dict, prefix + "weight": inside_groups(weight, self.in_channels, self.groups)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +29,14 @@ class PlannedModule(nn.Module):
     Subclasses implement ``_make_plan()`` (from the tables; may raise) and call ``_topology_changed()`` when they set the tables.
     """
 
+    weight: nn.Parameter
+    index: Tensor
     _tables: tuple[str, ...] = ("index",)
 
     def __init__(self) -> None:
         super().__init__()
         self._plan: Tensor | None = None
-        self._planned: tuple = ()  # a mark of each table the plan was made from
+        self._planned: tuple[tuple[Tensor, int | None, int], ...] = ()  # a mark of each table the plan was made from
         self._seen: tuple | None = None  # their values, kept once a table was written in place, or always where writes leave no trace
         self._topology_set = True
 
@@ -59,7 +62,7 @@ class PlannedModule(nn.Module):
             unwritten = self._buffers["index"] is index and version is not None and index._version == version and index.data_ptr() == place
             if unwritten and (len(planned) == 1 or self._as_planned(planned)):
                 return self._plan
-        tables = [self._buffers[name] for name in self._tables]
+        tables: list[Any] = [self._buffers[name] for name in self._tables]
         if not readable(*tables):
             return None
         if not self._topology_set:
@@ -78,7 +81,7 @@ class PlannedModule(nn.Module):
         self._plan, self._planned = plan, tuple(map(_mark, tables))
         return plan
 
-    def _as_planned(self, planned: tuple) -> bool:
+    def _as_planned(self, planned: tuple[tuple[Tensor, int | None, int], ...]) -> bool:
         return all(
             self._buffers[name] is t and version is not None and t._version == version and t.data_ptr() == place
             for name, (t, version, place) in zip(self._tables, planned)
@@ -114,7 +117,7 @@ class PlannedModule(nn.Module):
 
     def _fault_of(self, state_dict: dict, prefix: str) -> str | None:
         """What is wrong with the tables of a state_dict, if anything: to be asked before anything is overwritten."""
-        found = {name: state_dict.get(prefix + name) for name in self._tables}
+        found: dict[str, Any] = {name: state_dict.get(prefix + name) for name in self._tables}
         if not all(isinstance(t, Tensor) for t in found.values()) or not readable(*found.values()):
             return None  # missing entries are torch's to report
         try:
@@ -127,7 +130,7 @@ class PlannedModule(nn.Module):
             return str(error)
         return None
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self._drop_plan()
         super()._load_from_state_dict(state_dict, prefix, *args)
         if prefix + "index" in state_dict and not self.index.is_meta:

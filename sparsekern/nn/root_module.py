@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -58,7 +60,7 @@ class RootModule(nn.Sequential):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        options = dict(bias=bias, activation=activation, device=device, dtype=dtype)
+        options: dict[str, Any] = dict(bias=bias, activation=activation, device=device, dtype=dtype)
         self.grouped = GroupedConv2d(in_channels, mid_channels, kernel_size, stride, padding, groups=groups, **options)
         self.pointwise = GroupedConv2d(mid_channels, out_channels, 1, **options)
 
@@ -67,7 +69,7 @@ class RootModule(nn.Sequential):
         if not self._in_one_call(x):
             return super().forward(x)
         first, second = self.grouped, self.pointwise
-        options = dict(stride=first.stride, padding=first.padding, dilation=first.dilation, groups=first.groups)
+        options: dict[str, Any] = dict(stride=first.stride, padding=first.padding, dilation=first.dilation, groups=first.groups)
         options |= dict(activation=first.activation, last_activation=second.activation)
         return root_conv2d(x, first.weight, first.bias, second.weight, second.bias, **options)
 

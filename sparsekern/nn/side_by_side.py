@@ -34,9 +34,10 @@ class ConvsSideBySide(nn.Module):
     out_channels: int
     kernel_size: tuple[int, int]
     activation: str
+    parts: Sequence[GroupedConv2d]
 
     def _set_parts(self, parts: Sequence[GroupedConv2d], places: Sequence[Place]) -> None:
-        self.parts = nn.ModuleList(parts)
+        self.parts = nn.ModuleList(parts)  # type: ignore[assignment] # which knows nothing of what is in it
         self._places = list(places)
         self.register_load_state_dict_pre_hook(_load_dense)
 
@@ -72,8 +73,8 @@ class ConvsSideBySide(nn.Module):
 
     def bias_dense(self) -> Tensor | None:
         """``[out_channels]``: the parts' biases; None without."""
-        biases = [part.bias for part in self.parts]
-        return None if biases[0] is None else torch.cat(biases)
+        biases = [part.bias for part in self.parts if part.bias is not None]
+        return torch.cat(biases) if biases else None
 
     def to_dense(self) -> nn.Module:
         """A dense ``nn.Conv2d`` that computes the same (followed by ``nn.ReLU`` if this layer has one)."""
@@ -114,7 +115,8 @@ def _load_dense(module: ConvsSideBySide, state_dict: dict[str, Any], prefix: str
         rows = slice(first, first + part.out_channels)
         channels = slice(place.channel, place.channel + part.in_channels)
         taps = (slice(at, at + size) for at, size in zip(place.tap, part.kernel_size))
-        own = inside_groups(dense["weight"][(rows, channels, *taps)], part.in_channels, part.groups)
+        inside = (rows, channels, *taps)
+        own = inside_groups(dense["weight"][inside], part.in_channels, part.groups)
         state_dict[f"{prefix}parts.{i}.weight"] = own
         if "bias" in dense:
             state_dict[f"{prefix}parts.{i}.bias"] = dense["bias"][rows]

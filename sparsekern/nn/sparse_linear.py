@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -59,8 +60,8 @@ def _fan_in_of(fan_out: int, in_features: int, out_features: int, step: int) -> 
     least = -(-out_features // in_features)
     _check(fan_out >= least, "fan_out", f"at least {least}, or some of the {out_features} outputs are unconnected", fan_out)
     fan_in, rest = divmod(in_features * int(fan_out), out_features)
-    whole = f"fan_in = {in_features} * fan_out / {out_features} is not whole" + (" in blocks" if rest == 0 else "")
-    _check(rest == 0 and fan_in % step == 0, "fan_out", f"a multiple of {step * out_features // in_features}, or {whole}", fan_out)
+    why = f"fan_in = {in_features} * fan_out / {out_features} is not whole" + (" in blocks" if rest == 0 else "")
+    _check(rest == 0 and fan_in % step == 0, "fan_out", f"a multiple of {step * out_features // in_features}, or {why}", fan_out)
     return fan_in
 
 
@@ -175,6 +176,7 @@ class SparseLinear(PlannedModule):
             fan_in = max(1, round(density * in_features / step)) * step
             if topology == "clash_free":
                 fan_in = _nearest_divisor(in_features // block_in, fan_in // block_in, step // block_in) * block_in
+        assert fan_in is not None
         regular = f" for a whole fan_out to {out_features} outputs" if step > block_in else ""
         _check(
             0 < fan_in <= in_features and fan_in % step == 0, "fan_in", f"a multiple of {step} in [{step}, {in_features}]{regular}", fan_in
@@ -235,7 +237,7 @@ class SparseLinear(PlannedModule):
         try:
             if self._packed is not None:
                 return self._forward_packed(x)
-            own = self._parameters  # no __getattr__: small layers feel it
+            own: dict[str, Any] = self._parameters  # no __getattr__: small layers feel it
             try:
                 weight, bias = own["weight"], own["bias"]
             except KeyError:  # parametrized
@@ -243,7 +245,7 @@ class SparseLinear(PlannedModule):
             plan = self._current_plan()
             if plan is None:  # a plan knows the number of features
                 self._check_features(x)
-            return sparse_linear(x, weight, self._buffers["index"], bias, plan)
+            return sparse_linear(x, weight, self._buffers["index"], bias, plan)  # type: ignore[arg-type] # it has one
         except ValueError:
             self._check_features(x)
             raise
@@ -275,7 +277,7 @@ class SparseLinear(PlannedModule):
         return self
 
     def _forward_packed(self, x: Tensor) -> Tensor:
-        own = self._parameters  # no __getattr__, as in forward
+        own: dict[str, Any] = self._parameters  # no __getattr__, as in forward
         try:
             bias = own["bias"]
         except KeyError:  # parametrized
@@ -285,14 +287,14 @@ class SparseLinear(PlannedModule):
             wants_gradient = x.requires_grad or (self.training and (self.weight if weight is None else weight).requires_grad)
             _check(not wants_gradient, "layer", "unpacked to be trained (call unpack())", "a packed one where a gradient is needed")
             bias = bias.detach() if bias is not None and bias.requires_grad else bias
-        return sparse_linear_packed(x, self._packed, bias, self.out_features, self._kept)
+        return sparse_linear_packed(x, self._packed, bias, self.out_features, self._kept)  # type: ignore[arg-type] # it is there, or this is not called
 
     def _topology_changed(self) -> None:
         super()._topology_changed()
         if self._packed is not None and not self.index.is_meta:
             self.pack()
 
-    def _apply(self, fn, recurse: bool = True) -> nn.Module:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         packed, self._packed = self._packed is not None, None
         super()._apply(fn, recurse)
         return self.pack() if packed else self
@@ -380,11 +382,14 @@ class SparseLinear(PlannedModule):
             plan_sparse_linear(index, layer.in_features, layer.block_size)
             _check(index.shape[0] == layer.index.shape[0], "index", f"[{layer.index.shape[0]}, F]", list(index.shape))
             layer.set_topology(index, kept_weight(linear.weight, index, layer.block_size))
-            if linear.bias is not None:
+            if layer.bias is not None and linear.bias is not None:
                 layer.bias.copy_(linear.bias)
         return layer
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, missing_keys: list[str],
+        unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
         if fault := self._fault_of(state_dict, prefix):
             error_msgs.append(fault)
             return

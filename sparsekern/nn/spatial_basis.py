@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
+from sparsekern.nn.group_weights import window_of
 from sparsekern.nn.grouped_conv2d import GroupedConv2d
 from sparsekern.nn.side_by_side import ConvsSideBySide, Place
 
@@ -56,7 +57,7 @@ class SpatialBasisConv2d(ConvsSideBySide):
         GroupedConv2d(96, 192, kernel_size=(1, 1), stride=(1, 1))
     """
 
-    def __new__(cls, in_channels: int = 0, out_channels: int = 0, kernel_size: Any = None, *args: Any, **kwargs: Any) -> nn.Module:
+    def __new__(cls, in_channels: int = 0, out_channels: int = 0, kernel_size: Any = None, *args: Any, **kwargs: Any) -> Any:
         if kernel_size is not None and _pair(kernel_size) == (1, 1):
             return GroupedConv2d(in_channels, out_channels, kernel_size, *args, **kwargs)
         return super().__new__(cls)
@@ -100,11 +101,11 @@ class SpatialBasisConv2d(ConvsSideBySide):
             self._check(padding == "valid" or self.stride == (1, 1), "stride", "1 with padding='same'", self.stride)
             total = reach if padding == "same" else (0, 0)
         else:
-            total = self.padding
+            total = _pair(padding)
         # A row of filters has no taps above and below its centre: what the padding leaves of that reach, or lacks, is cut off or added.
         spare = tuple(p - r for p, r in zip(total, reach))
         row_pad, column_pad = (max(0, spare[0]), total[1]), (total[0], max(0, spare[1]))
-        options = dict(dilation=dilation, groups=groups, bias=bias, padding_mode=padding_mode, device=device, dtype=dtype)
+        options: dict[str, Any] = dict(dilation=dilation, groups=groups, bias=bias, padding_mode=padding_mode, device=device, dtype=dtype)
         rows = GroupedConv2d(in_channels, halves[0], (1, width), stride, row_pad, **options, activation=activation)
         columns = GroupedConv2d(in_channels, halves[1], (height, 1), stride, column_pad, **options, activation=activation)
         self._set_parts(
@@ -112,7 +113,7 @@ class SpatialBasisConv2d(ConvsSideBySide):
             [Place(tap=(centre[0], 0), crop=(max(0, -spare[0]), 0)), Place(tap=(0, centre[1]), crop=(0, max(0, -spare[1])))],
         )
 
-    __new__.__signature__ = inspect.signature(__init__)  # what help() and factories read of the class
+    __new__.__signature__ = inspect.signature(__init__)  # type: ignore[attr-defined] # what help() and factories read of the class
 
     @classmethod
     def from_dense(cls, conv: nn.Conv2d, *, groups: int | None = None, activation: str = "none") -> nn.Module:
@@ -122,9 +123,9 @@ class SpatialBasisConv2d(ConvsSideBySide):
             >>> SpatialBasisConv2d.from_dense(nn.Conv2d(8, 16, 3), groups=4).parts[1].weight.shape
             torch.Size([8, 2, 3, 1])
         """
-        grouped = GroupedConv2d.from_dense(conv, groups=groups, activation=activation)
+        grouped: Any = GroupedConv2d.from_dense(conv, groups=groups, activation=activation)
         layer = cls(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, grouped.groups,
+            conv.in_channels, conv.out_channels, *window_of(conv), grouped.groups,
             conv.bias is not None, conv.padding_mode, device=conv.weight.device, dtype=conv.weight.dtype, activation=activation,
         )  # fmt: skip
         dense = {"weight": grouped.weight_dense().detach()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from sparsekern.nn.group_weights import dense_twin, inside_groups, spread_groups
+from sparsekern.nn.group_weights import dense_twin, inside_groups, spread_groups, window_of
 from sparsekern.nn.planned import PlannedModule
 from sparsekern.ops import backends
 from sparsekern.ops.cuda_sparse_conv2d import explain
@@ -81,6 +81,8 @@ class StochasticConv2d(PlannedModule):
         StochasticConv2d(96, 192, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2), density=0.25, granularity=spatial, kept=115200)
     """
 
+    indptr: Tensor
+    bias: nn.Parameter | None
     _tables = ("index", "indptr")
 
     def __init__(
@@ -147,9 +149,11 @@ class StochasticConv2d(PlannedModule):
         step, most = self.block[1] * self.block[2], in_channels // groups * taps
         if fan_in is not None:
             _check(0 < fan_in <= most and fan_in % step == 0, "fan_in", f"a multiple of {step} in [{step}, {most}]", fan_in)
-        self._drawn = {"density": density} if fan_in is None else {"fan_in": fan_in // step}
-
-        kept = max(1, round(density * self._rows * self._positions)) if fan_in is None else fan_in // step * self._rows
+            kept = fan_in // step * self._rows
+            self._drawn: dict[str, Any] = {"fan_in": fan_in // step}
+        elif density is not None:
+            kept = max(1, round(density * self._rows * self._positions))
+            self._drawn = {"density": density}
         self.weight = nn.Parameter(torch.empty(kept, *self.block, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         self.register_buffer("indptr", torch.empty(self._rows + 1, dtype=torch.int32, device=device))
@@ -196,7 +200,9 @@ class StochasticConv2d(PlannedModule):
             (top, bottom), (left, right) = ((t // 2, t - t // 2) for t in self._pad_total)
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = nn.functional.pad(x, (left, right, top, bottom), mode=mode)
-        own, tables = self._parameters, self._buffers  # no __getattr__: small layers feel it
+        own: Any  # no __getattr__: small layers feel it
+        tables: Any
+        own, tables = self._parameters, self._buffers
         try:
             weight, bias = own["weight"], own["bias"]
         except KeyError:  # parametrized
@@ -283,7 +289,7 @@ class StochasticConv2d(PlannedModule):
         if tables is not None or mask is not None:
             options = {"density": 1.0, **options}
         layer = cls(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, groups,
+            conv.in_channels, conv.out_channels, *window_of(conv), groups,
             conv.bias is not None, conv.padding_mode, seed=options.pop("seed", 0), **options,
         ).to(conv.weight.device, conv.weight.dtype)  # fmt: skip
         with torch.no_grad():
@@ -301,11 +307,14 @@ class StochasticConv2d(PlannedModule):
                 tables = indptr, layer._in_groups(indptr, index)
             indptr, index = (t.to(conv.weight.device) for t in tables)
             layer.set_topology(indptr, index, kept_weight(spread_groups(conv.weight, conv.groups), indptr, index, layer.block))
-            if conv.bias is not None:
+            if layer.bias is not None and conv.bias is not None:
                 layer.bias.copy_(conv.bias)
         return layer
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, missing_keys: list[str],
+        unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
         if fault := self._fault_of(state_dict, prefix):
             error_msgs.append(fault)
             return

@@ -14,6 +14,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -54,6 +55,7 @@ GPU_PROVIDERS = ("cuda", "triton")
 #: One of them, or None.
 gpu: str | None = gpu_provider(missing_cuda, torch.version.cuda, importlib.util.find_spec("triton") is not None)
 
+native: ModuleType | None
 try:
     native = importlib.import_module("sparsekern._native")
 except ModuleNotFoundError:  # built without Python.h; the ops do not need it
@@ -66,6 +68,7 @@ def _load_quick_call() -> ModuleType | None:
         path = _LIBRARY.with_name(f"_quick_call-torch{torch.__version__}{suffix}")
         if path.is_file():
             spec = importlib.util.spec_from_file_location("sparsekern._quick_call", path)
+            assert spec is not None and spec.loader is not None
             try:
                 module = importlib.util.module_from_spec(spec)
                 spec.loader.exec_module(module)
@@ -79,7 +82,7 @@ def _load_quick_call() -> ModuleType | None:
 quick_call: ModuleType | None = _load_quick_call()
 
 
-def quick(overload: torch._ops.OpOverload) -> Callable:
+def quick(overload: Any) -> Callable[..., Any]:
     """The overload as a plain function of positional arguments: the same call, without a frame and the reading of a schema."""
     return quick_call.quick_call(overload._schema.name, overload._op) if quick_call else overload._op
 
@@ -110,7 +113,7 @@ def providers(device: str | torch.device = "cpu") -> list[str]:
     if not has_kernels(device):
         return ["reference"]
     if torch.device(device).type == "cuda":
-        return ["reference", gpu]
+        return ["reference", str(gpu)]
     names = native.supported_isas() if native else []
     return ["reference", *(f"cpu/{name}" for name in names)] if names else ["reference", "cpu/default"]
 
@@ -127,13 +130,14 @@ def serves(op: str, device: str | torch.device = "cpu") -> str:
         raise ValueError(f"serves: op must be one of {sorted(OPS)}; got {op!r}")
     if forced_reference:
         return "reference"
-    if op in OPS and OPS[op].cpu_provider and torch.device(device).type == "cpu":
-        return OPS[op].cpu_provider
+    on_cpu = OPS[op].cpu_provider if op in OPS else None
+    if on_cpu and torch.device(device).type == "cpu":
+        return on_cpu
     key = "CUDA" if torch.device(device).type == "cuda" else "CPU"
     if not has_kernels(device) or not torch._C._dispatch_has_kernel_for_dispatch_key(f"sparsekern::{kernel}", key):
         return "reference"
     if key == "CUDA":
-        return gpu
+        return str(gpu)
     return f"cpu/{native.isa() if native else 'default'}"
 
 

@@ -23,6 +23,7 @@ from sparsekern.ops.grouped_conv2d import is_channels_last
 from sparsekern.ops.sparse_linear import _blocks as blocks_of
 from sparsekern.ops.sparse_linear import _laid_out_like as rows_like
 from sparsekern.ops.sparse_linear import check, dense_weight, kept_weight
+from sparsekern.ops.types import Shape
 
 #: The ops that have kernels.
 SERVED = ("grouped_conv2d", "sparse_linear", "sparse_conv2d", "grouped_mm")
@@ -48,7 +49,9 @@ def register(kernels: Any, key: str) -> torch.library.Library:
 # ---- grouped_conv2d
 
 
-def estimate_convolution(product: str, x: Tensor, weight: tuple, window: tuple, ends: int = 0, sizes: tuple | None = None):
+def estimate_convolution(
+    product: str, x: Tensor, weight: tuple, window: tuple, ends: int = 0, sizes: tuple | None = None
+) -> cuda_cost.Estimate:
     """The estimate for an ``x`` (or grad_out) of this dtype, layout and device; ``sizes`` of the op's x where that is another."""
     tf32 = _tf32(torch.backends.cudnn, x.dtype)
     card, last = cuda_cost.card_of(x.device), is_channels_last(x)
@@ -58,7 +61,7 @@ def estimate_convolution(product: str, x: Tensor, weight: tuple, window: tuple, 
 def _convolutions(kernels: Any) -> Routes:
     op = OPS["grouped_conv2d"]
 
-    def forward(x, weight, bias, shortcut, *rest):
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, *rest: Any) -> Tensor:
         *window, relu = rest
         if x.dtype == torch.float64:
             return op.forward.reference(x, weight, bias, shortcut, *rest)
@@ -66,11 +69,11 @@ def _convolutions(kernels: Any) -> Routes:
         ends = (bias is not None) + (shortcut is not None) + relu
         fused = relu and shortcut is None
 
-        def torchs():
-            out = image_like(x, conv2d(x, weight, bias, *_pairs(window), window[-1]))
+        def torchs() -> Tensor:
+            out = image_like(x, conv2d(x, weight, bias, *_pairs(window), groups=window[-1]))
             return out.relu_() if fused else out
 
-        def ours():
+        def ours() -> Tensor:
             return kernels.grouped_conv2d(x, weight, bias, *window, fused, _tf32(torch.backends.cudnn, x.dtype))
 
         out = serve(estimate_convolution("forward", x, weight.shape, tuple(window), ends), x.device, ours, torchs)
@@ -78,7 +81,7 @@ def _convolutions(kernels: Any) -> Routes:
             out.add_(shortcut)
         return out.relu_() if relu and not fused else out
 
-    def grad_x(grad_out, weight, height, width, *window):
+    def grad_x(grad_out: Tensor, weight: Tensor, height: int, width: int, *window: int) -> Tensor:
         sizes = (grad_out.shape[0], weight.shape[1] * window[-1], height, width)
         if grad_out.dtype == torch.float64:
             return op.grad_x.reference(grad_out, weight, height, width, *window)
@@ -90,7 +93,7 @@ def _convolutions(kernels: Any) -> Routes:
             lambda: image_like(grad_out, _backward(grad_out, grad_out.new_empty(sizes), weight, window, 0)),
         )
 
-    def grad_weight(grad_out, x, kernel_h, kernel_w, *window):
+    def grad_weight(grad_out: Tensor, x: Tensor, kernel_h: int, kernel_w: int, *window: int) -> Tensor:
         sizes = (grad_out.shape[1], x.shape[1] // window[-1], kernel_h, kernel_w)
         if x.dtype == torch.float64:
             return op.grad_weight.reference(grad_out, x, kernel_h, kernel_w, *window)
@@ -105,11 +108,11 @@ def _convolutions(kernels: Any) -> Routes:
     return {"grouped_conv2d": forward, "grouped_conv2d_grad_x": grad_x, "grouped_conv2d_grad_weight": grad_weight}
 
 
-def _pairs(window) -> tuple[tuple[int, int], ...]:
+def _pairs(window: Shape) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     return tuple(window[0:2]), tuple(window[2:4]), tuple(window[4:6])
 
 
-def _backward(grad_out: Tensor, x: Tensor, weight: Tensor, window, which: int) -> Tensor:
+def _backward(grad_out: Tensor, x: Tensor, weight: Tensor, window: Shape, which: int) -> Tensor:
     stride, padding, dilation = _pairs(window)
     mask = (which == 0, which == 1, False)
     arguments = (grad_out, x, weight, None, stride, padding, dilation, False, (0, 0), window[-1], mask)
@@ -151,7 +154,7 @@ def _linears(kernels: Any) -> Routes:
     def tf32(x: Tensor) -> bool:
         return _tf32(torch.backends.cuda.matmul, x.dtype)
 
-    def forward(x, weight, bias, index, plan):
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, plan: Tensor | None) -> Tensor:
         if x.dtype == torch.float64:
             return op.forward.reference(x, weight, bias, index, plan)
         check(x, weight, bias, index, plan, values=plan is None)
@@ -162,29 +165,31 @@ def _linears(kernels: Any) -> Routes:
             lambda: rows_like(x, linear(x, dense_weight(weight, index, x.shape[-1]), bias)),
         )
 
-    def grad_x(grad_out, weight, index, plan, in_features):
+    def grad_x(grad_out: Tensor, weight: Tensor, index: Tensor, plan: Tensor | None, in_features: int) -> Tensor:
         if grad_out.dtype == torch.float64:
             return op.grad_x.reference(grad_out, weight, index, plan, in_features)
         block = blocks_of(weight)
 
-        def ours():
+        def ours() -> Tensor:
             planned = make_plan(index, in_features // block[1], block) if plan is None else plan
             return kernels.sparse_linear_grad_x(grad_out, weight, index, planned, in_features, tf32(grad_out))
 
         e = estimate_linear("grad_x", grad_out, in_features, index.shape, block)
         return serve(e, grad_out.device, ours, lambda: rows_like(grad_out, grad_out @ dense_weight(weight, index, in_features)))
 
-    def grad_weight(grad_out, x, index, plan, block_out, block_in, condensed):
+    def grad_weight(
+        grad_out: Tensor, x: Tensor, index: Tensor, plan: Tensor | None, block_out: int, block_in: int, condensed: bool
+    ) -> Tensor:
         if x.dtype == torch.float64:
             return op.grad_weight.reference(grad_out, x, index, plan, block_out, block_in, condensed)
 
-        def torchs():
+        def torchs() -> Tensor:
             rows = math.prod(x.shape[:-1])
             dense = grad_out.reshape(rows, grad_out.shape[-1]).t() @ x.reshape(rows, x.shape[-1])
             kept = kept_weight(dense, index, (block_out, block_in))
             return kept.reshape(index.shape if condensed else (*index.shape, block_out, block_in))
 
-        def ours():
+        def ours() -> Tensor:
             return kernels.sparse_linear_grad_weight(grad_out, x, index, block_out, block_in, condensed, tf32(x))
 
         return serve(estimate_linear("grad_weight", x, x.shape[-1], index.shape, (block_out, block_in)), x.device, ours, torchs)
@@ -195,7 +200,9 @@ def _linears(kernels: Any) -> Routes:
 # ---- what will serve, in the words of the layers' explain()
 
 
-def explain_convolution(x_shape, weight_shape, window, channels_last: bool, dtype: torch.dtype, device) -> dict[str, tuple[str, str]]:
+def explain_convolution(
+    x_shape: Shape, weight_shape: Shape, window: Shape, channels_last: bool, dtype: torch.dtype, device: torch.device
+) -> dict[str, tuple[str, str]]:
     """Per product: ``"sparsekern"`` or ``"torch"``, and the two estimates."""
     if dtype == torch.float64:
         return {door: ("torch", "no kernel for float64") for door in OPS["grouped_conv2d"].products}
@@ -208,7 +215,9 @@ def explain_convolution(x_shape, weight_shape, window, channels_last: bool, dtyp
     return out
 
 
-def explain_linear(rows: int, in_features: int, index_shape, block_size, dtype: torch.dtype, device) -> dict[str, dict[str, Any]]:
+def explain_linear(
+    rows: int, in_features: int, index_shape: Shape, block_size: Shape, dtype: torch.dtype, device: torch.device
+) -> dict[str, dict[str, Any]]:
     """Per product: the kernel, and the two estimates in microseconds."""
     if dtype == torch.float64:
         return {door: {"kernel": "reference"} for door in OPS["sparse_linear"].products}

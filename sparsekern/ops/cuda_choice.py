@@ -35,7 +35,7 @@ def measure(on: bool = True, file: str | Path | None = None) -> None:
     """
     global _measured, _file
     _measured, _file = ({} if on else None), (Path(file) if on and file else None)
-    if _file and _file.is_file():
+    if _measured is not None and _file and _file.is_file():
         _measured.update((key, tuple(times)) for key, times in json.loads(_file.read_text()).items())
 
 
@@ -68,23 +68,22 @@ def serve(estimate: cuda_cost.Estimate, device: torch.device, ours: Callable[[],
     return torchs() if takes_torch(estimate, device) else ours()
 
 
-def _time(device: torch.device, *calls: Callable[[], Tensor], rounds: int = 5) -> tuple[float, ...]:
+def _time(device: torch.device, ours: Callable[[], Tensor], torchs: Callable[[], Tensor], rounds: int = 5) -> tuple[float, float]:
     """Median microseconds of each, in turns, behind a first run that makes plans and loads modules."""
-    for call in calls:
-        call()
-    taken: list[list[float]] = [[] for _ in calls]
+    ours(), torchs()
+    taken: tuple[list[float], list[float]] = ([], [])
     with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():
         for _ in range(rounds):
-            for call, times in zip(calls, taken):
+            for call, times in zip((ours, torchs), taken):
                 times.append(_run_us(device, call))
-    return tuple(statistics.median(times) for times in taken)
+    return statistics.median(taken[0]), statistics.median(taken[1])
 
 
 def _run_us(device: torch.device, call: Callable[[], Tensor]) -> float:
     if device.type != "cuda":
-        begin = time.perf_counter()
+        begun = time.perf_counter()
         call()
-        return (time.perf_counter() - begin) * 1e6
+        return (time.perf_counter() - begun) * 1e6
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
     call()

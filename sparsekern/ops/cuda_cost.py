@@ -65,7 +65,7 @@ class Estimate:
 
 
 def _slowest(card: Card, launches: int, seconds: dict[str, float]) -> tuple[float, str]:
-    bound = max(seconds, key=seconds.get)
+    bound = max(seconds, key=lambda what: seconds[what])
     return seconds[bound] * 1e6 + launches * card.node_us, bound if seconds[bound] * 1e6 > launches * card.node_us else "the launch"
 
 
@@ -166,7 +166,7 @@ def root_convolution(
     return Estimate(ours_us, torch_us, bound, fits, ("root_convolution", x, weight, outs, window, channels_last, dtype, tf32))
 
 
-def is_panels(product: str, rows: int, block: tuple[int, int]) -> bool:
+def is_panels(product: str, rows: int, block: tuple[int, ...]) -> bool:
     """Whether outputs that share a list of single inputs are multiplied as such: as sparse_linear_panels (csrc/cuda/sparse_linear.h)."""
     return product != "grad_x" and block[1] == 1 and block[0] >= 16 and rows >= 32
 
@@ -222,7 +222,7 @@ def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple
     return Estimate(ours_us, (making + product_s) * 1e6 + 3 * card.node_us, bound, fits, key)
 
 
-def way_of(product: str, block: tuple[int, int, int]) -> str:
+def way_of(product: str, block: tuple[int, ...]) -> str:
     """How ``product`` of kept blocks ``(BO, BI, BT)`` is made: as sparse_conv2d_way (csrc/cuda/sparse_conv2d.h)."""
     if product == "grad_weight":
         return "list"

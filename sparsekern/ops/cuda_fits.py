@@ -50,6 +50,12 @@ def _tile(images: int, rows: int, columns: int, spans: tuple, steps: tuple, limi
     return chosen
 
 
+def _halos(images: int, rows: int, columns: int, spans: tuple, steps: tuple) -> set[int]:
+    """Halo pixels of the tiles that the launchers try."""
+    found = (_tile(images, rows, columns, spans, steps, limit) for limit in _LIMITS)
+    return {pixels for pixels in found if pixels is not None}
+
+
 def convolution(product: str, x: tuple, weight: tuple, window: tuple, out: tuple, itemsize: int, shared_bytes: int) -> bool:
     """``product`` of ``x [N, C, H, W]``, ``weight [K, C/G, KH, KW]`` and an ``out [OH, OW]``, in blocks of ``shared_bytes``."""
     (n, c, h, w), (k, in_group, kernel_h, kernel_w) = x, weight
@@ -61,7 +67,7 @@ def convolution(product: str, x: tuple, weight: tuple, window: tuple, out: tuple
     taps_x, span_x = _taps(kernel_w, stride_w, pad_w, dilation_w, backwards)
     rows, columns = (_up(h, stride_h), _up(w, stride_w)) if backwards else out
     steps, taps = (1, 1) if backwards else (stride_h, stride_w), taps_y * taps_x
-    halos = {_tile(n, rows, columns, (span_y, span_x), steps, limit) for limit in _LIMITS} - {None}
+    halos = _halos(n, rows, columns, (span_y, span_x), steps)
     if product == "grad_weight":
         least = _grad_weight_pixel(k, k // groups, in_group, taps, itemsize, shared_bytes, halos)
         return least or 0 in (k, c)
@@ -123,7 +129,7 @@ def sparse_convolution(
     _, span_x = _taps(kernel_w, stride_w, pad_w, dilation_w, backwards)
     rows, columns = (_up(h, stride_h), _up(w, stride_w)) if backwards else out
     steps = (1, 1) if backwards else (stride_h, stride_w)
-    halos = {_tile(n, rows, columns, (span_y, span_x), steps, limit) for limit in _LIMITS} - {None}
+    halos = _halos(n, rows, columns, (span_y, span_x), steps)
     targets, width, sources, deep = (c, block[1], filters, block[0]) if backwards else (filters, block[0], c, block[1])
     if product == "grad_weight":
         return any((halo | 1) * 4 + 8 * 32 * 16 + 32 <= shared_bytes for halo in halos)
@@ -155,7 +161,7 @@ def root_convolution(x: tuple, weight: tuple, outs: int, window: tuple, out: tup
     block = max(pieces(first, first + 64) for first in range(0, k, 64))
     widest = max(pieces(first, first + 8) for first in range(0, k, 8))
     spans = (kernel_h - 1) * dilation_h, (kernel_w - 1) * dilation_w
-    halos = {_tile(n, *out, spans, (stride_h, stride_w), limit) for limit in _LIMITS} - {None}
+    halos = _halos(n, out[0], out[1], spans, (stride_h, stride_w))
     steps = 8 * (_up(taps * widest, 2) + 1)
     other = (_up(k, per_piece) | 1) * 16 * 128 + 64 * 9 * 16 + 64 + _up(steps * 8, 16) * 16 + steps * 256 + 16
     return any(halo * (block | 1) * 16 + other <= shared_bytes for halo in halos)

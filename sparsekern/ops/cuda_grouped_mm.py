@@ -31,28 +31,28 @@ def routes(kernels: Any) -> dict[str, Any]:
     """
     op = OPS["grouped_mm"]
 
-    def forward(a, b, offsets):
+    def forward(a: Tensor, b: Tensor, offsets: Tensor | None) -> Tensor:
         if a.dtype == torch.float64:
             return op.forward.reference(a, b, offsets)
         check(a, b, offsets, values=not _capturing(a))
         return serve(
-            estimate("forward", a, *b.shape, offsets is not None),
+            estimate("forward", a, b.shape[0], b.shape[1], b.shape[2], offsets is not None),
             a.device,
             lambda: kernels.grouped_mm(a, b, offsets, tf32(torch.backends.cuda.matmul, a.dtype)),
             lambda: _rows(a, b, offsets),
         )
 
-    def grad_a(grad_out, b, offsets):
+    def grad_a(grad_out: Tensor, b: Tensor, offsets: Tensor | None) -> Tensor:
         if b.dtype == torch.float64:
             return op.grad_x.reference(grad_out, b, offsets)
         return serve(
-            estimate("grad_x", grad_out, *b.shape, offsets is not None),
+            estimate("grad_x", grad_out, b.shape[0], b.shape[1], b.shape[2], offsets is not None),
             grad_out.device,
             lambda: kernels.grouped_mm_grad_a(grad_out, b, offsets, tf32(torch.backends.cuda.matmul, b.dtype)),
             lambda: _rows(grad_out, b.transpose(1, 2), offsets),
         )
 
-    def grad_b(grad_out, a, offsets):
+    def grad_b(grad_out: Tensor, a: Tensor, offsets: Tensor | None) -> Tensor:
         if a.dtype == torch.float64:
             return op.grad_weight.reference(grad_out, a, offsets)
         groups = a.shape[0] if offsets is None else offsets.shape[0]

@@ -23,7 +23,10 @@ def routes(kernels: Any) -> dict[str, Any]:
     """What serves the op; ``kernels`` is the namespace of the compiled library, or of Triton's twins."""
     convolve = torch.ops.sparsekern.grouped_conv2d
 
-    def forward(x, weight1, bias1, weight2, bias2, weight3, bias3, shortcut, *rest):
+    def forward(
+        x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, weight3: Tensor | None,
+        bias3: Tensor | None, shortcut: Tensor | None, *rest: Any,
+    ) -> Tensor:  # fmt: skip
         *window, relu, last_relu = rest
         tensors = (weight1, bias1, weight2, bias2, weight3, bias3)
         if x.dtype == torch.float64:
@@ -42,6 +45,6 @@ def routes(kernels: Any) -> dict[str, Any]:
             return chain()
         allowed = tf32(torch.backends.cudnn, x.dtype)
         ours = lambda: kernels.root_conv2d(x, weight1, bias1, weight2, bias2, *window, relu, last_relu, allowed)  # noqa: E731
-        return serve(estimate(x, weight1.shape, weight2.shape, window), x.device, ours, chain)
+        return serve(estimate(x, weight1.shape, weight2.shape, tuple(window)), x.device, ours, chain)
 
     return {"root_conv2d": forward}

@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -32,6 +32,11 @@ from torch.nn import Parameter
 
 from sparsekern.ops import backends
 from sparsekern.ops.flop_formulas import register_flops
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVarTuple, Unpack
+
+    Ts = TypeVarTuple("Ts")
 
 LIBRARY = torch.library.Library("sparsekern", "DEF")
 
@@ -121,15 +126,24 @@ class Op:
 OPS: dict[str, Op] = {}
 
 
-def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocast(*tensors: Unpack[Ts]) -> tuple[Unpack[Ts]]:
     """The tensors in the autocast dtype, if autocast is on for their device. Differentiable; float64 stays, as in torch."""
     if not _is_any_autocast_enabled():
         return tensors
-    device = tensors[0].device.type
+    given: Any = tensors
+    device = given[0].device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t is None or t.dtype == torch.float64 or not t.is_floating_point() else t.to(dtype) for t in tensors)
+    cast: Any = tuple(t if t is None or t.dtype == torch.float64 or not t.is_floating_point() else t.to(dtype) for t in given)
+    return cast
+
+
+def compute(*tensors: Unpack[Ts]) -> tuple[Unpack[Ts]]:
+    """fp16 and bf16 are computed in fp32, as the kernels do: the tensors (or None), the narrow ones as float32."""
+    given: Any = tensors
+    wide: Any = tuple(t.float() if t is not None and t.dtype in (torch.float16, torch.bfloat16) else t for t in given)
+    return wide
 
 
 def outside_autocast(reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -196,8 +210,8 @@ def _register(product: Product) -> None:
 def _register_vmap(product: Product) -> None:
     """Map over ``a`` alone in one call where the op can take it, else one call per slice."""
 
-    def rule(call):
-        def batched(info, in_dims, *args):
+    def rule(call: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
+        def batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
             if product.fold and in_dims[0] is not None and all(dim is None for dim in in_dims[1:]):
                 a, unfold = product.fold(args[0].movedim(in_dims[0], 0))
                 return unfold(call(a, *args[1:])), 0
@@ -240,7 +254,7 @@ def _eager_door(op: Op, product: Product) -> Callable[..., Tensor]:
 
     class Eager(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, a, b, *rest):
+        def forward(ctx: Any, a: Tensor, b: Tensor, *rest: Any) -> Tensor:
             # a factor is kept only if the other one's gradient needs it
             need_a, need_b, *_ = ctx.needs_input_grad
             # what save_for_backward does
@@ -249,7 +263,7 @@ def _eager_door(op: Op, product: Product) -> Callable[..., Tensor]:
             return product.reference(a, b, *rest) if backends.forced_reference else kernel(a, b, *rest)
 
         @staticmethod
-        def backward(ctx, grad):
+        def backward(ctx: Any, grad: Tensor) -> tuple:
             need, saved = ctx.needs_input_grad, ctx.saved_tensors
             constants, *shapes = ctx.rest
             if has_bias and op.gradients and need[1] and need[2] and not (grad_enabled() or backends.forced_reference):
@@ -261,12 +275,12 @@ def _eager_door(op: Op, product: Product) -> Callable[..., Tensor]:
 
     Eager.__name__ = Eager.__qualname__ = product.name
     # What the engine calls; torch's own `apply` looks for `backward` at every call.
-    Eager._backward_cls.apply = Eager.backward
+    Eager._backward_cls.apply = Eager.backward  # type: ignore[attr-defined] # its metaclass makes it for each class
     # What Eager.apply comes to outside of transforms, without looking at every argument: a tensor that escaped from torch.func.grad
     # still wears its wrapper; a Parameter has none.
     apply = super(torch.autograd.Function, Eager).apply
 
-    def call(a, b, *rest):
+    def call(a: Tensor, b: Tensor, *rest: Any) -> Tensor:
         if grad_enabled() and (a.requires_grad or b.requires_grad or (has_bias and rest[0] is not None and rest[0].requires_grad)):
             if has_bias and rest[0] is not None and type(rest[0]) is not Parameter:
                 rest = (_unwrap(rest[0]), *rest[1:])
@@ -287,11 +301,11 @@ def _transformed_door(op: Op, product: Product) -> Callable[..., Tensor]:
         generate_vmap_rule = True
 
         @staticmethod
-        def forward(a, b, *rest):
+        def forward(a: Tensor, b: Tensor, *rest: Any) -> Tensor:
             return product.run(a, b, *rest)
 
         @staticmethod
-        def setup_context(ctx, inputs, output):
+        def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
             ctx.save_for_backward(*inputs[:tensors])
             ctx.save_for_forward(*inputs[:tensors])
             ctx.constants = inputs[tensors:]
@@ -299,12 +313,12 @@ def _transformed_door(op: Op, product: Product) -> Callable[..., Tensor]:
             ctx.out_shape = output.shape
 
         @staticmethod
-        def backward(ctx, grad):
+        def backward(ctx: Any, grad: Tensor) -> tuple:
             saved = ctx.saved_tensors + ctx.constants
             return _gradients(op, product, op.transformed, (True, True, True), grad, saved, ctx.shapes)
 
         @staticmethod
-        def jvp(ctx, a_tangent, b_tangent, *tangents):
+        def jvp(ctx: Any, a_tangent: Tensor | None, b_tangent: Tensor | None, *tangents: Tensor | None) -> Tensor | None:
             a, b, *rest = ctx.saved_tensors + ctx.constants
             bias_tangent = None
             if product.bias:
@@ -326,13 +340,13 @@ def _transformed_door(op: Op, product: Product) -> Callable[..., Tensor]:
 def _register_autograd(op: Op, product: Product) -> None:
     tensors = 2 + product.bias + product.structure
 
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         need_a, need_b = ctx.needs_input_grad[:2]
         ctx.save_for_backward(inputs[0] if need_b else None, inputs[1] if need_a else None, *inputs[2:tensors])
         ctx.constants = inputs[tensors:]
         ctx.shapes = inputs[0].shape, inputs[1].shape
 
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple:
         saved = tuple(ctx.saved_tensors) + tuple(ctx.constants)
         return _gradients(op, product, op.compiled, ctx.needs_input_grad, grad, saved, ctx.shapes)
 

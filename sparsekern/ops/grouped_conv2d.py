@@ -12,14 +12,18 @@ Filter groups follow Ioannou et al., "Deep Roots", arXiv 1605.06489 (section 3):
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from sparsekern.ops import define as d
+from sparsekern.ops.types import Gradients, Pair, Shape
 
 NAME = "grouped_conv2d"
+Window: TypeAlias = tuple[int, int, int, int, int, int, int]  # stride, padding, dilation, each (rows, columns); groups
 ACTIVATIONS = ("none", "relu")
 
 # ---- layout: channels_last stays so, everything else comes out contiguous. Strides decide (sizes of 1 make both true).
@@ -32,7 +36,7 @@ def is_channels_last(x: Tensor) -> bool:
     return channels * height * width > 1 and tuple(x.stride()) == strides
 
 
-def _new_like(x: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+def _new_like(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     if not is_channels_last(x):
         return x.new_empty(shape)
     _, channels, height, width = shape
@@ -48,7 +52,10 @@ def _laid_out_like(x: Tensor, out: Tensor) -> Tensor:
 # ---- check
 
 
-def check(x: Any, weight: Any, bias: Any, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, shortcut: Any = None) -> None:
+def check(
+    x: Any, weight: Any, bias: Any, stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int, dilation_w: int, groups: int,
+    shortcut: Any = None,
+) -> None:  # fmt: skip
     """Everything that can be wrong with the arguments of the op; ``x`` may still be one image ``[C, H, W]``."""
     _check_tensors(x, weight)
     d.must(min(weight.shape) > 0, NAME, "weight", "[K, C/G, KH, KW], each at least 1", list(weight.shape))
@@ -84,7 +91,7 @@ def _check_tensors(x: Any, weight: Any) -> None:
 def _pair(value: Any) -> tuple[int, int]:
     """Two numbers; what they are is left to the schema (this runs in every call) and to :func:`_check_pairs`."""
     if isinstance(value, tuple | list) and len(value) == 2:
-        return value
+        return value  # type: ignore[return-value] # a list stays one: it is only unpacked
     return (value, value)
 
 
@@ -107,81 +114,102 @@ def _check_pairs(**pairs: Any) -> None:
 # ---- the three products: reference, fake, FLOPs (shapes in, 2 per multiply-add)
 
 
-def _compute(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """fp16 and bf16 are computed in fp32, as the kernels do."""
-    return tuple(t.float() if t is not None and t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
-
-
-def reference(x, weight, bias, shortcut, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, relu):
+def reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, stride_h: int, stride_w: int, pad_h: int, pad_w: int,
+    dilation_h: int, dilation_w: int, groups: int, relu: bool,
+) -> Tensor:  # fmt: skip
     check(x, weight, bias, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, shortcut)
-    xc, wc, bc, added = _compute(x, weight, bias, shortcut)
+    xc, wc, bc, added = d.compute(x, weight, bias, shortcut)
     out = torch.nn.functional.conv2d(xc, wc, bc, (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups)
     if added is not None:
         out = out + added
     return _laid_out_like(x, (out.relu() if relu else out).to(x.dtype))
 
 
-def _backward(grad_out, x, weight, stride, padding, dilation, groups, mask) -> tuple[Tensor, ...]:
+def _backward(
+    grad_out: Tensor, x: Tensor, weight: Tensor, stride: Shape, padding: Shape, dilation: Shape, groups: int, mask: tuple[bool, bool, bool]
+) -> tuple[Tensor, ...]:
     return torch.ops.aten.convolution_backward(grad_out, x, weight, None, stride, padding, dilation, False, (0, 0), groups, mask)
 
 
-def reference_grad_x(grad_out, weight, height, width, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups):
-    g, w = _compute(grad_out, weight)
+def reference_grad_x(
+    grad_out: Tensor, weight: Tensor, height: int, width: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int,
+    dilation_w: int, groups: int,
+) -> Tensor:  # fmt: skip
+    g, w = d.compute(grad_out, weight)
     x = g.new_empty(g.shape[0], w.shape[1] * groups, height, width)  # only its sizes are used
     window = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups
     return _laid_out_like(grad_out, _backward(g, x, w, *window, (True, False, False))[0].to(grad_out.dtype))
 
 
-def reference_grad_weight(grad_out, x, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups):
-    g, xc = _compute(grad_out, x)
+def reference_grad_weight(
+    grad_out: Tensor, x: Tensor, kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int,
+    dilation_w: int, groups: int,
+) -> Tensor:  # fmt: skip
+    g, xc = d.compute(grad_out, x)
     weight = g.new_empty(g.shape[1], xc.shape[1] // groups, kernel_h, kernel_w)  # only its sizes are used
     window = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups
     grad = _backward(g, xc, weight, *window, (False, True, False))[1]
     return grad.to(x.dtype).clone(memory_format=torch.contiguous_format)
 
 
-def _out_size(size, kernel, stride, padding, dilation):
+def _out_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def fake(x, weight, bias, shortcut, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, relu):
+def fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, stride_h: int, stride_w: int, pad_h: int, pad_w: int,
+    dilation_h: int, dilation_w: int, groups: int, relu: bool,
+) -> Tensor:  # fmt: skip
     check(x, weight, bias, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, shortcut)
     height = _out_size(x.shape[2], weight.shape[2], stride_h, pad_h, dilation_h)
     width = _out_size(x.shape[3], weight.shape[3], stride_w, pad_w, dilation_w)
     return _new_like(x, (x.shape[0], weight.shape[0], height, width))
 
 
-def fake_grad_x(grad_out, weight, height, width, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups):
+def fake_grad_x(
+    grad_out: Tensor, weight: Tensor, height: int, width: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int,
+    dilation_w: int, groups: int,
+) -> Tensor:  # fmt: skip
     return _new_like(grad_out, (grad_out.shape[0], weight.shape[1] * groups, height, width))
 
 
-def fake_grad_weight(grad_out, x, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups):
+def fake_grad_weight(
+    grad_out: Tensor, x: Tensor, kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int,
+    dilation_w: int, groups: int,
+) -> Tensor:  # fmt: skip
     return x.new_empty(grad_out.shape[1], x.shape[1] // groups, kernel_h, kernel_w)
 
 
-def _flops(grad_out, weight) -> int:
+def _flops(grad_out: Shape, weight: Shape) -> int:
     return 2 * grad_out[0] * grad_out[2] * grad_out[3] * math.prod(weight)
 
 
 def flops(
-    x, weight, bias, shortcut, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, *args, out_shape=None, **kwargs
-) -> int:
+    x: Shape, weight: Shape, bias: Shape | None, shortcut: Shape | None, stride_h: int, stride_w: int, pad_h: int, pad_w: int,
+    dilation_h: int, dilation_w: int, groups: int, *args: Any, **kwargs: Any,
+) -> int:  # fmt: skip
     height = _out_size(x[2], weight[2], stride_h, pad_h, dilation_h)
     return _flops((x[0], weight[0], height, _out_size(x[3], weight[3], stride_w, pad_w, dilation_w)), weight)
 
 
-def flops_grad_x(grad_out, weight, *args, out_shape=None, **kwargs) -> int:
+def flops_grad_x(grad_out: Shape, weight: Shape, *args: Any, **kwargs: Any) -> int:
     return _flops(grad_out, weight)
 
 
-def flops_grad_weight(grad_out, x, kernel_h, kernel_w, sh, sw, ph, pw, dh, dw, groups, *args, out_shape=None, **kwargs) -> int:
+def flops_grad_weight(
+    grad_out: Shape, x: Shape, kernel_h: int, kernel_w: int, sh: int, sw: int, ph: int, pw: int, dh: int, dw: int, groups: int, *args: Any,
+    **kwargs: Any,
+) -> int:  # fmt: skip
     return _flops(grad_out, (grad_out[1], x[1] // groups, kernel_h, kernel_w))
 
 
 # ---- derivatives: each of a product is another product
 
 
-def _vjp(doors, need, grad, x, weight, shapes, rest):
+def _vjp(
+    doors: SimpleNamespace, need: Sequence[bool], grad: Tensor, x: Tensor, weight: Tensor, shapes: Sequence[torch.Size], rest: list[Any]
+) -> Gradients:
     shortcut, *window, relu = rest
     if relu or shortcut is not None:
         raise RuntimeError(f"{NAME}: a fused relu or shortcut has no gradient; call sparsekern.ops.{NAME}, which does not fuse then")
@@ -191,7 +219,10 @@ def _vjp(doors, need, grad, x, weight, shapes, rest):
     )
 
 
-def _vjp_grad_x(doors, need, grad, grad_out, weight, shapes, rest):
+def _vjp_grad_x(
+    doors: SimpleNamespace, need: Sequence[bool], grad: Tensor, grad_out: Tensor, weight: Tensor, shapes: Sequence[torch.Size],
+    rest: list[Any],
+) -> Gradients:  # fmt: skip
     window = rest[2:]
     return (
         doors.forward(grad, weight, None, None, *window, False) if need[0] else None,
@@ -199,7 +230,9 @@ def _vjp_grad_x(doors, need, grad, grad_out, weight, shapes, rest):
     )
 
 
-def _vjp_grad_weight(doors, need, grad, grad_out, x, shapes, rest):
+def _vjp_grad_weight(
+    doors: SimpleNamespace, need: Sequence[bool], grad: Tensor, grad_out: Tensor, x: Tensor, shapes: Sequence[torch.Size], rest: list[Any]
+) -> Gradients:
     window = rest[2:]
     return (
         doors.forward(x, grad, None, None, *window, False) if need[0] else None,
@@ -210,16 +243,19 @@ def _vjp_grad_weight(doors, need, grad, grad_out, x, shapes, rest):
 # ---- samples
 
 
-def _sample(device, dtype, x, out_channels, kernel, bias=True, layout=torch.contiguous_format, shortcut=None, **window) -> dict[str, Any]:
+def _sample(
+    device: torch.device | str, dtype: torch.dtype, x: Shape, out_channels: int, kernel: Pair, bias: bool = True,
+    layout: torch.memory_format = torch.contiguous_format, shortcut: Shape | None = None, **window: Any,
+) -> dict[str, Any]:  # fmt: skip
     generator = torch.Generator().manual_seed(sum(x) + out_channels)
 
-    def draw(*size):
+    def draw(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64).to(device, dtype)
 
     weight = draw(out_channels, x[-3] // window.get("groups", 1), *((kernel, kernel) if isinstance(kernel, int) else kernel))
     image = draw(*x)
-    x = image.to(memory_format=layout) if len(x) == 4 else image
-    inputs = dict(x=x, weight=weight, bias=draw(out_channels) if bias else None, **window)
+    image = image.to(memory_format=layout) if len(x) == 4 else image
+    inputs = dict(x=image, weight=weight, bias=draw(out_channels) if bias else None, **window)
     if shortcut is not None:
         inputs["shortcut"] = draw(*shortcut)
     return inputs
@@ -333,7 +369,9 @@ d.LIBRARY.define(
 )
 
 
-def explain_grouped_conv2d(x_shape, weight_shape, window, channels_last: bool, dtype: torch.dtype) -> dict[str, tuple[str, str]]:
+def explain_grouped_conv2d(
+    x_shape: Shape, weight_shape: Shape, window: Shape, channels_last: bool, dtype: torch.dtype
+) -> dict[str, tuple[str, str]]:
     """Per product: who serves it (``"sparsekern"``, ``"torch"``, ``"reference"``) and why. ``window`` as in the schema, seven ints."""
     if not d.backends.has_kernels("cpu"):
         return {door: ("reference", "no compiled kernels") for door in OP.products}
@@ -354,7 +392,9 @@ def _fuses(*tensors: Tensor | None) -> bool:
     return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
 
 
-def _resolve(x, weight, bias, stride, padding, dilation, groups, activation):
+def _resolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair | str, dilation: Pair, groups: int, activation: str
+) -> tuple[Tensor, Window]:
     """The numbers behind the public arguments: (x, perhaps padded; the seven of the schema)."""
     if activation not in ACTIVATIONS:
         d.must(False, NAME, "activation", f"one of {ACTIVATIONS}", repr(activation))
@@ -364,7 +404,9 @@ def _resolve(x, weight, bias, stride, padding, dilation, groups, activation):
     return x, (*stride, *_pair(padding), *dilation, groups)
 
 
-def _resolve_word(x, weight, bias, stride, padding, dilation, groups):
+def _resolve_word(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: str, dilation: tuple[int, int], groups: int
+) -> tuple[Tensor, Window]:
     d.must(padding in ("same", "valid"), NAME, "padding", "an int, two, 'same' or 'valid'", repr(padding))
     if padding == "valid":
         return x, (*stride, 0, 0, *dilation, groups)
@@ -376,7 +418,7 @@ def _resolve_word(x, weight, bias, stride, padding, dilation, groups):
     return x, (*stride, total_h // 2, total_w // 2, *dilation, groups)
 
 
-def _call_with_end(x, weight, bias, window, relu: bool, shortcut) -> Tensor:
+def _call_with_end(x: Tensor, weight: Tensor, bias: Tensor | None, window: Shape, relu: bool, shortcut: Tensor | None) -> Tensor:
     """With a shortcut or a ReLU: inside the op, or behind it where the whole must be differentiable."""
     if _fuses(x, weight, bias, shortcut):
         return OP.call(x, weight, bias, shortcut, *window, relu)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sparsekern.ops import define as d
 from sparsekern.ops.flop_formulas import register_flops
-from sparsekern.ops.grouped_conv2d import _WINDOW, ACTIVATIONS, _check_pairs, _compute, _flops, _laid_out_like, _new_like, _out_size, _pair
+from sparsekern.ops.grouped_conv2d import _WINDOW, ACTIVATIONS, _check_pairs, _flops, _laid_out_like, _new_like, _out_size, _pair
+from sparsekern.ops.types import Shape
 
 NAME = "grouped_conv2d_packed"
 
@@ -26,7 +27,7 @@ _MAGIC_VALUE = 0x534B4331
 _TAP_MAJOR, _ROW_MAJOR = 0, 1
 
 
-def check(x: Any, packed: Any, bias: Any, shortcut: Any, out_channels, kernel_h, kernel_w, *rest) -> None:
+def check(x: Any, packed: Any, bias: Any, shortcut: Any, out_channels: int, kernel_h: int, kernel_w: int, *rest: Any) -> None:
     """Everything that can be wrong with the arguments; the header of ``packed`` where it can be read. ``x`` may be one image."""
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, _ = rest
     d.check_tensor(NAME, "x", x)
@@ -114,16 +115,20 @@ def explain_packed(packed: Tensor) -> str:
 
 
 @d.outside_autocast
-def reference(x, packed, bias, shortcut, out_channels, kernel_h, kernel_w, *rest):
+def reference(
+    x: Tensor, packed: Tensor, bias: Tensor | None, shortcut: Tensor | None, out_channels: int, kernel_h: int, kernel_w: int, *rest: Any
+) -> Tensor:
     check(x, packed, bias, shortcut, out_channels, kernel_h, kernel_w, *rest)
     *window, groups, relu = rest
-    xc, bc, added = _compute(x, bias, shortcut)
+    xc, bc, added = d.compute(x, bias, shortcut)
     out = torch.nn.functional.conv2d(xc, unpack_grouped_conv2d(packed), bc, window[:2], window[2:4], window[4:], groups)
     out = out if added is None else out + added
     return _laid_out_like(x, (out.relu() if relu else out).to(x.dtype))
 
 
-def fake(x, packed, bias, shortcut, out_channels, kernel_h, kernel_w, *rest):
+def fake(
+    x: Tensor, packed: Tensor, bias: Tensor | None, shortcut: Tensor | None, out_channels: int, kernel_h: int, kernel_w: int, *rest: Any
+) -> Tensor:
     check(x, packed, bias, shortcut, out_channels, kernel_h, kernel_w, *rest)
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, *_ = rest
     height = _out_size(x.shape[2], kernel_h, stride_h, pad_h, dilation_h)
@@ -131,7 +136,10 @@ def fake(x, packed, bias, shortcut, out_channels, kernel_h, kernel_w, *rest):
     return _new_like(x, (x.shape[0], out_channels, height, width))
 
 
-def flops(x, packed, bias, shortcut, out_channels, kernel_h, kernel_w, *rest, out_shape=None, **kwargs) -> int:
+def flops(
+    x: Shape, packed: Shape, bias: Shape | None, shortcut: Shape | None, out_channels: int, kernel_h: int, kernel_w: int, *rest: Any,
+    **kwargs: Any,
+) -> int:  # fmt: skip
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, *_ = rest
     height, width = _out_size(x[2], kernel_h, stride_h, pad_h, dilation_h), _out_size(x[3], kernel_w, stride_w, pad_w, dilation_w)
     return _flops((x[0], out_channels, height, width), (out_channels, x[1] // groups, kernel_h, kernel_w))

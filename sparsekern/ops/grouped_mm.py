@@ -8,12 +8,15 @@ The batched product that Deep Roots (section 5) names as what filter groups need
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparsekern.ops import define as d
+from sparsekern.ops.types import Gradients, Shape
 
 NAME = "grouped_mm"
 
@@ -45,7 +48,7 @@ def _groups(offsets: Tensor) -> list[tuple[int, int]]:
     return list(zip([0, *ends], ends))
 
 
-def _in_precision(fn, dtype: torch.dtype, *tensors: Tensor) -> Tensor:
+def _in_precision(fn: Callable[..., Any], dtype: torch.dtype, *tensors: Tensor) -> Tensor:
     half = dtype in (torch.float16, torch.bfloat16)
     return fn(*(t.float() if half else t for t in tensors)).to(dtype)
 
@@ -79,50 +82,56 @@ def reference_grad_b(grad: Tensor, a: Tensor, offsets: Tensor | None) -> Tensor:
     return _in_precision(lambda p, q: _columns(p, q, offsets), a.dtype, grad, a)
 
 
-def fake(a, b, offsets):
+def fake(a: Tensor, b: Tensor, offsets: Tensor | None) -> Tensor:
     check(a, b, offsets)
     return a.new_empty((*a.shape[:-1], b.shape[2]))
 
 
-def fake_grad_a(grad, b, offsets):
+def fake_grad_a(grad: Tensor, b: Tensor, offsets: Tensor | None) -> Tensor:
     return grad.new_empty((*grad.shape[:-1], b.shape[1]))
 
 
-def fake_grad_b(grad, a, offsets):
+def fake_grad_b(grad: Tensor, a: Tensor, offsets: Tensor | None) -> Tensor:
     groups = a.shape[0] if offsets is None else offsets.shape[0]
     return a.new_empty((groups, a.shape[-1], grad.shape[-1]))
 
 
-def _multiply_adds(rows_shape, columns: int) -> int:
+def _multiply_adds(rows_shape: Shape, columns: int) -> int:
     total = columns
     for size in rows_shape:
         total *= size
     return total
 
 
-def flops(a, b, offsets, *args, out_shape=None, **kwargs) -> int:
+def flops(a: Shape, b: Shape, offsets: Shape | None, *args: Any, **kwargs: Any) -> int:
     return 2 * _multiply_adds(a, b[2])
 
 
-def flops_grad_a(grad, b, offsets, *args, out_shape=None, **kwargs) -> int:
+def flops_grad_a(grad: Shape, b: Shape, offsets: Shape | None, *args: Any, **kwargs: Any) -> int:
     return 2 * _multiply_adds(grad, b[1])
 
 
-def flops_grad_b(grad, a, offsets, *args, out_shape=None, **kwargs) -> int:
+def flops_grad_b(grad: Shape, a: Shape, offsets: Shape | None, *args: Any, **kwargs: Any) -> int:
     return 2 * _multiply_adds(grad, a[-1])
 
 
-def _vjp(doors, need, grad, a, b, shapes, rest):
+def _vjp(
+    doors: SimpleNamespace, need: Sequence[bool], grad: Tensor, a: Tensor, b: Tensor, shapes: Sequence[torch.Size], rest: list[Any]
+) -> Gradients:
     (offsets,) = rest
     return doors.grad_x(grad, b, offsets) if need[0] else None, doors.grad_weight(grad, a, offsets) if need[1] else None
 
 
-def _vjp_grad_a(doors, need, v, grad, b, shapes, rest):
+def _vjp_grad_a(
+    doors: SimpleNamespace, need: Sequence[bool], v: Tensor, grad: Tensor, b: Tensor, shapes: Sequence[torch.Size], rest: list[Any]
+) -> Gradients:
     (offsets,) = rest
     return doors.forward(v, b, offsets) if need[0] else None, doors.grad_weight(grad, v, offsets) if need[1] else None
 
 
-def _vjp_grad_b(doors, need, v, grad, a, shapes, rest):
+def _vjp_grad_b(
+    doors: SimpleNamespace, need: Sequence[bool], v: Tensor, grad: Tensor, a: Tensor, shapes: Sequence[torch.Size], rest: list[Any]
+) -> Gradients:
     (offsets,) = rest
     return doors.forward(a, v, offsets) if need[0] else None, doors.grad_x(grad, v, offsets) if need[1] else None
 
@@ -130,7 +139,7 @@ def _vjp_grad_b(doors, need, v, grad, a, shapes, rest):
 # ---- samples
 
 
-def _sample(device, dtype, groups, k, n, rows) -> dict[str, Any]:
+def _sample(device: torch.device | str, dtype: torch.dtype, groups: int, k: int, n: int, rows: int | list[int]) -> dict[str, Any]:
     """``rows``: one height for all groups (equal), or a list of them (ragged)."""
     generator = torch.Generator().manual_seed(groups * 13 + k)
     draw = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64).to(device, dtype)  # noqa: E731

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from sparsekern.ops import define as d
 from sparsekern.ops.flop_formulas import register_flops
-from sparsekern.ops.grouped_conv2d import ACTIVATIONS, _compute, _laid_out_like, _new_like, _out_size
+from sparsekern.ops.grouped_conv2d import ACTIVATIONS, _laid_out_like, _new_like, _out_size
 from sparsekern.ops.grouped_conv2d_packed import _SEAL, _SIZES, _is_pack, pack_grouped_conv2d, unpack_grouped_conv2d  # noqa: F401 (the example)
+from sparsekern.ops.types import Shape
 
 NAME = "joined_conv2d"
 NUMBERS = 9  # of a window: kernel, stride, padding, dilation, each (rows, columns); groups
@@ -61,22 +62,22 @@ def check(xs: Any, packed: Any, biases: Any, windows: Sequence[int], relu: bool)
     return (maps[0][0], channels, *maps[0][1:])
 
 
-def reference(xs, packed, biases, windows, relu):
+def reference(xs: Sequence[Tensor], packed: Tensor, biases: Sequence[Tensor], windows: Shape, relu: bool) -> Tensor:
     check(xs, packed, biases, windows, relu)
     parts = []
     with torch.autocast(xs[0].device.type, enabled=False):  # in float32, as the kernels
         for x, pack, bias, w in zip(xs, packed, biases, _windows(windows)):
-            xc, bc = _compute(x, bias)
+            xc, bc = d.compute(x, bias)
             parts.append(torch.nn.functional.conv2d(xc, unpack_grouped_conv2d(pack), bc, w[2:4], w[4:6], w[6:8], w[8]))
     out = torch.cat(parts, 1)
     return _laid_out_like(xs[0], (out.relu() if relu else out).to(xs[0].dtype))
 
 
-def fake(xs, packed, biases, windows, relu):
+def fake(xs: Sequence[Tensor], packed: Tensor, biases: Sequence[Tensor], windows: Shape, relu: bool) -> Tensor:
     return _new_like(xs[0], check(xs, packed, biases, windows, relu))
 
 
-def flops(xs, packed, biases, windows, relu, out_shape=None, **kwargs) -> int:
+def flops(xs: Sequence[Shape], packed: Shape, biases: Sequence[Shape], windows: Shape, relu: bool, **kwargs: Any) -> int:
     total = 0
     for x, bias, w in zip(xs, biases, _windows(windows)):
         height, width = _map(x, w)
@@ -117,7 +118,7 @@ def joined_conv2d_packed(
         tensor([2., 3.])
     """
     d.must(activation in ACTIVATIONS, NAME, "activation", f"one of {ACTIVATIONS}", repr(activation))
-    arguments = list(xs), list(packed), list(biases), list(windows), activation == "relu"
+    arguments: tuple[Any, ...] = list(xs), list(packed), list(biases), list(windows), activation == "relu"
     try:
         if not torch.compiler.is_compiling():
             for pack in packed:

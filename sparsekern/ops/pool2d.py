@@ -22,7 +22,9 @@ MAX, AVERAGE, AVERAGE_COUNTING_PADDING = 0, 1, 2
 POOLINGS = ("max", "average")
 
 
-def check(x: Any, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, ceil_mode, pooling) -> None:
+def check(
+    x: Any, kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int, ceil_mode: bool, pooling: int
+) -> None:
     """Everything that can be wrong with the arguments of the op; ``x`` may still be one image ``[C, H, W]``."""
     d.check_floating(NAME, "x", x)
     d.must(x.dim() in (3, 4), NAME, "x", "[N, C, H, W] or [C, H, W]", list(x.shape))
@@ -37,24 +39,28 @@ def check(x: Any, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, ceil_mod
     d.must(fits, NAME, "x", f"at least {kernel_h} x {kernel_w} with its padding", list(x.shape))
 
 
-def _pooled(size, kernel, stride, padding, ceil_mode):
+def _pooled(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool) -> int:
     """torch's rule: with ceil_mode the last window may hang over, but begins inside the image or the padding before it."""
     out = (size + 2 * padding - kernel + (stride - 1 if ceil_mode else 0)) // stride + 1
     return out - 1 if ceil_mode and (out - 1) * stride >= size + padding else out
 
 
-def _torch(x: Tensor, kernel, stride, padding, ceil_mode, pooling) -> Tensor:
+def _torch(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], ceil_mode: bool, pooling: int) -> Tensor:
     if pooling == MAX:
         return torch.nn.functional.max_pool2d(x, kernel, stride, padding, 1, ceil_mode)
     return torch.nn.functional.avg_pool2d(x, kernel, stride, padding, ceil_mode, pooling == AVERAGE_COUNTING_PADDING)
 
 
-def reference(x, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, ceil_mode, pooling):
+def reference(
+    x: Tensor, kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int, ceil_mode: bool, pooling: int
+) -> Tensor:
     check(x, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, ceil_mode, pooling)
     return _laid_out_like(x, _torch(x, (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), ceil_mode, pooling))
 
 
-def fake(x, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, ceil_mode, pooling):
+def fake(
+    x: Tensor, kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int, ceil_mode: bool, pooling: int
+) -> Tensor:
     check(x, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, ceil_mode, pooling)
     height = _pooled(x.shape[2], kernel_h, stride_h, pad_h, ceil_mode)
     return _new_like(x, (x.shape[0], x.shape[1], height, _pooled(x.shape[3], kernel_w, stride_w, pad_w, ceil_mode)))
@@ -107,8 +113,8 @@ def pool2d(
     d.must(pooling in POOLINGS, NAME, "pooling", f"one of {POOLINGS}", repr(pooling))
     way = MAX if pooling == "max" else AVERAGE_COUNTING_PADDING if count_include_pad else AVERAGE
     try:
-        window = tuple(x.shape[-2:]) if kernel_size is None else _pair(kernel_size)
-        sizes = (*window, *(window if stride is None else _pair(stride)), *_pair(padding), bool(ceil_mode), way)
+        window: tuple[int, ...] = tuple(x.shape[-2:]) if kernel_size is None else _pair(kernel_size)
+        sizes: tuple[Any, ...] = (*window, *(window if stride is None else _pair(stride)), *_pair(padding), bool(ceil_mode), way)
         if d.transforming() or (torch.is_grad_enabled() and x.requires_grad):
             check(x, *sizes)
             return _torch(x, sizes[0:2], sizes[2:4], sizes[4:6], ceil_mode, way)

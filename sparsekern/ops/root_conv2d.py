@@ -19,9 +19,10 @@ from torch import Tensor
 
 from sparsekern.ops import define as d
 from sparsekern.ops.flop_formulas import register_flops
-from sparsekern.ops.grouped_conv2d import _WINDOW, ACTIVATIONS, _check_pairs, _compute, _fuses, _laid_out_like, _new_like, _out_size, _pair
+from sparsekern.ops.grouped_conv2d import _WINDOW, ACTIVATIONS, _check_pairs, _fuses, _laid_out_like, _new_like, _out_size, _pair
 from sparsekern.ops.grouped_conv2d import grouped_conv2d as convolve
 from sparsekern.ops.grouped_conv2d_packed import _SEAL, _SIZES, _is_pack, unpack_grouped_conv2d
+from sparsekern.ops.types import Shape
 
 NAME = "root_conv2d"
 
@@ -40,7 +41,7 @@ def _check_x(x: Any) -> None:
     d.must(x.dim() == 4, NAME, "x", "[N, C, H, W]", list(x.shape))
 
 
-def _check_first(x: Tensor, K, channels, kernel_h, kernel_w, window, what: str, shape: Any) -> tuple:
+def _check_first(x: Tensor, K: int, channels: int, kernel_h: int, kernel_w: int, window: Shape, what: str, shape: Any) -> tuple:
     """The window and what it gives: ``(rows, columns)``."""
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups = window
     d.must(isinstance(groups, int | torch.SymInt) and groups > 0, NAME, "groups", "an int of at least 1", groups)
@@ -55,12 +56,12 @@ def _check_first(x: Tensor, K, channels, kernel_h, kernel_w, window, what: str, 
     return _map(x.shape, kernel_h, kernel_w, window)
 
 
-def _map(x, kernel_h, kernel_w, window) -> tuple:
+def _map(x: Shape, kernel_h: int, kernel_w: int, window: Shape) -> tuple:
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, _ = window
     return _out_size(x[2], kernel_h, stride_h, pad_h, dilation_h), _out_size(x[3], kernel_w, stride_w, pad_w, dilation_w)
 
 
-def _check_bias(i: int, bias: Any, x: Tensor, K) -> None:
+def _check_bias(i: int, bias: Any, x: Tensor, K: int) -> None:
     if bias is not None:
         d.check_like(NAME, f"bias{i}", bias, x)
         d.must(tuple(bias.shape) == (K,), NAME, f"bias{i}", f"[{K}]", list(bias.shape))
@@ -72,17 +73,20 @@ def _check_shortcut(shortcut: Any, x: Tensor, sizes: list) -> None:
         d.must(list(shortcut.shape) == sizes, NAME, "shortcut", f"{sizes} like the result", list(shortcut.shape))
 
 
-def check(x, weight1, bias1, weight2, bias2, weight3, bias3, shortcut, *rest) -> tuple:
+def check(
+    x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, weight3: Tensor | None, bias3: Tensor | None,
+    shortcut: Tensor | None, *rest: Any,
+) -> tuple:  # fmt: skip
     """Everything that can be wrong with the arguments; returns the shape of the result."""
     _check_x(x)
     stages = _stages(weight1, bias1, weight2, bias2, weight3, bias3)
     for i, (weight, _) in enumerate(stages, 1):
         d.check_like(NAME, f"weight{i}", weight, x)
-        sizes = "[K, C/G, KH, KW]" if i == 1 else "[K, C, 1, 1]"
+        rule = "[K, C/G, KH, KW]" if i == 1 else "[K, C, 1, 1]"
         good = weight.dim() == 4 and min(weight.shape) > 0 and (i == 1 or tuple(weight.shape[2:]) == (1, 1))
-        d.must(good, NAME, f"weight{i}", f"{sizes}, each at least 1", list(weight.shape))
+        d.must(good, NAME, f"weight{i}", f"{rule}, each at least 1", list(weight.shape))
     shape = list(weight1.shape)
-    height, width = _check_first(x, *shape, rest[:7], "weight1", shape)
+    height, width = _check_first(x, shape[0], shape[1], shape[2], shape[3], rest[:7], "weight1", shape)
     channels = shape[0]
     for i, (weight, bias) in enumerate(stages, 1):
         own = weight.shape[1]
@@ -96,7 +100,10 @@ def check(x, weight1, bias1, weight2, bias2, weight3, bias3, shortcut, *rest) ->
     return tuple(sizes)
 
 
-def check_packed(x, packed1, bias1, packed2, bias2, packed3, bias3, shortcut, out_channels, kernel_h, kernel_w, *rest) -> tuple:
+def check_packed(
+    x: Tensor, packed1: Tensor, bias1: Tensor | None, packed2: Tensor, bias2: Tensor | None, packed3: Tensor | None, bias3: Tensor | None,
+    shortcut: Tensor | None, out_channels: int, kernel_h: int, kernel_w: int, *rest: Any,
+) -> tuple:  # fmt: skip
     """The same for packs, whose headers are looked at where they can be read."""
     _check_x(x)
     d.must(x.dtype != torch.float64, NAME, "x", "float32, float16 or bfloat16", x.dtype)
@@ -124,7 +131,7 @@ def check_packed(x, packed1, bias1, packed2, bias2, packed3, bias3, shortcut, ou
 # ---- reference, fake, FLOPs
 
 
-def _chain(x, stages, shortcut, window, relu, last_relu):
+def _chain(x: Tensor, stages: list[tuple[Any, Any]], shortcut: Tensor | None, window: Shape, relu: bool, last_relu: bool) -> Tensor:
     y = x
     for i, (weight, bias) in enumerate(stages):
         end = i == len(stages) - 1
@@ -138,37 +145,49 @@ def _chain(x, stages, shortcut, window, relu, last_relu):
 
 
 @d.outside_autocast
-def reference(x, weight1, bias1, weight2, bias2, weight3, bias3, shortcut, *rest):
+def reference(
+    x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, weight3: Tensor | None, bias3: Tensor | None,
+    shortcut: Tensor | None, *rest: Any,
+) -> Tensor:  # fmt: skip
     tensors = (weight1, bias1, weight2, bias2, weight3, bias3)
     check(x, *tensors, shortcut, *rest)
-    xc, added, *given = _compute(x, shortcut, *tensors)
+    xc, added, *given = d.compute(x, shortcut, *tensors)
     return _laid_out_like(x, _chain(xc, _stages(*given), added, rest[:7], *rest[7:]).to(x.dtype))
 
 
 @d.outside_autocast
-def reference_packed(x, packed1, bias1, packed2, bias2, packed3, bias3, shortcut, out_channels, kernel_h, kernel_w, *rest):
+def reference_packed(
+    x: Tensor, packed1: Tensor, bias1: Tensor | None, packed2: Tensor, bias2: Tensor | None, packed3: Tensor | None, bias3: Tensor | None,
+    shortcut: Tensor | None, out_channels: int, kernel_h: int, kernel_w: int, *rest: Any,
+) -> Tensor:  # fmt: skip
     tensors = (packed1, bias1, packed2, bias2, packed3, bias3)
     check_packed(x, *tensors, shortcut, out_channels, kernel_h, kernel_w, *rest)
-    xc, added, *biases = _compute(x, shortcut, bias1, bias2, bias3)
+    xc, added, *biases = d.compute(x, shortcut, bias1, bias2, bias3)
     stages = [(unpack_grouped_conv2d(p), b) for (p, _), b in zip(_stages(*tensors), biases)]
     return _laid_out_like(x, _chain(xc, stages, added, rest[:7], *rest[7:]).to(x.dtype))
 
 
-def fake(x, *rest):
+def fake(x: Tensor, *rest: Any) -> Tensor:
     return _new_like(x, check(x, *rest))
 
 
-def fake_packed(x, *rest):
+def fake_packed(x: Tensor, *rest: Any) -> Tensor:
     return _new_like(x, check_packed(x, *rest))
 
 
-def flops(x, weight1, bias1, weight2, bias2, weight3, bias3, shortcut, *rest, out_shape=None, **kwargs) -> int:
-    height, width = _map(x, *weight1[2:], rest[:7])
+def flops(
+    x: Shape, weight1: Shape, bias1: Shape | None, weight2: Shape, bias2: Shape | None, weight3: Shape | None, bias3: Shape | None,
+    shortcut: Shape | None, *rest: Any, **kwargs: Any,
+) -> int:  # fmt: skip
+    height, width = _map(x, weight1[2], weight1[3], rest[:7])
     per_pixel = sum(w[0] * w[1] * w[2] * w[3] for w in (weight1, weight2, weight3) if w is not None)
     return 2 * x[0] * height * width * per_pixel
 
 
-def flops_packed(x, packed1, bias1, packed2, bias2, packed3, bias3, shortcut, out_channels, kernel_h, kernel_w, *rest, **kwargs) -> int:
+def flops_packed(
+    x: Tensor, packed1: Tensor, bias1: Tensor | None, packed2: Tensor, bias2: Tensor | None, packed3: Tensor | None, bias3: Tensor | None,
+    shortcut: Tensor | None, out_channels: int, kernel_h: int, kernel_w: int, *rest: Any, **kwargs: Any,
+) -> int:  # fmt: skip
     """The header of a pack knows its filters; where none can be read (a fake tensor), the size of the pack, padding included."""
     height, width = _map(x.shape, kernel_h, kernel_w, rest[:7])
     packs = [packed for packed in (packed1, packed2, packed3) if packed is not None]
@@ -251,7 +270,8 @@ def root_conv2d(
             check(x, *tensors, shortcut, *window, relu, last_relu)
             return _composed(x, _stages(*tensors), shortcut, window, activation, last_activation or activation)
         if d.autocast_enabled():
-            x, shortcut, *tensors = d.autocast(x, shortcut, *tensors)
+            x, shortcut, weight1, bias1, weight2, bias2, weight3, bias3 = d.autocast(x, shortcut, *tensors)
+            tensors = (weight1, bias1, weight2, bias2, weight3, bias3)
         forced = d.backends.forced_reference and not torch.compiler.is_compiling()
         return (reference if forced else torch.ops.sparsekern.root_conv2d)(x, *tensors, shortcut, *window, relu, last_relu)
     except (RuntimeError, TypeError, AttributeError, IndexError):
@@ -266,12 +286,16 @@ def _check_activations(activation: str, last_activation: str | None) -> None:
     d.must(last_activation in (None, *ACTIVATIONS), NAME, "last_activation", f"None or one of {ACTIVATIONS}", repr(last_activation))
 
 
-def _composed(x, stages, shortcut, window, activation, last_activation):
+def _composed(
+    x: Tensor, stages: list[tuple[Any, Any]], shortcut: Tensor | None, window: tuple[int, ...], activation: str, last_activation: str
+) -> Tensor:
     y = x
     for i, (weight, bias) in enumerate(stages):
         end = i == len(stages) - 1
-        numbers = (window[:2], window[2:4], window[4:6], window[6]) if i == 0 else (1, 0, 1, y.shape[1] // weight.shape[1])
-        y = convolve(y, weight, bias, *numbers, last_activation if end else activation, shortcut if end else None)
+        given: Any = (window[:2], window[2:4], window[4:6], window[6]) if i == 0 else (1, 0, 1, y.shape[1] // weight.shape[1])
+        stride, padding, dilation, groups = given
+        act, added = (last_activation, shortcut) if end else (activation, None)
+        y = convolve(y, weight, bias, stride, padding, dilation, groups, act, added)
     return y
 
 

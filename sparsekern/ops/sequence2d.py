@@ -31,6 +31,7 @@ from sparsekern.ops.pool2d import reference as reference_pool
 from sparsekern.ops.sparse_conv2d import fake as fake_sparse
 from sparsekern.ops.sparse_conv2d import flops as flops_sparse
 from sparsekern.ops.sparse_conv2d import reference as reference_sparse
+from sparsekern.ops.types import Shape
 
 NAME = "sequence2d"
 PACKED_CONV, SPARSE_CONV, POOL = 0, 1, 2
@@ -69,7 +70,8 @@ def _stages(tensors: Sequence[Any], numbers: Sequence[int], images: Any) -> list
     """``[(stage, tensors, bias or None), ...]`` of numbers and tensors that fit each other."""
     d.must(len(numbers) > 0 and len(numbers) % NUMBERS == 0, NAME, "numbers", f"{NUMBERS} for each of at least one stage", len(numbers))
     d.must(isinstance(images, int | torch.SymInt) and images >= 0, NAME, "images", "at least 1, or 0 for all together", images)
-    found, at, together = [], 0, 1
+    found: list[tuple[Stage, list[Any], Any]] = []
+    at, together = 0, 1
     for i in range(0, len(numbers), NUMBERS):
         stage = Stage(*numbers[i : i + NUMBERS])
         d.must(stage.kind in TENSORS, NAME, "numbers", f"of a kind in {sorted(TENSORS)}", stage.kind)
@@ -102,7 +104,7 @@ def _pool_arguments(x: Tensor, arguments: tuple) -> tuple:
     return (arguments[0] or x.shape[2], arguments[1] or x.shape[3], *arguments[2:])
 
 
-def _walk(x: Any, tensors, numbers, images, ops: dict[int, Callable]) -> Tensor:
+def _walk(x: Any, tensors: Sequence[Tensor], numbers: Shape, images: int, ops: dict[int, Callable[..., Tensor]]) -> Tensor:
     """Stage by stage, each by its own op, which checks what it is given."""
     d.check_tensor(NAME, "x", x)
     d.must(x.dtype in (torch.float32, torch.float16, torch.bfloat16), NAME, "x", "float32, float16 or bfloat16", x.dtype)
@@ -117,11 +119,12 @@ def _walk(x: Any, tensors, numbers, images, ops: dict[int, Callable]) -> Tensor:
     return y
 
 
-_REFERENCES = {PACKED_CONV: reference_packed, SPARSE_CONV: reference_sparse, POOL: reference_pool}
-_FAKES = {PACKED_CONV: fake_packed, SPARSE_CONV: fake_sparse, POOL: fake_pool}
+_REFERENCES: dict[int, Callable[..., Tensor]] = {PACKED_CONV: reference_packed, SPARSE_CONV: reference_sparse, POOL: reference_pool}
+_FAKES: dict[int, Callable[..., Tensor]] = {PACKED_CONV: fake_packed, SPARSE_CONV: fake_sparse, POOL: fake_pool}
+_FLOPS: dict[int, Callable[..., int]] = {PACKED_CONV: flops_packed, SPARSE_CONV: flops_sparse}
 
 
-def check(x, tensors, numbers, images) -> None:
+def check(x: Tensor, tensors: Sequence[Tensor], numbers: Shape, images: int) -> None:
     """Everything that can be wrong with the arguments; what is wrong with a stage is said by its own op."""
     _walk(x, tensors, numbers, images, _FAKES)
 
@@ -130,22 +133,22 @@ def check(x, tensors, numbers, images) -> None:
 
 
 @d.outside_autocast
-def reference(x, tensors, numbers, images):
+def reference(x: Tensor, tensors: Sequence[Tensor], numbers: Shape, images: int) -> Tensor:
     return _laid_out_like(x, _walk(x, tensors, numbers, images, _REFERENCES))
 
 
-def fake(x, tensors, numbers, images):
+def fake(x: Tensor, tensors: Sequence[Tensor], numbers: Shape, images: int) -> Tensor:
     return _new_like(x, tuple(_walk(x, tensors, numbers, images, _FAKES).shape))
 
 
-def flops(x, tensors, numbers, images, out_shape=None, **kwargs) -> int:
+def flops(x: Shape, tensors: Sequence[Shape], numbers: Shape, images: int, **kwargs: Any) -> int:
     total, size = 0, torch.empty(x, device="meta")
     for stage, arguments in _calls([torch.empty(t, device="meta") for t in tensors], numbers, images):
         shapes = [a.shape if isinstance(a, Tensor) else a for a in arguments]
         if stage.kind == POOL:
             size = fake_pool(size, *_pool_arguments(size, arguments))
             continue
-        total += {PACKED_CONV: flops_packed, SPARSE_CONV: flops_sparse}[stage.kind](size.shape, *shapes)
+        total += _FLOPS[stage.kind](size.shape, *shapes)
         height, width = (
             (n + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
             for n, kernel, stride, pad, dilation in zip(size.shape[2:], stage[4:6], stage[6:8], stage[8:10], stage[10:12])
@@ -184,7 +187,8 @@ def sequence2d(x: Tensor, tensors: Sequence[Tensor], numbers: Sequence[int], ima
     """
     try:
         if d.autocast_enabled():
-            x, *tensors = d.autocast(x, *tensors)
+            given: tuple[Tensor, ...] = (x, *tensors)
+            x, *tensors = d.autocast(*given)
         if d.backends.forced_reference and not torch.compiler.is_compiling():
             return reference(x, tensors, numbers, images)
         return torch.ops.sparsekern.sequence2d(x, tensors, numbers, images)

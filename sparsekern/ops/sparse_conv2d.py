@@ -12,12 +12,15 @@ by V filters. Rows are ragged: a random mask does not keep the same number every
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparsekern.ops import define as d
+from sparsekern.ops.types import Gradients, Shape
 
 NAME = "sparse_conv2d"
 
@@ -40,14 +43,16 @@ def _laid_out_like(x: Tensor, out: Tensor) -> Tensor:
     return out if out.stride() == last.stride() else last.copy_(out)
 
 
-def _out_size(height: int, width: int, KH, KW, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w) -> tuple[int, int]:
+def _out_size(
+    height: int, width: int, KH: int, KW: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int, dilation_w: int
+) -> tuple[int, int]:
     return (
         (height + 2 * pad_h - dilation_h * (KH - 1) - 1) // stride_h + 1,
         (width + 2 * pad_w - dilation_w * (KW - 1) - 1) // stride_w + 1,
     )
 
 
-def _arguments(window) -> tuple[list[int], list[int], list[int]]:
+def _arguments(window: Shape) -> tuple[list[int], list[int], list[int]]:
     """Stride, padding, dilation, as torch's convolutions take them."""
     return list(window[2:4]), list(window[4:6]), list(window[6:8])
 
@@ -132,7 +137,7 @@ def _places(indptr: Tensor, index: Tensor, codes: int) -> Tensor:
     return rows * codes + index.long()
 
 
-def dense_weight(weight: Tensor, indptr: Tensor, index: Tensor, channels: int, kernel_size: tuple[int, int]) -> Tensor:
+def dense_weight(weight: Tensor, indptr: Tensor, index: Tensor, channels: int, kernel_size: Shape) -> Tensor:
     """``weight [nnz, BO, BI, BT]`` as the dense ``[OB*BO, C, KH, KW]`` it stands for. Differentiable."""
     _, block_out, block_in, block_taps = weight.shape
     out_blocks, in_blocks, tap_blocks = indptr.shape[0] - 1, channels // block_in, kernel_size[0] * kernel_size[1] // block_taps
@@ -155,20 +160,18 @@ def kept_weight(dense: Tensor, indptr: Tensor, index: Tensor, block: tuple[int, 
     return block_view(dense, block)[_places(indptr, index, codes)]
 
 
-def _compute(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """fp16 and bf16 are computed in fp32, as the kernels do."""
-    return tuple(t.float() if t is not None and t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
-
-
-def reference(x: Tensor, weight: Tensor, bias: Tensor | None, indptr: Tensor, index: Tensor, plan: Tensor | None, *window) -> Tensor:
+def reference(x: Tensor, weight: Tensor, bias: Tensor | None, indptr: Tensor, index: Tensor, plan: Tensor | None, *window: int) -> Tensor:
     check(x, weight, bias, indptr, index, plan, *window)
-    xc, wc, bc = _compute(x, weight, bias)
+    xc, wc, bc = d.compute(x, weight, bias)
     dense = dense_weight(wc, indptr, index, x.shape[1], window[:2])
     return _laid_out_like(x, torch.nn.functional.conv2d(xc, dense, bc, *_arguments(window)).to(x.dtype))
 
 
-def reference_grad_x(grad_out: Tensor, weight: Tensor, indptr: Tensor, index: Tensor, plan, channels, height, width, *window) -> Tensor:
-    g, w = _compute(grad_out, weight)
+def reference_grad_x(
+    grad_out: Tensor, weight: Tensor, indptr: Tensor, index: Tensor, plan: Tensor | None, channels: int, height: int, width: int,
+    *window: int,
+) -> Tensor:  # fmt: skip
+    g, w = d.compute(grad_out, weight)
     x = g.new_empty(grad_out.shape[0], channels, height, width)  # read for its sizes
     dense = dense_weight(w, indptr, index, channels, window[:2])
     backward = torch.ops.aten.convolution_backward
@@ -177,55 +180,64 @@ def reference_grad_x(grad_out: Tensor, weight: Tensor, indptr: Tensor, index: Te
 
 
 def reference_grad_weight(
-    grad_out: Tensor, x: Tensor, indptr: Tensor, index: Tensor, plan, block_out, block_in, block_taps, *window
-) -> Tensor:
-    g, xc = _compute(grad_out, x)
+    grad_out: Tensor, x: Tensor, indptr: Tensor, index: Tensor, plan: Tensor | None, block_out: int, block_in: int, block_taps: int,
+    *window: int,
+) -> Tensor:  # fmt: skip
+    g, xc = d.compute(grad_out, x)
     dense = xc.new_empty(grad_out.shape[1], x.shape[1], *window[:2])  # read for its sizes
     backward = torch.ops.aten.convolution_backward
     grad = backward(g, xc, dense, None, *_arguments(window), False, [0, 0], 1, [False, True, False])[1]
     return kept_weight(grad, indptr, index, (block_out, block_in, block_taps)).to(x.dtype).contiguous()
 
 
-def fake(x, weight, bias, indptr, index, plan, *window):
+def fake(x: Tensor, weight: Tensor, bias: Tensor | None, indptr: Tensor, index: Tensor, plan: Tensor | None, *window: int) -> Tensor:
     check(x, weight, bias, indptr, index, plan, *window)
     return _images_like(x, (indptr.shape[0] - 1) * weight.shape[1], *_out_size(*x.shape[2:], *window))
 
 
-def fake_grad_x(grad_out, weight, indptr, index, plan, channels, height, width, *window):
+def fake_grad_x(
+    grad_out: Tensor, weight: Tensor, indptr: Tensor, index: Tensor, plan: Tensor | None, channels: int, height: int, width: int,
+    *window: int,
+) -> Tensor:  # fmt: skip
     return _images_like(grad_out, channels, height, width)
 
 
-def fake_grad_weight(grad_out, x, indptr, index, plan, block_out, block_in, block_taps, *window):
+def fake_grad_weight(
+    grad_out: Tensor, x: Tensor, indptr: Tensor, index: Tensor, plan: Tensor | None, block_out: int, block_in: int, block_taps: int,
+    *window: int,
+) -> Tensor:  # fmt: skip
     return x.new_empty(index.shape[0], block_out, block_in, block_taps)
 
 
-def _flops(images: int, out_size: tuple[int, int], weights: int) -> int:
+def _flops(images: int, out_size: Shape, weights: int) -> int:
     return 2 * images * out_size[0] * out_size[1] * weights
 
 
-def _numel(shape) -> int:
+def _numel(shape: Shape) -> int:
     count = 1
     for size in shape:
         count *= size
     return count
 
 
-def flops(x, weight, bias, indptr, index, plan, *window, out_shape=None, **kwargs) -> int:
+def flops(x: Shape, weight: Shape, bias: Shape | None, indptr: Shape, index: Shape, plan: Shape | None, *window: int, **kwargs: Any) -> int:
     return _flops(x[0], _out_size(*x[2:], *window), _numel(weight))
 
 
-def flops_grad_x(grad_out, weight, *args, out_shape=None, **kwargs) -> int:
+def flops_grad_x(grad_out: Shape, weight: Shape, *args: Any, **kwargs: Any) -> int:
     return _flops(grad_out[0], grad_out[2:], _numel(weight))
 
 
-def flops_grad_weight(grad_out, x, indptr, index, plan, *sizes, out_shape=None, **kwargs) -> int:
+def flops_grad_weight(grad_out: Shape, x: Shape, indptr: Shape, index: Shape, plan: Shape | None, *sizes: int, **kwargs: Any) -> int:
     return _flops(grad_out[0], grad_out[2:], index[0] * _numel(sizes[:3]))
 
 
 # ---- derivatives: each one is another product
 
 
-def _vjp(doors, need, grad, x, weight, shapes, rest):
+def _vjp(
+    doors: SimpleNamespace, need: Sequence[bool], grad: Tensor, x: Tensor, weight: Tensor, shapes: Sequence[torch.Size], rest: list[Any]
+) -> Gradients:
     indptr, index, plan, *window = rest
     return (
         doors.grad_x(grad, weight, indptr, index, plan, *shapes[0][1:], *window) if need[0] else None,
@@ -233,7 +245,10 @@ def _vjp(doors, need, grad, x, weight, shapes, rest):
     )
 
 
-def _vjp_grad_x(doors, need, grad, grad_out, weight, shapes, rest):
+def _vjp_grad_x(
+    doors: SimpleNamespace, need: Sequence[bool], grad: Tensor, grad_out: Tensor, weight: Tensor, shapes: Sequence[torch.Size],
+    rest: list[Any],
+) -> Gradients:  # fmt: skip
     indptr, index, plan, _, _, _, *window = rest
     return (
         doors.forward(grad, weight, None, indptr, index, plan, *window) if need[0] else None,
@@ -241,7 +256,9 @@ def _vjp_grad_x(doors, need, grad, grad_out, weight, shapes, rest):
     )
 
 
-def _vjp_grad_weight(doors, need, grad, grad_out, x, shapes, rest):
+def _vjp_grad_weight(
+    doors: SimpleNamespace, need: Sequence[bool], grad: Tensor, grad_out: Tensor, x: Tensor, shapes: Sequence[torch.Size], rest: list[Any]
+) -> Gradients:
     indptr, index, plan, _, _, _, *window = rest
     return (
         doors.forward(x, grad, None, indptr, index, plan, *window) if need[0] else None,
@@ -249,7 +266,7 @@ def _vjp_grad_weight(doors, need, grad, grad_out, x, shapes, rest):
     )
 
 
-def _fold(a: Tensor):
+def _fold(a: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Mapped images are images: [B, N, C, H, W] -> [B*N, C, H, W] and back."""
     mapped = a.shape[:2]
     return a.flatten(0, 1), lambda out: out.unflatten(0, mapped)
@@ -258,7 +275,10 @@ def _fold(a: Tensor):
 # ---- samples
 
 
-def _sample(device, dtype, images, channels, size, filters, kernel, block, kept, window=(1, 1, 0, 0, 1, 1), bias=True) -> dict[str, Any]:
+def _sample(
+    device: torch.device | str, dtype: torch.dtype, images: int, channels: int, size: Shape, filters: int, kernel: tuple[int, int],
+    block: tuple[int, int, int], kept: int, window: tuple[int, ...] = (1, 1, 0, 0, 1, 1), bias: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     """``kept`` blocks out of all, drawn at random; ``window`` is stride, padding, dilation, each high and wide."""
     generator = torch.Generator().manual_seed(images * 7 + channels * 31 + filters)
     block_out, block_in, block_taps = block
@@ -266,7 +286,7 @@ def _sample(device, dtype, images, channels, size, filters, kernel, block, kept,
     keep = torch.randperm(filters // block_out * codes, generator=generator)[:kept].sort().values
     indptr = torch.searchsorted(keep, torch.arange(filters // block_out + 1) * codes)
 
-    def draw(*shape):
+    def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
     return dict(
@@ -422,7 +442,7 @@ def plan_sparse_conv2d(
         from sparsekern.ops.cuda_sparse_conv2d import make_plan  # imports this file
 
         check_tables(indptr, index, codes)
-        return make_plan(indptr, index, channels, tuple(kernel_size), tuple(block))
+        return make_plan(indptr, index, channels, kernel_size, block)
     if index.device.type != "cpu" or not d.backends.has_kernels("cpu"):
         check_tables(indptr, index, codes)
         return None
@@ -437,7 +457,7 @@ KERNELS = ("tile", "list", "dense")  # by the codes of core/sparse_conv2d.h
 
 
 def explain_sparse_conv2d(
-    x_shape, filters, window, block, nnz, dtype: torch.dtype, channels_last: bool = False
+    x_shape: Shape, filters: int, window: Shape, block: Shape, nnz: int, dtype: torch.dtype, channels_last: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Per product: which kernel serves ``x_shape [N, C, H, W]``, and the sparse kernels' estimated time over dense time.
 
@@ -455,7 +475,7 @@ def explain_sparse_conv2d(
     return out
 
 
-def _two(arg: str, value: Any) -> tuple[int, int]:
+def _two(arg: str, value: Any) -> Shape:
     if not isinstance(value, (tuple, list)):
         return value, value
     d.must(len(value) == 2, NAME, arg, "an int or two", value)
@@ -517,7 +537,9 @@ def sparse_conv2d(
     return run_sparse_conv2d(x, weight, bias, indptr, index, plan, window)
 
 
-def run_sparse_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, indptr: Tensor, index: Tensor, plan: Tensor | None, window) -> Tensor:
+def run_sparse_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, indptr: Tensor, index: Tensor, plan: Tensor | None, window: Shape
+) -> Tensor:
     """:func:`sparse_conv2d` with its ``window`` ready: kernel size, stride, padding and dilation, two ints each."""
     try:
         if x.dim() == 3:

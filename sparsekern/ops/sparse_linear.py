@@ -9,6 +9,8 @@ Pre-defined sparsity with a fixed fan-in follows Dey et al., "Characterizing Spa
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from sparsekern.ops import define as d
 from sparsekern.ops.flop_formulas import register_flops
+from sparsekern.ops.types import Gradients, Shape
 
 NAME = "sparse_linear"
 
@@ -114,77 +117,78 @@ def kept_weight(dense: Tensor, index: Tensor, block_size: tuple[int, int] = (1, 
     return kept.reshape(index.shape) if block_size == (1, 1) else kept
 
 
-def _compute(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """fp16 and bf16 are computed in fp32, as the kernels do."""
-    return tuple(t.float() if t is not None and t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
-
-
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, plan: Tensor | None) -> Tensor:
     check(x, weight, bias, index, plan)
-    xc, wc, bc = _compute(x, weight, bias)
+    xc, wc, bc = d.compute(x, weight, bias)
     return _laid_out_like(x, torch.nn.functional.linear(xc, dense_weight(wc, index, x.shape[-1]), bc).to(x.dtype))
 
 
 def reference_grad_x(grad_out: Tensor, weight: Tensor, index: Tensor, plan: Tensor | None, in_features: int) -> Tensor:
-    g, w = _compute(grad_out, weight)
+    g, w = d.compute(grad_out, weight)
     return _laid_out_like(grad_out, (g @ dense_weight(w, index, in_features)).to(grad_out.dtype))
 
 
 def reference_grad_weight(
     grad_out: Tensor, x: Tensor, index: Tensor, plan: Tensor | None, block_out: int, block_in: int, condensed: bool
 ) -> Tensor:
-    g, xc = _compute(grad_out, x)
+    g, xc = d.compute(grad_out, x)
     dense = g.flatten(0, -2).t() @ xc.flatten(0, -2) if x.dim() > 1 else torch.outer(g, xc)  # [OB*BO, IB*BI]
     kept = kept_weight(dense, index, (block_out, block_in)).to(x.dtype)
     return kept.reshape(index.shape) if condensed else kept.reshape(*index.shape, block_out, block_in)
 
 
-def fake(x, weight, bias, index, plan):
+def fake(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, plan: Tensor | None) -> Tensor:
     check(x, weight, bias, index, plan)
     return _rows_like(x, weight.shape[0] * _blocks(weight)[0])
 
 
-def fake_grad_x(grad_out, weight, index, plan, in_features):
+def fake_grad_x(grad_out: Tensor, weight: Tensor, index: Tensor, plan: Tensor | None, in_features: int) -> Tensor:
     return _rows_like(grad_out, in_features)
 
 
-def fake_grad_weight(grad_out, x, index, plan, block_out, block_in, condensed):
+def fake_grad_weight(
+    grad_out: Tensor, x: Tensor, index: Tensor, plan: Tensor | None, block_out: int, block_in: int, condensed: bool
+) -> Tensor:
     return x.new_empty(index.shape if condensed else (*index.shape, block_out, block_in))
 
 
-def _rows(shape) -> int:
+def _rows(shape: Shape) -> int:
     rows = 1
     for size in shape[:-1]:
         rows *= size
     return rows
 
 
-def _numel(shape) -> int:
+def _numel(shape: Shape) -> int:
     return _rows(shape) * shape[-1]
 
 
-def flops(x, weight, bias, index, plan, *args, out_shape=None, **kwargs) -> int:
+def flops(x: Shape, weight: Shape, bias: Shape | None, index: Shape, plan: Shape | None, *args: Any, **kwargs: Any) -> int:
     return 2 * _rows(x) * _numel(weight)
 
 
-def flops_grad_x(grad_out, weight, index, plan, in_features, *args, out_shape=None, **kwargs) -> int:
+def flops_grad_x(grad_out: Shape, weight: Shape, index: Shape, plan: Shape | None, in_features: int, *args: Any, **kwargs: Any) -> int:
     return 2 * _rows(grad_out) * _numel(weight)
 
 
-def flops_grad_weight(grad_out, x, index, plan, block_out, block_in, condensed, *args, out_shape=None, **kwargs) -> int:
+def flops_grad_weight(
+    grad_out: Shape, x: Shape, index: Shape, plan: Shape | None, block_out: int, block_in: int, condensed: bool, *args: Any, **kwargs: Any,
+) -> int:  # fmt: skip
     return 2 * _rows(x) * _numel(index) * block_out * block_in
 
 
 # ---- derivatives: each one is another product
 
 
-def _grad_weight_of(doors, grad: Tensor, x: Tensor, weight_shape, index: Tensor, plan: Tensor | None) -> Tensor:
+def _grad_weight_of(doors: SimpleNamespace, grad: Tensor, x: Tensor, weight_shape: Shape, index: Tensor, plan: Tensor | None) -> Tensor:
     condensed = len(weight_shape) == 2
     block_out, block_in = (1, 1) if condensed else weight_shape[2:]
     return doors.grad_weight(grad, x, index, plan, block_out, block_in, condensed)
 
 
-def _vjp(doors, need, grad, x, weight, shapes, rest):
+def _vjp(
+    doors: SimpleNamespace, need: Sequence[bool], grad: Tensor, x: Tensor, weight: Tensor, shapes: Sequence[torch.Size], rest: list[Any]
+) -> Gradients:
     index, plan = rest
     return (
         doors.grad_x(grad, weight, index, plan, shapes[0][-1]) if need[0] else None,
@@ -192,7 +196,10 @@ def _vjp(doors, need, grad, x, weight, shapes, rest):
     )
 
 
-def _vjp_grad_x(doors, need, grad, grad_out, weight, shapes, rest):
+def _vjp_grad_x(
+    doors: SimpleNamespace, need: Sequence[bool], grad: Tensor, grad_out: Tensor, weight: Tensor, shapes: Sequence[torch.Size],
+    rest: list[Any],
+) -> Gradients:  # fmt: skip
     index, plan, _ = rest
     return (
         doors.forward(grad, weight, None, index, plan) if need[0] else None,
@@ -200,7 +207,9 @@ def _vjp_grad_x(doors, need, grad, grad_out, weight, shapes, rest):
     )
 
 
-def _vjp_grad_weight(doors, need, grad, grad_out, x, shapes, rest):
+def _vjp_grad_weight(
+    doors: SimpleNamespace, need: Sequence[bool], grad: Tensor, grad_out: Tensor, x: Tensor, shapes: Sequence[torch.Size], rest: list[Any]
+) -> Gradients:
     index, plan, *_ = rest
     return (
         doors.forward(x, grad, None, index, plan) if need[0] else None,
@@ -211,13 +220,16 @@ def _vjp_grad_weight(doors, need, grad, grad_out, x, shapes, rest):
 # ---- samples
 
 
-def _sample(device, dtype, lead, in_blocks, out_blocks, fan_in, block=(1, 1), bias=True) -> dict[str, Any]:
+def _sample(
+    device: torch.device | str, dtype: torch.dtype, lead: Shape, in_blocks: int, out_blocks: int, fan_in: int,
+    block: tuple[int, int] = (1, 1), bias: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     generator = torch.Generator().manual_seed(in_blocks * 7 + out_blocks)
     rows = [torch.randperm(in_blocks, generator=generator)[:fan_in].sort().values for _ in range(out_blocks)]
     index = torch.stack(rows).int().to(device) if rows else torch.empty(0, fan_in, dtype=torch.int32, device=device)
     shape = (out_blocks, fan_in) if block == (1, 1) else (out_blocks, fan_in, *block)
 
-    def draw(*size):
+    def draw(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64).to(device, dtype)
 
     return dict(x=draw(*lead, in_blocks * block[1]), weight=draw(*shape), index=index, bias=draw(out_blocks * block[0]) if bias else None)
@@ -346,7 +358,10 @@ d.LIBRARY.define(
 )
 
 
-def _flops_gradients(grad_out, x, weight, index, plan, block_out, block_in, condensed, *args, out_shape=None, **kwargs) -> int:
+def _flops_gradients(
+    grad_out: Shape, x: Shape, weight: Shape, index: Shape, plan: Shape | None, block_out: int, block_in: int, condensed: bool, *args: Any,
+    **kwargs: Any,
+) -> int:  # fmt: skip
     products = 1 if weight is None else 2
     return products * flops_grad_weight(grad_out, x, index, plan, block_out, block_in, condensed)
 
@@ -357,7 +372,7 @@ register_flops(torch.ops.sparsekern._sparse_linear_gradients, _flops_gradients)
 _all_gradients = torch.ops.sparsekern._sparse_linear_gradients.default._op
 
 
-def _gradients(grad_out: Tensor, x: Tensor, weight: Tensor | None, weight_shape, index: Tensor, plan: Tensor | None):
+def _gradients(grad_out: Tensor, x: Tensor, weight: Tensor | None, weight_shape: Shape, index: Tensor, plan: Tensor | None) -> Any:
     served = d.backends.missing is None and grad_out.is_cpu and grad_out.dtype != torch.float64
     if not served or type(grad_out) is not Tensor or d.is_wrapped(grad_out):  # fakes and vmap know the products only
         return NotImplemented
@@ -369,13 +384,16 @@ def _gradients(grad_out: Tensor, x: Tensor, weight: Tensor | None, weight_shape,
 OP.gradients = _gradients
 
 
-def _quick_doors():
+def _quick_doors() -> Callable[..., Any] | None:
     """``(x, weight, bias, index, plan) -> out`` of the plain call, else NotImplemented; None where it was not built for this torch."""
     quick = d.backends.quick_call
     if quick is None or d.backends.missing is not None:
         return None
 
-    def general(need, grad, x, weight, bias, index, plan, x_shape, weight_shape):
+    def general(
+        need: Sequence[bool], grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, plan: Tensor | None,
+        x_shape: Shape, weight_shape: Shape,
+    ) -> tuple:  # fmt: skip
         return d.eager_gradients(OP, need, grad, (x, weight, bias, index, plan), (x_shape, weight_shape))
 
     products = [f"sparsekern::_{product.name}" for product in OP.products.values()]
@@ -456,7 +474,7 @@ def planned_balanced(plan: Tensor | None) -> bool:
 
 
 def explain_sparse_linear(
-    rows: int, in_features: int, index_shape, block_size, dtype: torch.dtype, balanced: bool = False
+    rows: int, in_features: int, index_shape: Shape, block_size: Shape, dtype: torch.dtype, balanced: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Per product: which kernel serves ``rows`` rows, and the two estimates (microseconds) the choice was made by."""
     if not d.backends.has_kernels("cpu"):
@@ -473,7 +491,9 @@ def explain_sparse_linear(
     return out
 
 
-def explain_packed(rows: int, in_features: int, index_shape, block_size, dtype: torch.dtype, windows: tuple[bool, int, int]) -> str:
+def explain_packed(
+    rows: int, in_features: int, index_shape: Shape, block_size: Shape, dtype: torch.dtype, windows: tuple[bool, int, int]
+) -> str:
     """Which kernel serves ``rows`` rows on a weight packed in ``dtype``; ``windows`` as the pack says (``packed_windows``)."""
     if not d.backends.has_kernels("cpu"):
         return "reference"

@@ -15,6 +15,7 @@ from torch import Tensor
 from sparsekern.ops import define as d
 from sparsekern.ops.flop_formulas import register_flops
 from sparsekern.ops.sparse_linear import _laid_out_like, _rows, _rows_like, check_index, dense_weight
+from sparsekern.ops.types import Shape
 
 NAME = "sparse_linear_packed"
 
@@ -97,12 +98,12 @@ def reference(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int,
     return _laid_out_like(x, out.to(x.dtype))
 
 
-def fake(x, packed, bias, out_features, kept):
+def fake(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int, kept: int) -> Tensor:
     check(x, packed, bias, out_features, kept)
     return _rows_like(x, out_features)
 
 
-def flops(x, packed, bias, out_features, kept, *args, out_shape=None, **kwargs) -> int:
+def flops(x: Shape, packed: Shape, bias: Shape | None, out_features: int, kept: int, *args: Any, **kwargs: Any) -> int:
     return 2 * _rows(x) * kept
 
 

@@ -35,13 +35,19 @@ class Junction:
     matrix: Tensor | None
 
     @property
+    def _bools(self) -> Tensor:
+        """The matrix, where there is no table."""
+        assert self.matrix is not None
+        return self.matrix
+
+    @property
     def connections(self) -> int:
-        return self.table.numel() if self.table is not None else int(self.matrix.sum())
+        return self.table.numel() if self.table is not None else int(self._bools.sum())
 
     def dense(self) -> Tensor:
         """``[N_right, N_left]`` float64 of zeros and ones."""
         if self.table is None:
-            return self.matrix.double()
+            return self._bools.double()
         return torch.zeros(self.right, self.left, dtype=torch.float64, device=self.table.device).scatter_(1, self.table, 1.0)
 
     def times(self, m: Tensor) -> Tensor:
@@ -62,17 +68,17 @@ class Junction:
 
     def left_windows(self, ids: Tensor, windows: int) -> Tensor:
         """``[N_right, windows]`` float64: connections of each right neuron from each window of left ones."""
-        ids = ids.to((self.table if self.table is not None else self.matrix).device)
+        ids = ids.to((self.table if self.table is not None else self._bools).device)
         if self.table is None:
-            return torch.zeros(self.right, windows, dtype=torch.float64, device=ids.device).index_add_(1, ids, self.matrix.double())
+            return torch.zeros(self.right, windows, dtype=torch.float64, device=ids.device).index_add_(1, ids, self._bools.double())
         cells = torch.arange(self.right, device=ids.device)[:, None] * windows + ids[self.table]
         return torch.bincount(cells.flatten(), minlength=self.right * windows).reshape(self.right, windows).double()
 
     def right_windows(self, ids: Tensor, windows: int) -> Tensor:
         """``[windows, N_left]`` float64: connections of each left neuron to each window of right ones."""
-        ids = ids.to((self.table if self.table is not None else self.matrix).device)
+        ids = ids.to((self.table if self.table is not None else self._bools).device)
         if self.table is None:
-            return torch.zeros(windows, self.left, dtype=torch.float64, device=ids.device).index_add_(0, ids, self.matrix.double())
+            return torch.zeros(windows, self.left, dtype=torch.float64, device=ids.device).index_add_(0, ids, self._bools.double())
         cells = ids[:, None] * self.left + self.table
         return torch.bincount(cells.flatten(), minlength=windows * self.left).reshape(windows, self.left).double()
 
@@ -88,6 +94,7 @@ def as_junction(junction: Tensor, size: int | None, op: str, name: str) -> Junct
         check(size in (None, junction.shape[1]), op, name, f"of {size} left neurons", junction.shape[1])
         return Junction(junction.shape[1], right, None, junction)
     check(size is not None, op, "sizes", "given for index tables", None)
+    assert size is not None
     low, high = (int(junction.min()), int(junction.max())) if junction.numel() else (0, -1)
     check(low >= 0 and high < size, op, name, f"in [0, {size})", low if low < 0 else high)
     rows = junction.sort(dim=1).values

@@ -106,7 +106,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | N
     if not serves(x.dtype):
         return reference(x, weight, bias, shortcut, *window)
     *sizes, groups, relu = window
-    check(x, weight, bias, *sizes, groups, shortcut)
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = sizes
+    check(x, weight, bias, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, shortcut)
     K, C, KH, KW = weight.shape
     height, width = (out_size(x.shape[2 + d], weight.shape[2 + d], sizes[d], sizes[2 + d], sizes[4 + d]) for d in (0, 1))
     out = new_like(x, (x.shape[0], K, height, width))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
@@ -24,7 +24,7 @@ def power(size: int, least: int, most: int) -> int:
     return min(most, max(least, triton.next_power_of_2(max(1, size))))
 
 
-def run(kernel: Callable, grid: tuple[int, ...], device: torch.device, *args, **constants) -> None:
+def run(kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any, **constants: Any) -> None:
     """Launch on the device of the tensors, which need not be the current one; an empty grid launches nothing."""
     if min(grid) == 0:
         return

@@ -170,7 +170,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, plan:
     rows, flat = _two_dims(x), _two_dims(out)
     N, weight, index = rows.shape[0], weight.contiguous(), index.contiguous()
     strides, has_bias = (*rows.stride(), *flat.stride()), bias is not None
-    bias = bias.contiguous() if has_bias else weight
+    bias = weight if bias is None else bias.contiguous()
     if BO * BI > 1:
         TO = power(BO, 16, 128)
         sizes = (N, F, BO, BI, *strides)

@@ -9,7 +9,10 @@ goes to the reference. Nothing is summed by atomics, so results do not change be
 from __future__ import annotations
 
 import importlib
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from torch import Tensor
 
 from sparsekern.ops.cuda import HEADER
 
@@ -17,7 +20,7 @@ OPS = ("sparse_linear", "grouped_conv2d", "sparse_conv2d", "grouped_mm")
 DOORS = ("forward", "grad_x", "grad_weight")
 
 
-def twin(op: str):
+def twin(op: str) -> ModuleType:
     """The module of an op: its ``forward``, ``grad_x`` and ``grad_weight``."""
     return importlib.import_module(f"sparsekern.ops.triton.{op}")
 
@@ -29,11 +32,11 @@ def kernels() -> SimpleNamespace:
     """
     linear, conv, masked, many, root = (twin(op) for op in (*OPS, "root_conv2d"))
 
-    def grouped_conv2d(x, weight, bias, *rest):
+    def grouped_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
         *window, relu, _ = rest
         return conv.forward(x, weight, bias, None, *window, relu)
 
-    def sparse_linear_grad_x(grad_out, weight, index, plan, in_features, _):
+    def sparse_linear_grad_x(grad_out: Tensor, weight: Tensor, index: Tensor, plan: Tensor, in_features: int, _: bool) -> Tensor:
         inputs = in_features // (weight.shape[3] if weight.dim() == 4 else 1)
         lists = plan[HEADER:].split([inputs + 1, index.numel(), index.numel()])  # where each input's begin, outputs, places
         return linear.grad_x(grad_out, weight, index, None, in_features, (lists[2], lists[0]))
