@@ -105,6 +105,10 @@ def same_samples(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 class _Moments:
     """Means and sums of products over batches, merged as they come: no sum of large squares is ever taken (Chan et al., 1979)."""
 
+    mean: Tensor
+    products: Tensor
+    split: int
+
     def __init__(self) -> None:
         self.samples = 0
 

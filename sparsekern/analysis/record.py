@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 INPUT = ":in"
 
@@ -46,7 +47,7 @@ def record(model: nn.Module, names: Sequence[str], batches: Iterable[Tensor | Se
         runs[name] += 1
         found[name] = value.detach().clone()
 
-    def hook(name: str):
+    def hook(name: str) -> RemovableHandle:
         layer = layers[name.removesuffix(INPUT)]
         if name.endswith(INPUT):
             return layer.register_forward_pre_hook(lambda _, inputs: keep(name, inputs[0] if inputs else None))

@@ -49,7 +49,7 @@ def run_bench(options: argparse.Namespace) -> int:
         from sparsekern.cli.overhead import run_overhead
 
         return run_overhead(options)
-    chosen = cases.select(
+    chosen: list[Any] = cases.select(
         options.kind,
         match=options.case,
         batches=parse_numbers("--batch", options.batch, int),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from sparsekern.cli.terms import UsageError, make_console, parse_numbers, parse_words
 
@@ -54,7 +55,7 @@ def run_models(options: argparse.Namespace) -> int:
     return 0
 
 
-def _measured(case, threads: int, quick: bool):
+def _measured(case: Any, threads: int, quick: bool) -> Any:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from sparsekern.reproduce.timed import models

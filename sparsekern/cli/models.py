@@ -33,7 +33,7 @@ def run_models(options: argparse.Namespace) -> int:
     for name in names:
         card = model_card(name)
         flops = counts[name]["flops"]
-        row = {"model": name, "paper": card.paper, "input": list(card.input_shape), **counts[name], "dense": card.dense}
+        row: dict[str, Any] = {"model": name, "paper": card.paper, "input": list(card.input_shape), **counts[name], "dense": card.dense}
         row["flop_reduction"] = counts[card.dense]["flops"] / flops if card.dense else None
         rows.append(row | {"measured": measured.get(name)})
     if options.json:

@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -139,13 +139,14 @@ def _samples(op: str, release: Release, path: str | Path, split: str, check: boo
             file = _folder(release, path) / name
             if file.is_file():  # who is missing is told below
                 check_md5(op, file, md5s[name], release.source)
-    images, labels = [], []
+    images: list[np.ndarray] = []
+    labels: list[int] = []
     for name, batch in zip(md5s, _batches(op, release, path, list(md5s))):
-        found = batch.get(release.labels)
+        found: Any = batch.get(release.labels)
         whole = isinstance(found, list) and len(found) == len(batch[b"data"]) and all(isinstance(i, int) for i in found)
         whole = whole and all(0 <= i < release.classes for i in found)
         rule = f"a complete {release.name} batch"
-        got = f"no {release.labels} of one number in [0, {release.classes}) per image"
+        got = f"no {release.labels!r} of one number in [0, {release.classes}) per image"
         require(whole, op, name, rule, got, release.source)
         images.append(batch[b"data"])
         labels += found
@@ -195,7 +196,7 @@ def _archive_batches(op: str, release: Release, path: Path, names: list[str]) ->
         ) from error
 
 
-def _read_batch(op: str, release: Release, name: str, file: BinaryIO) -> dict:
+def _read_batch(op: str, release: Release, name: str, file: IO[bytes]) -> dict:
     rule = f"a complete {release.name} batch"
     try:
         batch = load_plain_pickle(file, "batch")

@@ -130,7 +130,14 @@ def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> N
         if member.size > MOST_BYTES:  # a small archive can promise any number of zeros
             raise tarfile.ReadError(f"{name} of {member.size} bytes")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(archive.extractfile(member).read())
+        (folder / name).write_bytes(_content(archive, member))
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo | str) -> bytes:
+    file = archive.extractfile(member)
+    if file is None:
+        raise tarfile.ReadError(f"{member} is no file")
+    return file.read()
 
 
 def _val_classes(op: str, devkit: Path) -> list[str]:
@@ -142,7 +149,7 @@ def _val_classes(op: str, devkit: Path) -> list[str]:
     try:
         with tarfile.open(devkit) as archive:
             synsets = loadmat(archive.extractfile(f"{_DEVKIT}/meta.mat"), variable_names=["synsets"], squeeze_me=True)["synsets"]
-            truth = archive.extractfile(f"{_DEVKIT}/ILSVRC2012_validation_ground_truth.txt").read().split()
+            truth = _content(archive, f"{_DEVKIT}/ILSVRC2012_validation_ground_truth.txt").split()
         wnid = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in np.atleast_1d(synsets)}
         found = [wnid[int(i)] for i in truth]
     except Exception as error:  # a damaged archive or table fails in many ways

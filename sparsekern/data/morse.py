@@ -12,6 +12,7 @@ wrong, so the expected accuracy of the best possible net is 63/64 = 98.4 %. Both
 from __future__ import annotations
 
 from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,12 +85,13 @@ def morse(
     _check(variant in VARIANTS, "variant", f"one of {sorted(VARIANTS)}", repr(variant))
     _check(style in ("gray", "bw"), "style", "one of ['bw', 'gray']", repr(style))
     told = {"noise_sd": noise_sd, "leading": leading, "dash": dash}
-    options = {"noise_sd": 0.0, "leading": False, "dash": (4, 9), **VARIANTS[variant]} | {k: v for k, v in told.items() if v is not None}
+    options: dict[str, Any] = {"noise_sd": 0.0, "leading": False, "dash": (4, 9), **VARIANTS[variant]}
+    options |= {k: v for k, v in told.items() if v is not None}
     count = PER_CLASS[split] if per_class is None else per_class
     for name, number in {"per_class": count, "dilation": dilation, "max_flip": max_flip, "seed": seed}.items():
         _check(hasattr(number, "__index__"), name, "a whole number", repr(number))
-    noise = options["noise_sd"]
-    _check(isinstance(noise, Real) and 0 <= noise < float("inf"), "noise_sd", "a finite number of at least 0", noise)
+    noise: Any = options["noise_sd"]
+    _check(isinstance(noise, Real) and 0 <= float(noise) < float("inf"), "noise_sd", "a finite number of at least 0", noise)
     _check(count >= 0, "per_class", "at least 0", count)
     _check(dilation >= 1, "dilation", "at least 1", dilation)
     _check(seed >= 0, "seed", "at least 0", seed)

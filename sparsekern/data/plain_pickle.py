@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import Any, BinaryIO, ClassVar
+from collections.abc import Callable
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -19,7 +20,7 @@ class BadPickle(Exception):
     """Its text ends the sentence *got ...*"""
 
 
-def load_plain_pickle(file: BinaryIO, kind: str) -> Any:
+def load_plain_pickle(file: IO[bytes], kind: str) -> Any:
     """Read one pickle, of Python 2 or 3; in a dict, byte arrays come as numpy arrays, text of Python 2 as bytes.
 
     Raises:
@@ -47,13 +48,13 @@ def load_plain_pickle(file: BinaryIO, kind: str) -> Any:
 class _Content(io.BytesIO):
     """What is read of it is there: a length that lies, or a line without an end, is the end of the file."""
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
         found = super().read(size)
-        if len(found) < size:
+        if len(found) < (-1 if size is None else size):
             raise EOFError
         return found
 
-    def readline(self, size: int = -1) -> bytes:
+    def readline(self, size: int | None = -1) -> bytes:
         found = super().readline(size)
         if not found.endswith(b"\n"):
             raise EOFError
@@ -67,6 +68,9 @@ class _ForbiddenObject(pickle.UnpicklingError):
 class _PlainUnpickler(pickle._Unpickler):
     """Knows stand-ins for the three numpy names of a byte array, and nothing else; plain values need no name."""
 
+    stack: list[Any]  # as in the class above, whose annotations leave these out
+    pop_mark: Callable[[], list[Any]]
+    append: Callable[[Any], None]
     dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
 
     def load_refused(self) -> None:
@@ -97,7 +101,7 @@ class _PlainUnpickler(pickle._Unpickler):
             raise _ForbiddenObject("a dict of other keys than text and numbers")  # the hash of a nested tuple may take for ever
         self.stack[-1].update(zip(keys, items[1::2]))
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         stand_ins = {
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: _PickledBytes(),
             ("numpy._core.multiarray", "_reconstruct"): lambda *_: _PickledBytes(),
@@ -114,7 +118,7 @@ class _PlainUnpickler(pickle._Unpickler):
 class _PickledDtype:
     """The only dtype of a batch, uint8. Its pickled details (byte order, alignment) say nothing more."""
 
-    def __init__(self, code: bytes | str = b"", *_):
+    def __init__(self, code: bytes | str = b"", *_: Any):
         if code not in (b"u1", "u1"):
             raise _ForbiddenObject(f"numpy.dtype({code!r})")
 

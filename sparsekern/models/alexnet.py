@@ -97,8 +97,9 @@ class AlexNet(nn.Sequential):
         for name, layer in layers.items():
             self.add_module(name, layer)
         he_init_(self, generator)
-        for layer in (self.fc6, self.fc7, self.fc8):
-            linear_init_(layer, generator, relu=layer is not self.fc8)
+        for name, layer in layers.items():
+            if isinstance(layer, nn.Linear):
+                linear_init_(layer, generator, relu=name != "fc8")
 
 
 def _pooled(size: int) -> int:

@@ -16,6 +16,7 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,9 @@ class LoadReport:
             layers: dict[tuple[str, str], list[str]] = {}
             for (layer, note), names in entries.items():
                 layers.setdefault((", ".join(names), note), []).append(layer)
-            for (names, note), same in layers.items():
+            for (held, note), same in layers.items():
                 more = f" and {len(same) - 3} more" if len(same) > 3 else ""
-                lines.append(f"  {title:7s} {names} of {', '.join(same[:3])}{more}: {note}")
+                lines.append(f"  {title:7s} {held} of {', '.join(same[:3])}{more}: {note}")
         return "\n".join(lines)
 
 
@@ -122,9 +123,9 @@ def load_dense(model: nn.Module, state_dict: Mapping, *, eps: float | None = Non
         filled |= fitting
         placed.add(name)
     if not filled:
-        entries = [f"{theirs[name]}.{entry}" for name, layer in layers.items() for entry in layer]
-        first = f" (first {entries[0]!r})" if entries else ""
-        raise ValueError(f"load_dense: state_dict must hold layers of {report.model}; got {len(entries)} entries of which none fits{first}")
+        held = [f"{theirs[name]}.{entry}" for name, layer in layers.items() for entry in layer]
+        first = f" (first {held[0]!r})" if held else ""
+        raise ValueError(f"load_dense: state_dict must hold layers of {report.model}; got {len(held)} entries of which none fits{first}")
     for name, value in ours.items():
         layer, _, entry = name.rpartition(".")
         if name in filled or entry == "num_batches_tracked":
@@ -168,7 +169,7 @@ def _under(theirs: Mapping[str, str], name: str) -> str:
 def _convolution_before(norm: str, layers: Layers, model: nn.Module) -> str | None:
     """Name of the convolution whose output a batch-norm reads: bn2a after conv2a, downsample.1 after downsample.0."""
     parent, _, leaf = norm.rpartition(".")
-    block = _submodule(model, parent)
+    block: Any = _submodule(model, parent)
     if hasattr(block, "folds"):  # a block that does not follow that order says its own
         leaf = block.folds.get(leaf, "")
     else:
@@ -194,14 +195,16 @@ def _fit(
 ) -> tuple[dict[str, Tensor], str]:
     """What one layer of the checkpoint gives to ours, noted in the report, or the reason why it gives nothing."""
     module = _submodule(model, name)
-    if hasattr(module, "parts") and hasattr(module, "weight_dense"):
+    if module is not None and hasattr(module, "parts") and hasattr(module, "weight_dense"):
         fitting, reason = _fit_parts(module, name, entries)
         shape = list(entries["weight"].shape) if fitting else None
         report.sliced |= {part: f"the part of {shape} that is {list(value.shape)}" for part, value in fitting.items()}
         return fitting, reason
     if not any(f"{name}.{entry}" in ours for entry in entries):
         return {}, "the model has no such layer"
-    fitting, sliced, without = {}, {}, []
+    fitting = {}
+    sliced: dict[str, str] = {}
+    without: list[str] = []
     for entry, value in entries.items():
         full_name = f"{name}.{entry}"
         if full_name not in ours:
@@ -223,7 +226,7 @@ def _fit(
     return fitting, ""
 
 
-def _fit_parts(module: nn.Module, name: str, entries: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+def _fit_parts(module: Any, name: str, entries: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """A dense layer cut up into the ``parts`` of ours, which knows itself how to load one; or why it cannot."""
     dense = [module.out_channels, module.in_channels, *module.kernel_size]
     if "weight" not in entries or list(entries["weight"].shape) != dense:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsekern.nn import SparseLinear, StochasticConv2d
+from sparsekern.nn.group_weights import window_of
 from sparsekern.nn.stochastic_conv2d import GRANULARITIES
 from sparsekern.topology.conv_masks import COUNTS
 from sparsekern.topology.draw import named_seed
@@ -31,7 +33,7 @@ class StochasticConvReLU2d(StochasticConv2d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).relu_()
 
-    def to_dense(self) -> nn.Sequential:
+    def to_dense(self) -> nn.Sequential:  # type: ignore[override] # as the other layers with a ReLU
         """An ``nn.Conv2d`` and an ``nn.ReLU`` that compute the same."""
         return nn.Sequential(super().to_dense(), nn.ReLU())
 
@@ -118,7 +120,7 @@ def form_stochastic(
     return formed.get(model, model)
 
 
-def _kind(layer: nn.Module) -> str:
+def _kind(layer: nn.Conv2d | nn.Linear) -> str:
     if isinstance(layer, nn.Linear):
         return "linear"
     return "pointwise" if set(layer.kernel_size) == {1} else "conv"
@@ -127,13 +129,13 @@ def _kind(layer: nn.Module) -> str:
 def _form(layer: nn.Conv2d | nn.Linear, density: float, granularity: str, count: str, seed: int | None) -> nn.Module:
     """The sparse twin of one layer, with its weights where they are kept."""
     weight = layer.weight
-    like = {"bias": layer.bias is not None, "device": weight.device, "dtype": weight.dtype, "density": density, "seed": seed}
+    like: dict[str, Any] = dict(bias=layer.bias is not None, device=weight.device, dtype=weight.dtype, density=density, seed=seed)
     if isinstance(layer, nn.Linear):
-        sparse: nn.Module = SparseLinear(layer.in_features, layer.out_features, **like)
+        sparse: SparseLinear | StochasticConv2d = SparseLinear(layer.in_features, layer.out_features, **like)
     else:
         make = StochasticConvReLU2d if getattr(layer, "activation", "none") == "relu" else StochasticConv2d
         sparse = make(
-            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups,
+            layer.in_channels, layer.out_channels, *window_of(layer), layer.groups,
             padding_mode=layer.padding_mode, granularity=granularity, count=count, **like,
         )  # fmt: skip
     if not weight.is_meta:
@@ -141,7 +143,7 @@ def _form(layer: nn.Conv2d | nn.Linear, density: float, granularity: str, count:
         sparse.load_state_dict({key: value.detach() for key, value in dense.items() if value is not None})
         _scale_to_true_fan_in_(sparse, weight[0].numel())
     for parameter, twin in zip((layer.weight, layer.bias), (sparse.weight, sparse.bias)):
-        if twin is not None:
+        if twin is not None and parameter is not None:
             twin.requires_grad_(parameter.requires_grad)
     return sparse.train(layer.training)
 

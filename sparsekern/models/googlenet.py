@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections import namedtuple
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ INCEPTIONS = {  # 1x1, 3x3 after its 1x1, 5x5 after its 1x1, 1x1 after the pooli
 class ConvUnit(nn.Sequential):
     """``conv``, then ``bn`` (no scale, no bias) if asked for, then ReLU, fused where the convolution offers it."""
 
-    def __init__(self, conv: ConvFactory, in_channels: int, out_channels: int, kernel_size: int, *, batch_norm: bool, **options):
+    def __init__(self, conv: ConvFactory, in_channels: int, out_channels: int, kernel_size: int, *, batch_norm: bool, **options: Any):
         super().__init__()
         self.conv, fused = make_conv(conv, in_channels, out_channels, kernel_size, relu=not batch_norm, **options)
         if batch_norm:
@@ -87,7 +88,8 @@ class AuxiliaryHead(nn.Module):
 
     def __init__(self, unit: partial, in_channels: int, map_size: tuple[int, int], classes: int, dropout: float):
         super().__init__()
-        window = tuple(min(5, size) for size in map_size)
+        height, width = map_size
+        window = (min(5, height), min(5, width))
         # without padding count_include_pad changes no value, but inductor's gradients of overhanging windows are wrong with it
         self.pool = nn.AvgPool2d(window, stride=3, ceil_mode=True, count_include_pad=False)
         self.conv = unit(in_channels, 128, 1)
@@ -133,6 +135,15 @@ class GoogLeNet(nn.Module):
         torch.Size([1, 1000])
     """
 
+    inception3a: Inception
+    inception3b: Inception
+    inception4a: Inception
+    inception4b: Inception
+    inception4c: Inception
+    inception4d: Inception
+    inception4e: Inception
+    inception5a: Inception
+    inception5b: Inception
     bn_eps = 1e-3  # of the batch-norms here and of torchvision's trained weights
 
     def __init__(
@@ -163,20 +174,22 @@ class GoogLeNet(nn.Module):
         self.maxpool2 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.maxpool3 = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
         self.maxpool4 = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
-        size = _size_after(self.maxpool1, tuple((side + 1) // 2 for side in input_shape[1:]))
+        size = _size_after(self.maxpool1, ((input_shape[1] + 1) // 2, (input_shape[2] + 1) // 2))
         inner_size = _size_after(self.maxpool3, _size_after(self.maxpool2, size))
         last_size = _size_after(self.maxpool4, inner_size)
 
-        channels, seen = 192, {}
+        channels = 192
+        seen: dict[str, int] = {}
         for name, widths in INCEPTIONS.items():
             inception = Inception(unit, channels, widths, pairs[int(name[0]) - 3])
             self.add_module(f"inception{name}", inception)
             channels = seen[name] = inception.out_channels
-        self.aux1 = self.aux2 = None
+        self.aux1: AuxiliaryHead | None = None
+        self.aux2: AuxiliaryHead | None = None
         if aux is not None:
             self.aux1 = AuxiliaryHead(unit, seen["4a"], inner_size, classes, aux_dropout)
             self.aux2 = AuxiliaryHead(unit, seen["4d"], inner_size, classes, aux_dropout)
-        self.avgpool = nn.AvgPool2d(tuple(min(7, side) for side in last_size), stride=1)
+        self.avgpool = nn.AvgPool2d((min(7, last_size[0]), min(7, last_size[1])), stride=1)
         height, width = _size_after(self.avgpool, last_size)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels * height * width, classes)
@@ -186,18 +199,18 @@ class GoogLeNet(nn.Module):
                 linear_init_(layer, generator, relu=name.endswith("fc1"))
 
     def forward(self, x: Tensor) -> Tensor | GoogLeNetOutputs:
-        with_aux = self.aux1 is not None and (self.training or self.aux == "always")
+        with_aux = self.training or self.aux == "always"
         x = self.maxpool1(self.conv1(x))
         x = self.maxpool2(self.conv3(self.conv2(x)))
         x = self.maxpool3(self.inception3b(self.inception3a(x)))
         x = self.inception4a(x)
-        aux1 = self.aux1(x) if with_aux else None
+        aux1 = self.aux1(x) if with_aux and self.aux1 is not None else None
         x = self.inception4d(self.inception4c(self.inception4b(x)))
-        aux2 = self.aux2(x) if with_aux else None
+        aux2 = self.aux2(x) if with_aux and self.aux2 is not None else None
         x = self.maxpool4(self.inception4e(x))
         x = self.inception5b(self.inception5a(x))
         x = self.fc(self.dropout(self.avgpool(x).flatten(1)))
-        return GoogLeNetOutputs(x, aux2, aux1) if with_aux else x
+        return x if aux1 is None or aux2 is None else GoogLeNetOutputs(x, aux2, aux1)
 
 
 def _group_pairs(groups: Sequence[int | tuple[int, int]]) -> list:
@@ -212,9 +225,10 @@ def _group_pairs(groups: Sequence[int | tuple[int, int]]) -> list:
     return [groups[0], *pairs]
 
 
-def _size_after(pool: nn.Module, size: tuple[int, ...]) -> tuple[int, ...]:
+def _size_after(pool: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
     """Height and width of a map after ``pool``, by torch's own rule for windows that reach over the edge."""
-    return tuple(pool(torch.empty(1, 1, *size, device="meta")).shape[2:])
+    height, width = pool(torch.empty(1, 1, *size, device="meta")).shape[2:]
+    return height, width
 
 
 _register = partial(register_model, paper="Deep Roots", input_shape=INPUT_SHAPE, reduced_shape=(3, 64, 64))

@@ -62,7 +62,7 @@ class NiN(nn.Sequential):
 
     def __init__(
         self,
-        groups: tuple[Groups, Groups] = (1, 1),
+        groups: Sequence[Groups] = (1, 1),
         *,
         widths: Sequence[Sequence[int]] = WIDTHS,
         classes: int = 10,
@@ -99,7 +99,8 @@ class NiN(nn.Sequential):
 
     def blocks(self) -> list[nn.Sequential]:
         """The three runs of convolutions between the poolings, as views on the same modules."""
-        runs, run = [], []
+        runs: list[nn.Sequential] = []
+        run: list[nn.Module] = []
         for name, layer in self.named_children():
             if name.startswith("pool"):
                 runs.append(nn.Sequential(*run))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ def conv_unit(
     return units
 
 
-def add_relu(conv: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor:
+def add_relu(conv: Any, x: Tensor, shortcut: Tensor) -> Tensor:
     """``relu(conv(x) + shortcut)``, the end of a residual block; in one pass where the convolution offers ``add_relu``."""
     if hasattr(conv, "add_relu"):
         return conv.add_relu(x, shortcut)

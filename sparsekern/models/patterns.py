@@ -33,6 +33,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,10 +107,10 @@ class PatternNet(nn.Sequential):
                 self.add_module(f"pool{number}", nn.MaxPool2d(2))
                 shape = [shape[0], shape[1] // 2, shape[2] // 2]
                 continue
-            number += 1
-            for unit_name, module in conv_unit(conv, str(number), shape[0], step, kernel_size, batch_norm=batch_norm).items():
+            number, filters = number + 1, int(step)
+            for unit_name, module in conv_unit(conv, str(number), shape[0], filters, kernel_size, batch_norm=batch_norm).items():
                 self.add_module(unit_name, module)
-            shape = [step, *shape[1:]]
+            shape = [filters, *shape[1:]]
         if min(shape) < 1:
             raise ValueError(f"{name}: input_shape must leave a map behind the poolings; got {tuple(input_shape)}")
         neurons = (math.prod(shape), *neurons)
@@ -118,7 +119,7 @@ class PatternNet(nn.Sequential):
         junctions = len(fan_out)
         for i, (left, right, edges) in enumerate(zip(neurons, neurons[1:], fan_out), start=1):
             if edges == right:
-                junction: nn.Module = nn.Linear(left, right, bias)
+                junction: nn.Linear | SparseLinear = nn.Linear(left, right, bias)
             else:
                 own_seed = None if seed is None else seed * junctions + i  # no two junctions draw alike
                 junction = SparseLinear(left, right, bias, fan_out=edges, topology=topology, seed=own_seed)
@@ -162,7 +163,7 @@ def _check_fan_out(name: str, neurons: Sequence[int], fan_out: Sequence[int]) ->
 
 
 @torch.no_grad()
-def _he_init_junction_(junction: nn.Module, fan_in: int, generator: torch.Generator | None) -> None:
+def _he_init_junction_(junction: nn.Linear | SparseLinear, fan_in: int, generator: torch.Generator | None) -> None:
     """N(0, 2 / fan_in): the same rule for a full and a sparse junction."""
     junction.weight.normal_(0.0, math.sqrt(2 / fan_in), generator=generator)
     if junction.bias is not None:
@@ -215,7 +216,7 @@ for _name, _hidden, _outputs in (
     ("cifar10_conv_3cl", (512, 256), 16),
     ("cifar100_conv_3cl", (512, 256), 128),
 ):
-    _options = {"classes": _outputs, "input_shape": (3, 32, 32), "batch_norm": True}
+    _options: dict[str, Any] = {"classes": _outputs, "input_shape": (3, 32, 32), "batch_norm": True}
     _builder = partial(_conv_net, _name, CIFAR_CONVS, 3, _hidden, **_options)
     _register(_builder, name=_name, input_shape=(3, 32, 32), reduced_shape=(3, 16, 16))
 _builder = partial(_conv_net, "mnist_conv_2cl", MNIST_CONVS, 5, (784,), classes=10, input_shape=(1, 28, 28), batch_norm=False)

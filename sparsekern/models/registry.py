@@ -7,6 +7,7 @@ import fnmatch
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -84,7 +85,7 @@ def model_card(name: str) -> ModelCard:
     return _CARDS[name]
 
 
-def create_model(name: str, **options) -> nn.Module:
+def create_model(name: str, **options: Any) -> nn.Module:
     """Build a registered model with fresh weights.
 
     Args:

@@ -31,9 +31,9 @@ other numbers, because two slips are in its counting; those are true:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,13 @@ class Bottleneck(nn.Module):
 
     Without batch-norm all four convolutions have biases, and the sum and its ReLU are one pass where the convolution offers it.
     """
+
+    conv1: nn.Module
+    bn1: nn.Module
+    relu1: nn.Module
+    conv2: nn.Module
+    bn2: nn.Module
+    relu2: nn.Module
 
     def __init__(self, in_channels: int, width: int, *, groups: Groups, stride: int, stride_in: str, conv: ConvFactory, batch_norm: bool):
         super().__init__()
@@ -155,6 +162,13 @@ class ResNet(nn.Module):
         torch.Size([2, 1000])
     """
 
+    conv1: nn.Module
+    bn1: nn.Module
+    relu1: nn.Module
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
     bn_eps = 1e-5  # of the batch-norms of trained weights
 
     def __init__(
@@ -180,12 +194,12 @@ class ResNet(nn.Module):
         conv = default_conv() if conv is None else conv
         _add_unit(self, "1", conv_unit(conv, "1", 3, 64, 7, stride=2, bias=stem_bias or not batch_norm, batch_norm=batch_norm))
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        options = {"stride_in": stride_in, "conv": conv, "batch_norm": batch_norm}
+        options: dict[str, Any] = {"stride_in": stride_in, "conv": conv, "batch_norm": batch_norm}
         in_channels = 64
         for stage, (width, depth, stage_groups) in enumerate(zip(WIDTHS, blocks, groups, strict=True)):
             layer = nn.Sequential()
             for index in range(depth):
-                block = Bottleneck
+                block: Callable[..., nn.Module] = Bottleneck
                 if preactivation:
                     normalise = "residual" if index else "both" if stage else "none"
                     block = partial(PreactBottleneck, normalise=normalise)

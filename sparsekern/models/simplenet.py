@@ -154,7 +154,8 @@ def caffe_init_(model: SimpleNet, generator: torch.Generator | None = None) -> N
             else:
                 bound = math.sqrt(3 / weight[0].numel())
                 weight.uniform_(-bound, bound, generator=generator)
-            module.bias.zero_()
+            if isinstance(module.bias, torch.Tensor):
+                module.bias.zero_()
 
 
 for _name, _sizes in SIZES.items():

@@ -26,6 +26,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from torch import nn
 
 from sparsekern.models.form import form_stochastic
 from sparsekern.models.nin import NiN
@@ -56,7 +57,7 @@ def sis_nin(
     batch_norm: bool = False,
     conv: ConvFactory | None = None,
     generator: torch.Generator | None = None,
-) -> NiN:
+) -> nn.Module:
     """Network in Network of one row, ``[N, 3, 32, 32]`` to ``[N, classes]`` class scores.
 
     Args:

@@ -111,5 +111,5 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         value = tensors[name]
         found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        found.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()) if value.numel() else b"")
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data if value.numel() else b"")
     return found.hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -35,8 +37,8 @@ class Connections:
     def kept(self, dense: Tensor, tables: Tables) -> Tensor:
         layer = self.layer
         if isinstance(layer, SparseLinear):
-            return kept_weight(dense, *tables, layer.block_size)
-        return kept_filters(dense, *tables, layer.block)
+            return kept_weight(dense, tables[0], layer.block_size)
+        return kept_filters(dense, tables[0], tables[1], layer.block)
 
     @torch.no_grad()
     def move(self, tables: Tables, store: dict[str, Tensor] | None = None) -> None:
@@ -54,6 +56,7 @@ class Connections:
                 store[key] = torch.where(connected, value, store[key]) if key in store else value
             dense = store
         moved = {key: self.kept(dense[key], tables) for key in own}
-        self.layer.set_topology(*tables, weight=moved.pop("weight"))
+        set_topology: Callable[..., None] = self.layer.set_topology  # takes the tables of its layer, one or two
+        set_topology(*tables, weight=moved.pop("weight"))
         for key, value in moved.items():
             own[key].copy_(value)

@@ -6,7 +6,7 @@ Both keep the number of connections of every layer, so the sparse kernels do the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ class MovingConnections(Fixed):
         if self._due(step, steps):
             self._hooks = [layer.register_forward_hook(self._recorder(name)) for name, layer in self.layers.items()]
 
-    def _recorder(self, name: str):
+    def _recorder(self, name: str) -> Callable[..., None]:
         """The gradient of every weight that the layer could have: ``grad_out [N, out]`` against ``x [N, in]``."""
 
         def record(layer: nn.Module, arguments: tuple[Tensor, ...], out: Tensor) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,11 @@ def write_log(out: Path, facts: Mapping[str, Any], rows: Sequence[Mapping[str, A
         writer.writerows(rows)
     document = json.dumps({**facts, "epochs": list(rows)}, indent=1) + "\n"
     for name, content in (("log.csv", text.getvalue()), ("log.json", document)):
-        write_whole(out / name, lambda file, content=content: Path(file).write_text(content, encoding="utf-8"))
+        write_whole(out / name, partial(_write_text, content))
+
+
+def _write_text(content: str, file: str) -> None:
+    Path(file).write_text(content, encoding="utf-8")
 
 
 def plot_curves(path: str | Path, rows: Sequence[Mapping[str, Any]], *, title: str) -> None:

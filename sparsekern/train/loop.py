@@ -254,6 +254,7 @@ class Trainer:
     def open_out(self, resume: bool) -> None:
         """Make the folder, or go on where it stands; every process reads the same file."""
         need_safetensors()
+        assert self.out is not None
         last = self.out / LAST
         if last.exists():
             if not resume:
@@ -275,6 +276,7 @@ class Trainer:
         sums = self.group.sum_(self.sums.clone())
         if not self.group.first:
             return
+        assert self.out is not None
         model = with_prefix("model", self.model.state_dict())
         at = {"epoch": self.epoch, "batch_number": self.batch_number, "sums": sums.tolist(), "seconds": self.seconds}
         facts = {"run": self.facts(), "at": at, "rows": self.rows}

@@ -87,7 +87,11 @@ def time_whole(holder: nn.Module, swaps: Swaps, example: Example, report: Conver
     step = model_pass(holder, example, report.training)
 
     def at(after: bool) -> Callable[[], object]:
-        return lambda: (places.put(after=after), step())
+        def run() -> object:
+            places.put(after=after)
+            return step()
+
+        return run
 
     device = next((p.device for p in holder.parameters()), torch.device("cpu"))
     try:

@@ -240,11 +240,11 @@ def _prepacked(x: Tensor, weight: Tensor, bias: Tensor) -> Callable[[], Tensor]:
         return run
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, x.size(0))
 
-    def run() -> Tensor:
+    def run_half() -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
-    run.memory = {"bias": bias.nbytes, "pack": torch.ops.mkldnn._nbytes(packed)}
-    return run
+    run_half.memory = {"bias": bias.nbytes, "pack": torch.ops.mkldnn._nbytes(packed)}
+    return run_half
 
 
 def _reference(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor, grad_out: Tensor, mode: str) -> dict[str, Tensor]:

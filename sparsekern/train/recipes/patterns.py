@@ -8,10 +8,14 @@ L2 regularisation "wherever applicable" has no number in the paper; there is non
 
 from __future__ import annotations
 
+from typing import Any
+
 from sparsekern.train.recipe import Optimiser, Recipe, Schedule, register_recipe
 
 PAPER = "Sparse connectivity patterns, section 2.2; batch, start and rate: the authors' later code"
-ADAM = dict(optimiser=Optimiser("adam", 1e-3, {"eps": 1e-7}), schedule=Schedule(decay=1e-5), batch=256, bias=0.1, source=PAPER)
+ADAM: dict[str, Any] = dict(
+    optimiser=Optimiser("adam", 1e-3, {"eps": 1e-7}), schedule=Schedule(decay=1e-5), batch=256, bias=0.1, source=PAPER
+)
 
 register_recipe(
     Recipe(
