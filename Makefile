@@ -37,7 +37,7 @@ $(VENV)/.docs-$(KEY): $(ENV)
 	touch $@
 
 lint: $(BUILT)
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 check-machine:
 	@command -v $(PYTHON) >/dev/null || { echo "missing: $(PYTHON) (Python 3.10 or newer)"; exit 1; }

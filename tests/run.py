@@ -51,7 +51,11 @@ def cuda(sanitize: str = "") -> list[list[str]]:
 
 
 SUITES = {
-    "lint": lambda: [[sys.executable, "-m", "ruff", "check", "."], [sys.executable, "-m", "ruff", "format", "--check", "."]],
+    "lint": lambda: [
+        [sys.executable, "-m", "ruff", "check", "."],
+        [sys.executable, "-m", "ruff", "format", "--check", "."],
+        [sys.executable, "-m", "mypy"],
+    ],
     "cpp": cpp,
     "cuda": cuda,
     "ops": lambda: [[*PYTEST, "tests/ops"]],

@@ -42,6 +42,7 @@ def test_sdist_holds_the_sources(dist):
 def test_wheel_works_away_from_the_tree(dist, tmp_path):
     run("-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "site", dist[1], cwd=tmp_path)
     assert (tmp_path / "site" / "sparsekern" / "profile" / "page.html").exists()
+    assert (tmp_path / "site" / "sparsekern" / "py.typed").exists()  # else nobody's checker reads our types
     code = (
         "import sys; sys.path.insert(0, 'site'); import torch, sparsekern; assert 'site' in sparsekern.__file__;"
         "from sparsekern.ops import backends; assert backends.missing is None, backends.missing;"
