@@ -393,5 +393,5 @@ def test_what_a_kernel_says_is_not_swallowed_and_nothing_is_computed_twice(monke
         layer(x)
     with pytest.raises(ValueError, match=r"SparseLinear: x must be \[\.\.\., 64\]; got \[3, 63\]"):  # where it is the caller's fault
         layer(x[:, 1:])
-    with pytest.raises(ValueError, match=r"weight must be torch\.float64 like x; got torch\.float32"):
+    with pytest.raises(ValueError, match=r"sparse_linear: weight must be torch\.float64 like x; got torch\.float32"):
         layer(x.double())
