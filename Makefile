@@ -13,7 +13,7 @@ ENV   := $(VENV)/.environment-$(KEY)
 BUILT := $(VENV)/.built
 SOURCES := setup.py CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-full bench-check docs lint clean check-machine
+.PHONY: demo test test-full bench-check docs wheel lint clean check-machine
 .DEFAULT_GOAL := demo
 
 demo: $(BUILT)
@@ -22,7 +22,7 @@ demo: $(BUILT)
 test: $(BUILT)
 	$(BIN)/python tests/run.py
 
-test-full: $(BUILT)
+test-full: $(BUILT) $(VENV)/.release-$(KEY)
 	$(BIN)/python tests/run.py --full --resume
 
 bench-check: $(BUILT)
@@ -34,6 +34,14 @@ docs: $(VENV)/.docs-$(KEY)
 
 $(VENV)/.docs-$(KEY): $(ENV)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(shell sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d ',')
+	touch $@
+
+# one wheel for every Python from 3.10 and every torch from 2.10 on, in dist/, checked
+wheel: $(VENV)/.release-$(KEY)
+	$(BIN)/python tests/wheels/make_wheel.py
+
+$(VENV)/.release-$(KEY): $(ENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(shell sed -n 's/^release = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d ',')
 	touch $@
 
 lint: $(BUILT)

@@ -18,7 +18,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "sparsekern"
-QUICK_CALL = "_quick_call-*.so"  # bears the name of the one torch it is for
+ONE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")  # a free-threaded Python has no limited API
 
 
 def find_torch():
@@ -67,7 +67,7 @@ class CMakeBuild(build_ext):
         torch_dir = find_torch()
         if torch_dir is None:
             raise SystemExit("sparsekern: PyTorch >= 2.10 was not found; run `pip install torch` first (or set SPARSEKERN_TORCH_DIR)")
-        with_python = (Path(sysconfig.get_path("include")) / "Python.h").is_file()
+        with_python = ONE_ABI and (Path(sysconfig.get_path("include")) / "Python.h").is_file()
         arguments = [
             "-GNinja",
             f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
@@ -82,7 +82,8 @@ class CMakeBuild(build_ext):
 
             arguments.append(f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
         else:
-            print("sparsekern: Python.h not found (python3-dev): building without _native", flush=True)
+            reason = "Python.h not found (python3-dev)" if ONE_ABI else "a free-threaded Python"
+            print(f"sparsekern: {reason}: building without _native", flush=True)
         version, cuda = torch_version(torch_dir)
         arguments.append(f"-DSPARSEKERN_CUDA={'ON' if wants_cuda(cuda) else 'OFF'}")
         if wants_cuda(cuda):
@@ -101,12 +102,12 @@ class CMakeBuild(build_ext):
         quick = ["cmake", "--build", str(build), "-j", os.environ.get("MAX_JOBS", str(os.cpu_count() or 1)), "--target", "_quick_call"]
         if with_python and os.environ.get("SPARSEKERN_QUICK_CALL", "on") != "off" and subprocess.call(quick):
             print("sparsekern: _quick_call does not build against this torch: calls take a few microseconds more", flush=True)
-        for old in out.glob(QUICK_CALL):  # of another torch, and of an older core
+        for old in out.glob("*.so"):  # among them those for another torch
             old.unlink()
         subprocess.check_call(["cmake", "--install", str(build), "--prefix", str(out), "--component", "python"])
 
     def copy_extensions_to_source(self):  # editable installs load the libraries from the source tree
-        for old in PACKAGE.glob(QUICK_CALL):
+        for old in PACKAGE.glob("*.so"):
             old.unlink()
         for library in (Path(self.build_lib) / "sparsekern").glob("*.so"):
             shutil.copy2(library, PACKAGE)
@@ -127,4 +128,9 @@ def get_requires_for_build_wheel(config_settings=None):
 get_requires_for_build_editable = get_requires_for_build_wheel
 
 if __name__ == "__main__":
-    setup(ext_modules=[Extension("sparsekern._native", sources=[])], cmdclass={"build_ext": CMakeBuild})
+    # cp310-abi3: nothing in the wheel needs one Python alone but the optional _quick_call, whose name says which one may load it
+    setup(
+        ext_modules=[Extension("sparsekern._native", sources=[], py_limited_api=ONE_ABI)],
+        cmdclass={"build_ext": CMakeBuild},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}} if ONE_ABI else {},
+    )

@@ -86,6 +86,7 @@ FULL = {
     "sanitize_threads": lambda: cpp("thread"),
     "sanitize_cuda": lambda: cuda("address,undefined"),
     "package": lambda: [[*PYTEST[:-2], "tests/test_packaging.py"]],
+    "wheels": lambda: [[sys.executable, f"tests/wheels/{name}.py", *rest] for name, *rest in (("make_wheel",), ("matrix", "dist"))],
 }
 
 
