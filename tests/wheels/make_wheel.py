@@ -27,7 +27,8 @@ def run(name: str, *arguments: object) -> str:
     tool = shutil.which(name, path=binaries)
     if tool is None:
         raise SystemExit(f"make_wheel: {name} is missing: pip install 'sparsekern[release]'")
-    done = subprocess.run([tool, *map(str, arguments)], capture_output=True, text=True, env={**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}"})
+    environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}"}
+    done = subprocess.run([tool, *map(str, arguments)], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"make_wheel: {name} says no:\n{done.stdout}{done.stderr}")
     return done.stdout + done.stderr
