@@ -112,7 +112,24 @@ class FanIn(Rule):
 
 
 @dataclass(frozen=True)
-class Groups(Rule):
+class _InGroups(Rule):
+    """What the rules for filter groups share."""
+
+    takes: ClassVar[type[nn.Module]] = nn.Conv2d
+    groups: int
+    _: KW_ONLY
+    source: str = "dense"
+
+    def __post_init__(self) -> None:
+        _check(self, isinstance(self.groups, int) and self.groups > 0, "groups", "at least 1", self.groups)
+        _check(self, self.source in SLICED, "source", f"one of {SLICED}", repr(self.source))
+
+    def as_made(self, made: nn.Module) -> Rule:
+        return replace(self, source="random")
+
+
+@dataclass(frozen=True)
+class Groups(_InGroups):
     """``nn.Conv2d`` to :class:`~sparsekern.nn.GroupedConv2d`, in more filter groups than it has.
 
     Args:
@@ -124,15 +141,6 @@ class Groups(Rule):
         GroupedConv2d(8, 16, kernel_size=(3, 3), stride=(1, 1), groups=4)
     """
 
-    takes: ClassVar[type[nn.Module]] = nn.Conv2d
-    groups: int
-    _: KW_ONLY
-    source: str = "dense"
-
-    def __post_init__(self) -> None:
-        _check(self, isinstance(self.groups, int) and self.groups > 0, "groups", "at least 1", self.groups)
-        _check(self, self.source in SLICED, "source", f"one of {SLICED}", repr(self.source))
-
     def make(self, layer: nn.Conv2d, mask: Tensor | None, seed: int | None) -> GroupedConv2d:
         made = GroupedConv2d.from_dense(layer, groups=self.groups, activation=getattr(layer, "activation", "none"))
         if self.source == "random":
@@ -142,12 +150,9 @@ class Groups(Rule):
     def describe(self, made: GroupedConv2d) -> str:
         return f"{made.groups} groups"
 
-    def as_made(self, made: GroupedConv2d) -> Groups:
-        return replace(self, source="random")
-
 
 @dataclass(frozen=True)
-class Root(Rule):
+class Root(_InGroups):
     """``nn.Conv2d`` to :class:`~sparsekern.nn.RootModule`: the convolution in filter groups, a ReLU, and a 1x1 that mixes the groups again.
 
     For a network whose ``k x k`` convolutions are not followed by a 1x1 of their own (else use :class:`Groups`). What follows the
@@ -164,15 +169,6 @@ class Root(Rule):
           (pointwise): GroupedConv2d(16, 16, kernel_size=(1, 1), stride=(1, 1))
         )
     """
-
-    takes: ClassVar[type[nn.Module]] = nn.Conv2d
-    groups: int
-    _: KW_ONLY
-    source: str = "dense"
-
-    def __post_init__(self) -> None:
-        _check(self, isinstance(self.groups, int) and self.groups > 0, "groups", "at least 1", self.groups)
-        _check(self, self.source in SLICED, "source", f"one of {SLICED}", repr(self.source))
 
     def make(self, layer: nn.Conv2d, mask: Tensor | None, seed: int | None) -> RootModule:
         plain = layer.padding_mode == "zeros" and tuple(layer.dilation) == (1, 1) and layer.groups == 1
@@ -192,9 +188,6 @@ class Root(Rule):
 
     def describe(self, made: RootModule) -> str:
         return f"root module, {made.grouped.groups} groups"
-
-    def as_made(self, made: RootModule) -> Root:
-        return replace(self, source="random")
 
 
 @dataclass(frozen=True)
