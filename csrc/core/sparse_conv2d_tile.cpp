@@ -13,7 +13,7 @@ constexpr int64_t kLeastBand = 12;         // vectors of a band: two blocks of a
 constexpr int64_t kBandStep = 6;           // whole blocks of a forward pass
 constexpr int64_t kFilterBlock = 48;       // filters whose gradient is read together in grad_x
 constexpr int64_t kAheadFloats = 1 << 20;  // outputs (and inputs) of more are not in a cache when they are written
-constexpr int64_t kFiltersPerTap = 8;      // fewer do not pay for copies that masks make unnecessary
+constexpr int64_t kFiltersPerTap = 8;      // fewer do not pay for copies that masks make unnecessary, nor are faster without masks
 
 SparseConvTile tile_arguments(const SparseConvJob& job) {
   const SparseConv2dShape& s = job.shape;
@@ -26,6 +26,8 @@ SparseConvTile tile_arguments(const SparseConvJob& job) {
   a.bias = job.bias;
   return a;
 }
+
+bool many_filters(const SparseConv2dShape& s) { return s.nnz * s.BO >= kFiltersPerTap * SparseConvPlan::columns(s); }
 
 // Taps that read the same lines follow each other: in place those of one row, in shifted copies those of one shift.
 std::vector<int32_t> tap_order(const SparseConvWalk& w, bool copied) {
@@ -112,9 +114,8 @@ void run_masked(const SparseConvJob& job, const SparseConvWalk& w, const SparseC
     const SparseConvPlanes planes = job.planes(w, n, 0, job.src_channels(), first, last, turned);
     a.x = planes.x;
     a.x_stride = planes.stride;
-    const float* memory = s.channels_last ? turned : job.src;
-    a.x_begin = memory;
-    a.x_end = memory + (s.channels_last ? job.src_channels() * planes.stride : s.N * job.src_channels() * src_pixels);
+    a.x_begin = a.x_end = s.channels_last ? turned : job.src;  // nothing: every load is masked
+    if (many_filters(s)) a.x_end += s.channels_last ? job.src_channels() * planes.stride : s.N * job.src_channels() * src_pixels;
     a.out = sums ? sums - v_begin * lanes : job.dst + n * job.dst_channels() * pixels;
     a.out_stride = sums ? sums_stride : pixels;
     a.tail = sums || v_end < vectors ? int(lanes) : int(pixels - (vectors - 1) * lanes);
@@ -215,8 +216,7 @@ void sparse_conv_tile_run(const SparseConvJob& job, const SparseConvWalk& w) {
   const SparseConvTileKernels& kernels = SK_PICK_KERNELS(sparse_conv_tile_kernels);
   const bool in_place = kernels.masked && w.step_h == 1 && w.step_w == 1 && w.cols == w.src_w && job.flat(w, w.cols) && w.rows * w.cols < INT32_MAX;
   // Rows of whole vectors make channels lie a power of two apart, which the first-level cache cannot hold: copies are faster.
-  const bool collide =
-      !job.grad && w.cols % kernels.lanes == 0 && job.shape.nnz * job.shape.BO >= kFiltersPerTap * SparseConvPlan::columns(job.shape);
+  const bool collide = !job.grad && w.cols % kernels.lanes == 0 && many_filters(job.shape);
   if (in_place && !collide)
     run_masked(job, w, kernels);
   else
