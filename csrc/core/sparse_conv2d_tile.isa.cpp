@@ -215,6 +215,7 @@ SK_INLINE int piece(int64_t size, int most) {
 
 // Channels of `x`, `x_stride` apart, of which all of the first `floats` floats lie in [a.x_begin, a.x_end).
 SK_INLINE Channels whole_channels(const SparseConvTile& a, const float* x, int64_t floats, int64_t channels) {
+  if (a.x_begin == a.x_end) return {0, 0};
   Channels whole{0, channels};
   const int64_t before = a.x_begin - x, behind = x + (channels - 1) * a.x_stride + floats - a.x_end;
   if (before > 0) whole.begin = before > (channels - 1) * a.x_stride ? channels : (before + a.x_stride - 1) / a.x_stride;
