@@ -89,6 +89,7 @@ const char* torch_reason_nhwc(const Conv2dShape& s, int64_t in, int64_t out, boo
     return s.N > 1 && !backward && (in > 16 || in <= 2) ? "dilation of wide or very narrow groups: torch is faster"
                                                         : torch_reason_shape(s, in, columns);
   if (s.groups > 1 && (s.N == 1 ? s.KH * s.KW <= 16 : s.KW == 1)) return nullptr;
+  if (s.groups > 1 && !backward && square && s.KH == 7 && (in == 2 || (in == 4 && s.N == 1))) return nullptr;
   // one group: a filter row is one long sum, if the map's rows are whole tiles
   if (!backward && s.groups == 1 && megabytes < 0.5 && (s.OW % 7 == 0 || s.OW <= 8)) return nullptr;
   return in % 4 == 0 || s.N > 1 ? "kernel size or dilation without a channels_last tile: torch is faster" : nullptr;

@@ -217,6 +217,10 @@ def test_who_serves_is_decided_from_sizes():
     assert served("forward", (8, 256, 56, 56), (64, 256, 1, 1), True)[0] == "sparsekern"
     assert served("forward", (32, 64, 56, 56), (256, 64, 1, 1), True) == ("torch", "dense 1x1 bound by memory: torch is faster")
     assert served("forward", (1, 8, 4, 4), (8, 2, 3, 3))[0] == "sparsekern"
+    assert (
+        served("forward", (1, 40, 9, 9), (40, 4, 7, 7), True)[0] == served("forward", (8, 40, 9, 9), (40, 2, 7, 7), True)[0] == "sparsekern"
+    )
+    assert served("forward", (8, 40, 9, 9), (40, 4, 7, 7), True)[0] == "torch"
     assert served("forward", (32, 128, 28, 28), (128, 32, 3, 3), True, dtype=torch.bfloat16)[0] == "torch"
     if backends.serves("grouped_conv2d") == "cpu/amx":
         on_tiles = ("sparsekern", "own kernel on matrix tiles")
