@@ -117,7 +117,7 @@ const char* torch_reason_grad_weight(const Conv2dShape& s, int64_t in) {
     if (!has_avx512() || !square) return "weight gradient without a channels_last tile: torch is faster";
     if (depthwise) return s.KH == 5 || megabytes_of(s) < 1 ? nullptr : "depthwise: torch is faster";
     if (in % 4 == 2 && s.KH == 3 && s.N >= 8 && megabytes_of(s) > 2) return "weight gradient of narrow groups on large maps: torch is faster";
-    return in < 16 || s.N < 8 || (s.KH == 3 && in % 16 != 0) ? nullptr : wide;
+    return in < 16 || s.N < 8 || in % 16 != 0 ? nullptr : wide;
   }
   if (!has_avx512()) return in <= 8 ? nullptr : wide;
   if (s.KH >= 7 && s.dilation_h == 1 && s.N > 1 && s.H * s.W <= 100) return "weight gradient of large filters on small maps: torch is faster";
@@ -148,7 +148,7 @@ bool tiles_win(const Conv2dShape& s, ConvProduct product) {
   if (one) return in <= 16 || (s.N <= 8 && product == ConvProduct::forward);
   if (in <= 4) return true;
   const bool turned = !s.weight_channels_last;  // by torch, before it multiplies
-  if (!small) return (in <= 12 && product == ConvProduct::grad_x) || (turned && in >= 12 && s.N <= 8);
+  if (!small) return in < 12 || (in == 12 && (product == ConvProduct::grad_x || s.N <= 4)) || (turned && in > 12 && s.N <= 8);
   return in <= 16 || (in <= 48 && in % 32 != 0) || (in <= 64 && s.N <= 8) ||
          (turned && (s.N <= 8 || pixels <= (product == ConvProduct::forward ? 256 : 64)));
 }
