@@ -31,8 +31,9 @@ def dense_where_faster(graph: fx.GraphModule, shapes: Mapping[str, tuple[int, ..
         dense = GroupedConv2d.from_dense(conv).eval().requires_grad_(False)
         dense.activation = getattr(layer, "activation", "none")
         dense.pack(shape)
-        x = torch.rand(shape).contiguous(memory_format=torch.channels_last)
-        if ratio(lambda: layer(x), lambda: dense(x)) > CLEARLY:  # noqa: B023 (called here and now)
+        planes = torch.rand(shape)  # what a sequence hands to a sparse convolution and takes from it
+        pixels = planes.contiguous(memory_format=torch.channels_last)
+        if ratio(lambda: layer(planes), lambda: dense(pixels)) > CLEARLY:  # noqa: B023 (called here and now)
             replace_module(graph, node, dense)
             swapped.append(node.target)
     return swapped

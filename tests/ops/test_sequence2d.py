@@ -34,6 +34,11 @@ SEQUENCES = {
         ("sparse", 40, 200, 3, 1, 1, 1, (1, 1, 1), True, False), ("conv", 200, 70, 1, 1, 0, 1, 1, False, False, False),
         ("sparse", 70, 160, 1, 1, 0, 1, (4, 1, 1), True, True), ("conv", 160, 5, 1, 1, 0, 1, 1, True, True, False),
     ],
+    "pools": [  # of planes: windows one and two pixels apart, over the padding
+        ("sparse", 3, 20, 3, 1, 1, 1, (1, 3, 1), False, True), ("pool", AVERAGE, True, 3, 2, 1),
+        ("sparse", 20, 18, 3, 1, 1, 1, (1, 1, 1), True, True), ("pool", AVERAGE_COUNTING_PADDING, False, 3, 1, 1),
+        ("conv", 18, 9, 1, 1, 0, 1, 1, True, False, False), ("pool", MAX, True, 2, 2, 0),
+    ],
     "odd": [
         ("conv", 3, 18, 3, 2, 1, 1, 3, False, False, False), ("sparse", 18, 12, 3, 1, 2, 2, (4, 1, 1), True, True),
         ("pool", AVERAGE_COUNTING_PADDING, True, 2, 2, 1),
