@@ -54,7 +54,8 @@ template <class T>
 const char* launch_sparse_linear_blocks_grad_weight(const SparseLinearShape& shape, const T* grad_out, Strides grad_stride, const T* x,
                                                     Strides x_stride, const int32_t* index, T* grad_weight, Fp32 mode, Stream stream);
 
-// ---- panels: blocks [V, 1], whose outputs share a list of single inputs. Feature-major x and grad_out: strides (1, N). grad_x is that of blocks.
+// ---- panels: blocks [V, 1], whose outputs share a list of single inputs. Feature-major x and grad_out: strides (1, N); grad_x reads
+// grad_out by row, and lists that are rising.
 inline bool sparse_linear_panels(const SparseLinearShape& s) { return s.BI == 1 && s.BO >= 16 && s.N >= 32; }
 template <class T>
 const char* launch_sparse_linear_panels_fwd(const SparseLinearShape& shape, const T* x, const T* weight, const int32_t* index, const T* bias, T* y,
@@ -62,5 +63,8 @@ const char* launch_sparse_linear_panels_fwd(const SparseLinearShape& shape, cons
 template <class T>
 const char* launch_sparse_linear_panels_grad_weight(const SparseLinearShape& shape, const T* grad_out, const T* x, const int32_t* index,
                                                     T* grad_weight, Fp32 mode, Stream stream);
+template <class T>
+const char* launch_sparse_linear_panels_grad_x(const SparseLinearShape& shape, const T* grad_out, const T* weight, const int32_t* index, T* grad_x,
+                                               Strides grad_x_stride, Fp32 mode, Stream stream);
 
 }  // namespace sk

@@ -66,13 +66,19 @@ Tensor sparse_linear_grad_x(const Tensor& grad_out, const Tensor& weight, const 
   Launch launch(grad_out);
   const Rows g = rows_of(grad_out, weight.scalar_type(), "sparse_linear: grad_out");
   s.N = g.N;
-  const Tensor grad_x = output_like(grad_out, g.feature_major, in_features), w = as_contiguous(weight);
+  const Tensor grad_x = output_like(grad_out, g.feature_major, in_features), w = as_contiguous(weight), table = as_contiguous(index);
+  const bool panels = sparse_linear_panels(s);
+  const Tensor cotangents = panels && g.feature_major ? as_contiguous(g.tensor) : g.tensor;
   by_type(weight.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    const T *rows = launch.input<T>(g.tensor, "grad_out"), *weights = launch.input<T>(w, "weight");
+    const T *rows = launch.input<T>(cotangents, "grad_out"), *weights = launch.input<T>(w, "weight");
+    const int32_t* connections = launch.input<int32_t>(table, "index");
     const int32_t* indptr = launch.input<int32_t>(plan, "plan") + kHeader;
     const LinearColumns columns{indptr, indptr + s.IB + 1, indptr + s.IB + 1 + s.OB * s.F};
     T* to = launch.output<T>(grad_x, "grad_x");
+    if (panels)
+      return launch.done(
+          launch_sparse_linear_panels_grad_x<T>(s, rows, weights, connections, to, strides_of(g, s.in()), fp32_mode(tf32), launch.stream()));
     launch.done(condensed(s) ? launch_sparse_linear_grad_x<T>(s, rows, g.strides, weights, columns, to, strides_of(g, s.in()), launch.stream())
                              : launch_sparse_linear_blocks_grad_x<T>(s, rows, g.strides, weights, columns, to, strides_of(g, s.in()), fp32_mode(tf32),
                                                                      launch.stream()));

@@ -168,7 +168,7 @@ def root_convolution(
 
 def is_panels(product: str, rows: int, block: tuple[int, ...]) -> bool:
     """Whether outputs that share a list of single inputs are multiplied as such: as sparse_linear_panels (csrc/cuda/sparse_linear.h)."""
-    return product != "grad_x" and block[1] == 1 and block[0] >= 16 and rows >= 32
+    return block[1] == 1 and block[0] >= 16 and rows >= 32
 
 
 @lru_cache(maxsize=4096)
@@ -184,6 +184,17 @@ def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple
             "memory": moved / (0.8 * card.copy),
             "cache": again * kept * (size + (12 if product == "grad_x" else 4)) / card.cache,
             "shared memory": words / (0.7 * card.words),
+        }
+    elif is_panels(product, rows, block) and product == "grad_x":
+        inputs = cuda_fits.inputs_of_panels(in_features, fan_in, card.shared_bytes)
+        chunks, depth = _up(in_features, inputs), 128 // size
+        lines = 64 * _up(_up(fan_in, chunks) + 8, 64)  # of a chunk and a panel, in tiles; a few more than the mean
+        macs = _up(rows, 64) * 64 * chunks * out_blocks * lines * _up(block_out, depth) * depth
+        seconds = {
+            "memory": moved / (0.8 * card.copy),
+            "cache": size * (chunks * rows * out_features + _up(rows, 64) * kept) / card.cache,
+            "padded products": 2 * macs / (0.5 * _ours_rate(card, dtype, tf32)),
+            "shared memory": 2 * rows * out_blocks * fan_in / (0.5 * card.words),
         }
     elif is_panels(product, rows, block):
         depth = 128 // size  # of a stage of the sum
@@ -211,7 +222,7 @@ def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple
             "cache": size * read / card.cache,
             "padded products": 2 * macs / _ours_rate(card, dtype, tf32),
         }
-    ours_us, bound = _slowest(card, 3 if is_panels(product, rows, block) else 1, seconds)
+    ours_us, bound = _slowest(card, 3 if is_panels(product, rows, block) and product != "grad_x" else 1, seconds)
     dense = in_features * out_features
     making = (size * (2 * dense + 2 * kept) + 8 * kept) / (0.8 * card.copy)
     product_s = max(

@@ -101,6 +101,12 @@ def _grad_weight_pixel(k: int, out_group: int, in_group: int, taps: int, itemsiz
     return False
 
 
+def inputs_of_panels(in_features: int, fan_in: int, shared_bytes: int) -> int:
+    """Neighbouring inputs that a block of grad_x of panels makes: as inputs_of_block (csrc/cuda/sparse_linear_panels_input.cu)."""
+    room = (shared_bytes - 3 * 2 * 9216 - 128 * 8 - 1024) // (72 * 4)
+    return max(1, min(max(64, min(384, 48 * in_features // max(1, fan_in) // 16 * 16)), room, in_features))
+
+
 def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple) -> bool:
     """``product`` of ``rows`` rows and a weight of ``index [OB, F]`` blocks."""
     (out_blocks, fan_in), (block_out, block_in) = index, block
@@ -108,7 +114,9 @@ def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple
         return False
     if tuple(block) == (1, 1):
         return True
-    if product != "grad_x" and block_in == 1 and block_out >= 16 and rows >= 32:  # panels: tiles of 64
+    if block_in == 1 and block_out >= 16 and rows >= 32:  # panels: tiles of 64
+        if product == "grad_x":
+            return _up(in_features, inputs_of_panels(in_features, fan_in, 99 << 10)) <= GRID  # of the card with the fewest shared bytes
         tiles = out_blocks * _up(block_out, 64)
         return tiles <= GRID if product == "forward" else tiles * _up(fan_in, 64) < 2**31
     if product == "grad_weight":  # tiles of a block are 32 outputs by 64 inputs

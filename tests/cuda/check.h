@@ -97,6 +97,7 @@ struct Table {
     std::vector<std::vector<int>> of_input(inputs);
     for (size_t o = 0; o < outputs; ++o) {
       std::shuffle(order.begin(), order.end(), random);
+      std::sort(order.begin(), order.begin() + fan_in);  // rising, as every list is
       for (size_t f = 0; f < fan_in; ++f) index[o * fan_in + f] = order[f], of_input[order[f]].push_back(int(o * fan_in + f));
     }
     size_t e = 0;

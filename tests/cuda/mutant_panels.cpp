@@ -3,6 +3,7 @@
 
 #include "check.h"
 #include "cuda/sparse_linear_panels.cuh"
+#include "cuda/sparse_linear_panels_input.cuh"
 
 namespace {
 
@@ -37,6 +38,20 @@ void run() {
   emu::launch(dim3(2 * OB), dim3(sk::kMmThreads), sk::kMmBytes, sk::sparse_linear_panels_weight_kernel<T, sk::Fp32::tf32>, x.data(), grad.data(),
               grad_weight.data(), job);
   compare("grad_weight", wanted_grad, grad_weight);
+
+  emu::Buffer<T> by_row("grad_out", N * OB * V, emu::Role::input), grad_x("grad_x", N * kIn, emu::Role::output);
+  check::fill(by_row, 4);
+  std::vector<check::Sum> wanted_x(grad_x.size());
+  for (int n = 0; n < N; ++n)
+    for (int w = 0; w < OB * F * V; ++w)
+      wanted_x[n * kIn + table.index[w / V]].add(sk::to_float(by_row[n * OB * V + w / V / F * V + w % V]), sk::to_float(weight[w]));
+  sk::PanelInputJob inputs{};
+  inputs.mm.a_line = V, inputs.mm.b_line = OB * V, inputs.mm.a_vectors = inputs.mm.b_vectors = true;
+  inputs.N = N, inputs.panels = OB, inputs.width = V, inputs.fan_in = F, inputs.inputs = 88, inputs.all_inputs = kIn, inputs.grad_x_at = {kIn, 1};
+  inputs.index = table.index.data();
+  emu::launch(dim3(2, 2), dim3(sk::kMmThreads), sk::kPanelSumsAt + inputs.inputs * sk::kPanelPitch,
+              sk::sparse_linear_panels_input_kernel<T, sk::Fp32::tf32>, by_row.data(), weight.data(), grad_x.data(), inputs);
+  compare("grad_x", wanted_x, grad_x);
 }
 
 }  // namespace

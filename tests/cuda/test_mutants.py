@@ -239,6 +239,20 @@ PANEL = {
         "wrong value",
     ),
 }
+PANELS_INPUT = "sparse_linear_panels_input.cuh"
+PANEL |= {
+    "input: ranges not waited for": (PANELS_INPUT, "__syncthreads();  // the ranges are there, and the sums are zero", "", "race"),
+    "input: written before all is summed": (PANELS_INPUT, "__syncthreads();  // all sums are there", "", "race"),
+    "input: a line too many": (PANELS_INPUT, "at < pass.height ? load(", "at <= pass.height ? load(", "wrong value|outside|race"),
+    "input: the input before": (
+        PANELS_INPUT,
+        "load(list + first + half) < input",
+        "load(list + first + half) <= input",
+        "wrong value|outside",
+    ),
+    "input: one tile of lines": (PANELS_INPUT, "first < range.v[1]; first +=", "first < range.v[0] + 1; first +=", "wrong value"),
+    "input: a row too many": (PANELS_INPUT, "rows = at_most(job.N - first_row, kMmTile);", "rows = kMmTile;", "outside"),
+}
 ROOT_KERNEL = "root_conv2d.cuh"
 ROOTS = {
     "as it stands": (ROOT_KERNEL, "", "", " 0 failures"),

@@ -70,6 +70,11 @@ void run(const Size& size, bool feature_major, Fp32 mode, const char* way) {
         error = sk::launch_sparse_linear_panels_grad_weight<T>(s, grad_out.data(), x.data(), table.index.data(), grad_again.data(), mode, nullptr);
       if (!error) check::compare(name + ", grad_weight of panels", wanted_grad_weight, grad_again, allowed);
     }
+    if (!error && !feature_major && sk::sparse_linear_panels(s)) {
+      emu::Buffer<T> again("grad_x", grad_x.size(), emu::Role::output);
+      error = sk::launch_sparse_linear_panels_grad_x<T>(s, grad_out.data(), weight.data(), table.index.data(), again.data(), x_at, mode, nullptr);
+      if (!error) check::compare(name + ", grad_x of panels", wanted_grad_x, again, allowed);
+    }
     if (error) check::fail("%s: %s", name.c_str(), error);
   } catch (const emu::Fault& fault) {
     check::fail("%s: %s", name.c_str(), fault.what());
@@ -91,9 +96,11 @@ int main() {
                         {130, 1, 2, 80, 24, 3}, {9, 5, 3, 5, 7, 4},    {17, 2, 3, 1, 40, 4},   {20, 2, 5, 24, 1, 9},
                         {40, 1, 2, 17, 100, 2}, {0, 2, 2, 16, 16, 2},  {70, 2, 19, 24, 1, 30}, {80, 1, 40, 80, 1, 64}};
   for (const Size& size : sizes) run_all(size, "in order");
+  run<bf16>({66, 3, 9, 20, 1, 500}, false, Fp32::strict, "more inputs than a block makes");
+  run<bf16>({33, 130, 1, 16, 1, 3}, false, Fp32::strict, "more panels than threads");
   check::in_every_way([](const char* way) {
     run<bf16>({70, 2, 3, 24, 16, 4}, false, Fp32::strict, way), run<float>({70, 2, 3, 24, 12, 4}, true, Fp32::strict, way);
-    run<bf16>({40, 2, 70, 16, 1, 90}, true, Fp32::strict, way);
+    run<bf16>({40, 2, 70, 16, 1, 90}, true, Fp32::strict, way), run<bf16>({40, 2, 70, 16, 1, 90}, false, Fp32::strict, way);
   });
   emu::options.hardware_sums = true;
   run_all({20, 2, 3, 16, 24, 4}, "sums as a tensor core makes them");

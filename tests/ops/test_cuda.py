@@ -332,6 +332,7 @@ def test_a_root_module_in_one_kernel_saves_what_lies_between():
 def test_panels_share_what_they_read():
     panel = {v: linear(4096, 0.1, block=(v, 1)).ours_us for v in (16, 64, 128)}
     assert panel[16] > panel[64] >= panel[128] and linear(4096, 0.1, block=(128, 1)).ours
+    assert linear(4096, 0.1, block=(128, 1), product="grad_x").ours and not linear(4096, 0.1, block=(16, 1), product="grad_x").ours
     assert linear(4096, 0.1, block=(128, 1), product="grad_weight").fits and not linear(4096, 0.5, block=(16, 1)).ours
     assert cuda.explain_linear(4096, 4096, (32, 410), (128, 1), torch.bfloat16, "cpu")["forward"]["kernel"] == "picked lines"
 
