@@ -1,6 +1,7 @@
 """The ops: one card each. ``OPS`` finds them by name; ``backends`` says who serves them."""
 
 from sparsekern.ops import backends
+from sparsekern.ops.cuda_grouped_mm import explain_grouped_mm
 from sparsekern.ops.define import OPS
 from sparsekern.ops.grouped_conv2d import grouped_conv2d
 from sparsekern.ops.grouped_conv2d_packed import grouped_conv2d_packed, pack_grouped_conv2d
@@ -23,6 +24,7 @@ if backends.gpu:
 __all__ = [
     "OPS",
     "backends",
+    "explain_grouped_mm",
     "grouped_conv2d",
     "grouped_conv2d_packed",
     "grouped_mm",

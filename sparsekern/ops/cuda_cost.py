@@ -284,15 +284,27 @@ def sparse_convolution(
     return Estimate(ours_us, (making + product_s) * 1e6 + 8 * card.node_us, bound, fits, key)
 
 
+def way_of_products(product: str, rows: int, groups: int, inner: int, columns: int) -> str:
+    """By warps, or by tiles of blocks: as in csrc/cuda/grouped_mm.cu."""
+    m, k, n = sizes_of_products(product, rows, groups, inner, columns)
+    return "direct" if m <= 32 and n <= 64 and k <= 128 else "tile"
+
+
+def sizes_of_products(product: str, rows: int, groups: int, inner: int, columns: int) -> tuple[int, int, int]:
+    """``(M, K, N)`` of each: K is summed over. Of ragged groups the mean height."""
+    height = _up(rows, max(1, groups))
+    return {"forward": (height, inner, columns), "grad_x": (height, columns, inner), "grad_weight": (inner, height, columns)}[product]
+
+
 @lru_cache(maxsize=4096)
 def grouped_mm(
     product: str, rows: int, groups: int, inner: int, columns: int, ragged: bool, dtype: torch.dtype, tf32: bool, card: Card
 ) -> Estimate:
     """``product`` of ``rows`` rows of all groups with ``groups`` matrices ``[inner, columns]``. torch's ragged products are one by one."""
-    size, height = dtype.itemsize, _up(rows, max(1, groups))
+    size = dtype.itemsize
     moved = size * (rows * (inner + columns) + groups * inner * columns)
-    m, k, n = {"forward": (height, inner, columns), "grad_x": (height, columns, inner), "grad_weight": (inner, height, columns)}[product]
-    tile = (16, 32) if m <= 32 and n <= 64 and k <= 128 else (64, 64)
+    m, k, n = sizes_of_products(product, rows, groups, inner, columns)
+    tile = (16, 32) if way_of_products(product, rows, groups, inner, columns) == "direct" else (64, 64)
     tiles = groups * _up(m, tile[0]) * _up(n, tile[1])
     seconds = {
         "memory": moved / (0.8 * card.copy),

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsekern.ops import cuda_cost
-from sparsekern.ops.cuda_choice import serve, tf32
+from sparsekern.ops import backends, cuda_cost
+from sparsekern.ops.cuda_choice import serve, takes_torch, tf32
 from sparsekern.ops.define import OPS
 from sparsekern.ops.grouped_mm import _columns, _rows, check
 
@@ -64,3 +64,35 @@ def routes(kernels: Any) -> dict[str, Any]:
         )
 
     return {"grouped_mm": forward, "grouped_mm_grad_a": grad_a, "grouped_mm_grad_b": grad_b}
+
+
+def explain_grouped_mm(a: Tensor, b: Tensor, offsets: Tensor | None = None) -> str:
+    """Which kernel serves each product of ``grouped_mm(a, b, offsets)``, and the estimates by which; nothing is computed.
+
+    Args:
+        a, b, offsets: as in :func:`~sparsekern.ops.grouped_mm`; only their sizes, dtype and device are looked at.
+
+    Returns:
+        A line on the call, and where a GPU's kernels serve it one for each product: ``direct`` (small matrices, a warp for each 16 x 32
+        of the result), ``tile`` (64 x 64) or ``torch``.
+
+    Raises:
+        ValueError: ``grouped_mm: b must be [G, K, N]; got [7, 5]``
+
+    Example:
+        >>> explain_grouped_mm(torch.ones(3, 4, 8), torch.ones(3, 8, 2))  # doctest: +ELLIPSIS
+        'grouped_mm 3 x [4, 8] @ [8, 2], float32, served by ...
+    """
+    check(a, b, offsets, values=False)
+    (groups, inner, columns), rows, who = b.shape, a.shape[:-1].numel(), backends.serves("grouped_mm", a.device)
+    heights = f"{a.shape[-2]}" if offsets is None else f"{rows} rows in all"
+    lines = [f"grouped_mm {groups} x [{heights}, {inner}] @ [{inner}, {columns}], {str(a.dtype)[6:]}, served by {who}"]
+    if who in backends.GPU_PROVIDERS:
+        for door in OPS["grouped_mm"].products:
+            if a.dtype == torch.float64:
+                lines.append(f"  {door:12s} reference  no kernel for float64")
+                continue
+            e = estimate(door, a, groups, inner, columns, offsets is not None)
+            kernel = "torch" if takes_torch(e, a.device) else cuda_cost.way_of_products(door, rows, groups, inner, columns)
+            lines.append(f"  {door:12s} {kernel:10s} modelled: {e.ours_us:.1f} us ours, by {e.bound}, {e.torch_us:.1f} us torch")
+    return "\n".join(lines)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import sparsekern as sk
+from sparsekern import ops
 from sparsekern.ops import OPS, backends, cuda, cuda_choice, cuda_cost, cuda_sparse_conv2d
 
 pytestmark = pytest.mark.filterwarnings("ignore:Warning only once for all operators:UserWarning")  # kernels replaced, as meant
@@ -373,3 +374,20 @@ def test_explain_on_a_gpu_prints_both_estimates(monkeypatch, provider):
     assert "reference" in sk.SparseLinear(64, 64, density=0.5).double().explain()
     text = sk.StochasticConv2d(96, 192, 5, padding=2, density=0.067).explain((128, 96, 16, 16))
     assert text.count("estimated at") == 3 and " scatter " in text and " matrix " in text and f"served by {provider}" in text
+
+
+@pytest.mark.parametrize("provider", ["cuda", "triton"])
+def test_explain_of_many_products(monkeypatch, provider):
+    a, b, ends = torch.zeros(4096, 16, 16), torch.zeros(4096, 16, 16), torch.arange(16, 4096 * 16 + 1, 16, dtype=torch.int32)
+    assert "\n" not in ops.explain_grouped_mm(a, b)  # one line where no GPU's kernels serve
+    monkeypatch.setattr(backends, "serves", lambda *_: provider)
+    text = ops.explain_grouped_mm(a, b)
+    assert text.startswith("grouped_mm 4096 x [16, 16] @ [16, 16], float32, served by " + provider) and text.count("modelled: ") == 3
+    text = ops.explain_grouped_mm(a.flatten(0, 1), b, ends)
+    assert "[65536 rows in all, 16]" in text and text.count("direct") == 3 and " torch  " not in text
+    large = torch.zeros(64, 256, 256, dtype=torch.bfloat16)
+    ends = torch.arange(256, 64 * 256 + 1, 256, dtype=torch.int32)
+    assert ops.explain_grouped_mm(large.flatten(0, 1), large, ends).count(" tile ") == 3
+    assert ops.explain_grouped_mm(a.double(), b.double()).count("reference") == 3
+    with pytest.raises(ValueError, match=r"b must be \[G, K, N\]; got \[16, 16\]"):
+        ops.explain_grouped_mm(a, b[0])
