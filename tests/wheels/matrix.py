@@ -1,8 +1,8 @@
 """The wheel in fresh environments: `python tests/wheels/matrix.py WHEEL [--only TORCH:PYTHON ...]`. Ends in a table of them.
 
 Every torch that pip offers from 2.10 on (the newest of each minor version), each with one of the Pythons of this machine, so that every
-Python has its turn. An environment holds torch, the wheel and pytest, sees no compiler, and is deleted at once: with CUDA's libraries
-it takes up to 7 GB. What cannot be installed is skipped, with pip's reason.
+Python has its turn. An environment holds torch, the wheel with its [cli] and pytest, sees no compiler, and is deleted at once: with
+CUDA's libraries it takes up to 7 GB. What cannot be installed is skipped, with pip's reason.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def try_one(torch: str, python: str, wheel: Path) -> dict:
         got = call(*pip, f"torch=={torch}", "numpy", "pytest")
         if got.returncode:
             return {"outcome": f"skipped: {got.stderr.strip().splitlines()[-1]}"}
-        got = call(*pip, wheel)
+        got = call(*pip, f"{wheel}[cli]")
         if got.returncode:
             return {"outcome": f"FAILED: {got.stderr.strip()}"}
         tests = shutil.copytree(HERE.parent / "ops", f"{folder}/ops")
