@@ -4,13 +4,13 @@
 //
 // Tensors are reached as torch's own extensions reach them, and that is not part of the stable ABI: the file is named after the torch
 // it was built against and loaded by that one alone (ops/backends.py); without it the same call is slower.
-#include "python/quick_call.h"
-
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <structmember.h>
 
 #include <vector>
+
+#include "python/quick_conv.h"
 
 namespace sk::quick {
 namespace {
@@ -117,6 +117,7 @@ PyMethodDef functions[] = {{"quick_call", fast(quick_call), METH_FASTCALL, nullp
                            {"linear", fast(linear), METH_FASTCALL, nullptr},
                            {"packed_linear", fast(packed_linear), METH_FASTCALL, nullptr},
                            {"linear_layer", fast(linear_layer), METH_FASTCALL, nullptr},
+                           {"conv_layer", fast(conv_layer), METH_FASTCALL, nullptr},
                            {"use_reference", use_reference, METH_O, nullptr},
                            {}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_quick_call", nullptr, -1, functions, nullptr, nullptr, nullptr, nullptr};

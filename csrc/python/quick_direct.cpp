@@ -5,8 +5,9 @@
 #include <ATen/record_function.h>
 #include <torch/csrc/stable/c/shim.h>
 
+#include "core/sparse_conv2d.h"
 #include "core/sparse_linear.h"
-#include "python/quick_call.h"
+#include "python/quick_conv.h"
 
 namespace sk::quick {
 namespace {
@@ -21,7 +22,7 @@ Pool pool() {
               const void* context;
             } piece{body, context};
             const auto run = [](int64_t begin, int64_t end, void* p) { static_cast<Piece*>(p)->body(static_cast<Piece*>(p)->context, begin, end); };
-            TORCH_CHECK(torch_parallel_for(0, size, grain, run, &piece) == 0, "sparse_linear: parallel work failed");
+            TORCH_CHECK(torch_parallel_for(0, size, grain, run, &piece) == 0, "parallel work failed");
           }};
 }
 
@@ -59,6 +60,31 @@ optional<Tensor> direct_linear(const Tensor& x, const Tensor& weight, const opti
   const Tensor out = output_like(x, s.out());
   sparse_linear_fwd(s, planned, x.const_data_ptr<float>(), {in, 1}, weight.const_data_ptr<float>(), data<float>(bias), out.mutable_data_ptr<float>(),
                     {s.out(), 1}, threads);
+  return out;
+}
+
+optional<Tensor> direct_conv(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& plan, int64_t rows, const Window& w) {
+  if (x.scalar_type() != at::kFloat || x.dim() != 4 || x.numel() == 0 || !is(weight, at::kFloat) || weight.dim() != 4) return {};
+  if (!is(plan, at::kInt) || plan.dim() != 1 || rows < 1 || observed()) return {};
+  for (int d = 0; d < 2; ++d) {
+    if (w.kernel_size[d] < 1 || w.stride[d] < 1 || w.padding[d] < 0 || w.dilation[d] < 1) return {};
+    if (x.size(2 + d) + 2 * w.padding[d] <= w.dilation[d] * (w.kernel_size[d] - 1)) return {};
+  }
+  const bool last = !x.is_contiguous();
+  if (last && !x.is_contiguous(at::MemoryFormat::ChannelsLast)) return {};
+  const auto sizes = weight.sizes();
+  const SparseConv2dShape s{x.size(0),        x.size(1),   x.size(2),   x.size(3),    rows * sizes[1], w.kernel_size[0],
+                            w.kernel_size[1], w.stride[0], w.stride[1], w.padding[0], w.padding[1],    w.dilation[0],
+                            w.dilation[1],    sizes[1],    sizes[2],    sizes[3],     sizes[0],        last};
+  if (s.BO < 1 || s.BI < 1 || (s.BT != 1 && s.BT != s.taps()) || s.C % s.BI || !is(bias, at::kFloat, s.K)) return {};
+  if (!sparse_conv2d_plan_matches(s, plan.const_data_ptr<int32_t>(), plan.size(0))) return {};
+  if (sparse_conv2d_choice(s, SparseConv2dProduct::out, false).kernel == SparseConv2dKernel::dense) return {};
+  const int64_t H = s.OH(), W = s.OW();
+  const Tensor out = last ? at::detail::empty_strided_cpu({s.N, s.K, H, W}, {s.K * H * W, 1, W * s.K, s.K}, at::kFloat)
+                          : at::detail::empty_cpu({s.N, s.K, H, W}, at::kFloat);
+  if (out.numel() > int64_t(1) << 21) advise_huge_pages(out.mutable_data_ptr(), out.nbytes());
+  sparse_conv2d(s, x.const_data_ptr<float>(), weight.const_data_ptr<float>(), plan.const_data_ptr<int32_t>(), data<float>(bias),
+                out.mutable_data_ptr<float>(), pool());
   return out;
 }
 

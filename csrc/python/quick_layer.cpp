@@ -1,8 +1,9 @@
-// SparseLinear.forward in one step: what the layer's attributes say is read here, where it costs no bytecode. What they mean is decided by
-// nn/sparse_linear.py and nn/planned.py; whatever is not the everyday case is answered NotImplemented and decided there.
+// SparseLinear.forward and StochasticConv2d.forward in one step: what the layer's attributes say is read here, where it costs no bytecode. What they
+// mean is decided by nn/sparse_linear.py, nn/stochastic_conv2d.py and nn/planned.py; whatever is not the everyday case is answered NotImplemented and
+// decided there.
 #include <array>
 
-#include "python/quick_call.h"
+#include "python/quick_conv.h"
 
 namespace sk::quick {
 namespace {
@@ -10,7 +11,9 @@ namespace {
 struct Names {
   PyObject *packed = name("_packed"), *parameters = name("_parameters"), *buffers = name("_buffers"), *planned = name("_planned"),
            *plan = name("_plan"), *weight = name("weight"), *bias = name("bias"), *index = name("index"), *training = name("training"),
-           *out_features = name("out_features"), *kept = name("_kept");
+           *out_features = name("out_features"), *kept = name("_kept"), *indptr = name("indptr"), *in_channels = name("in_channels"),
+           *kernel_pads = name("_kernel_pads"), *kernel_size = name("kernel_size"), *stride = name("stride"), *padding = name("_kernel_padding"),
+           *dilation = name("dilation");
   static PyObject* name(const char* text) { return PyUnicode_InternFromString(text); }
 };
 
@@ -18,15 +21,31 @@ PyObject* in(PyObject* dict, PyObject* name) { return dict && PyDict_Check(dict)
 
 bool requires_grad(PyObject* tensor) { return THPVariable_CheckExact(tensor) && THPVariable_Unpack(tensor).requires_grad(); }
 
-// Is the plan that of this table as it is? planned: ((table, its version, where its values are),)
-bool fits(PyObject* planned, PyObject* index) {
-  if (!PyTuple_Check(planned) || PyTuple_GET_SIZE(planned) != 1) return false;
-  PyObject* made_from = PyTuple_GET_ITEM(planned, 0);
-  if (!PyTuple_Check(made_from) || PyTuple_GET_SIZE(made_from) != 3 || PyTuple_GET_ITEM(made_from, 0) != index) return false;
-  PyObject* version = PyTuple_GET_ITEM(made_from, 1);  // None: nothing tells when the table is written
-  return PyLong_CheckExact(version) && plain_tensor(index) && !THPVariable_Unpack(index).is_inference() &&
-         PyLong_AsLongLong(version) == (long long)THPVariable_Unpack(index)._version() &&
-         PyLong_AsVoidPtr(PyTuple_GET_ITEM(made_from, 2)) == THPVariable_Unpack(index).const_data_ptr();
+// Is the plan that of these tables as they are? planned: (table, its version, where its values are) of each
+bool fits(PyObject* planned, std::initializer_list<PyObject*> tables) {
+  if (!PyTuple_Check(planned) || PyTuple_GET_SIZE(planned) != Py_ssize_t(tables.size())) return false;
+  for (Py_ssize_t i = 0; i < Py_ssize_t(tables.size()); ++i) {
+    PyObject *made_from = PyTuple_GET_ITEM(planned, i), *table = tables.begin()[i];
+    if (!PyTuple_Check(made_from) || PyTuple_GET_SIZE(made_from) != 3 || PyTuple_GET_ITEM(made_from, 0) != table) return false;
+    PyObject* version = PyTuple_GET_ITEM(made_from, 1);  // None: nothing tells when the table is written
+    const bool as_it_was = PyLong_CheckExact(version) && plain_tensor(table) && !THPVariable_Unpack(table).is_inference() &&
+                           PyLong_AsLongLong(version) == (long long)THPVariable_Unpack(table)._version() &&
+                           PyLong_AsVoidPtr(PyTuple_GET_ITEM(made_from, 2)) == THPVariable_Unpack(table).const_data_ptr();
+    if (!as_it_was) return false;
+  }
+  return true;
+}
+
+// (rows, columns)
+bool read(PyObject* object, std::array<int64_t, 2>& pair) {
+  if (!object || !PyTuple_Check(object) || PyTuple_GET_SIZE(object) != 2) return false;
+  for (int d = 0; d < 2; ++d) {
+    PyObject* number = PyTuple_GET_ITEM(object, d);
+    if (!PyLong_CheckExact(number)) return false;
+    pair[d] = PyLong_AsLongLong(number);
+    if (pair[d] < 0 || pair[d] > INT32_MAX) return PyErr_Clear(), false;  // no layer has such: the general way says what is wrong
+  }
+  return true;
 }
 
 // The kernel runs without the lock, and meanwhile another thread may change the layer.
@@ -58,7 +77,7 @@ PyObject* linear_layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!packed || !weight || !bias || !plain_tensor(weight) || !plain_tensor(args[1])) Py_RETURN_NOTIMPLEMENTED;
   if (packed == Py_None) {
     PyObject *index = in(in(layer, names.buffers), names.index), *planned = in(layer, names.planned), *plan = in(layer, names.plan);
-    if (!index || !planned || !plan || !fits(planned, index)) Py_RETURN_NOTIMPLEMENTED;
+    if (!index || !planned || !plan || !fits(planned, {index})) Py_RETURN_NOTIMPLEMENTED;
     const Held<5> all({args[1], weight, bias, index, plan});
     return linear(nullptr, all.data(), 5);
   }
@@ -68,6 +87,36 @@ PyObject* linear_layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!out_features || !kept) Py_RETURN_NOTIMPLEMENTED;
   const Held<5> all({args[1], packed, bias, out_features, kept});
   return frozen_linear(all.data());
+  END_HANDLE_TH_ERRORS
+}
+
+// conv_layer(layer.__dict__, x) -> out, or NotImplemented: no gradient is wanted, and the kernel pads
+PyObject* conv_layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  static const Names names;
+  HANDLE_TH_ERRORS
+  PyObject* layer = count == 2 ? args[0] : nullptr;
+  PyObject *parameters = in(layer, names.parameters), *weight = in(parameters, names.weight), *bias = in(parameters, names.bias);
+  if (!weight || !bias || in(layer, names.kernel_pads) != Py_True || !plain_state()) Py_RETURN_NOTIMPLEMENTED;
+  if (!plain_tensor(weight) || !plain_tensor(args[1]) || (bias != Py_None && !plain_tensor(bias))) Py_RETURN_NOTIMPLEMENTED;
+  if (at::GradMode::is_enabled() && (requires_grad(args[1]) || requires_grad(weight) || requires_grad(bias))) Py_RETURN_NOTIMPLEMENTED;
+  PyObject *buffers = in(layer, names.buffers), *index = in(buffers, names.index), *indptr = in(buffers, names.indptr);
+  PyObject *planned = in(layer, names.planned), *plan = in(layer, names.plan), *channels = in(layer, names.in_channels);
+  if (!index || !indptr || !planned || !plan || !plain_tensor(plan) || !channels || !fits(planned, {index, indptr})) Py_RETURN_NOTIMPLEMENTED;
+  Window window;
+  const bool whole = read(in(layer, names.kernel_size), window.kernel_size) && read(in(layer, names.stride), window.stride) &&
+                     read(in(layer, names.padding), window.padding) && read(in(layer, names.dilation), window.dilation);
+  // held by themselves, as in quick_linear.cpp
+  const at::Tensor x = THPVariable_Unpack(args[1]), w = THPVariable_Unpack(weight), p = THPVariable_Unpack(plan);
+  const std::optional<at::Tensor> b = bias == Py_None ? std::nullopt : std::optional<at::Tensor>(THPVariable_Unpack(bias));
+  const int64_t rows = THPVariable_Unpack(indptr).numel() - 1;
+  if (!whole || x.dim() != 4 || !PyLong_CheckExact(channels) || PyLong_AsLongLong(channels) != x.size(1)) Py_RETURN_NOTIMPLEMENTED;
+  std::optional<at::Tensor> out;
+  {
+    const WithoutGil no_gil;
+    out = direct_conv(x, w, b, p, rows, window);
+  }
+  if (!out) Py_RETURN_NOTIMPLEMENTED;
+  return THPVariable_Wrap(std::move(*out));
   END_HANDLE_TH_ERRORS
 }
 

@@ -29,6 +29,9 @@ GRANULARITIES = ("spatial", "synapse", "kernel", "block")
 BLOCK = 16  # channels of a "block", out and in
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
+_compiling = torch.compiler.is_compiling
+_quick = backends.quick_call.conv_layer if backends.quick_call and backends.missing is None else None
+
 
 def _check(condition: bool, arg: str, rule: str, got: Any) -> None:
     if not condition:
@@ -196,6 +199,13 @@ class StochasticConv2d(PlannedModule):
         self._topology_changed()
 
     def forward(self, x: Tensor) -> Tensor:
+        if _quick is not None and not _compiling():
+            try:
+                out = _quick(self.__dict__, x)
+            except RuntimeError:  # said in our words below
+                out = NotImplemented
+            if out is not NotImplemented:
+                return out
         if not self._kernel_pads:
             (top, bottom), (left, right) = ((t // 2, t - t // 2) for t in self._pad_total)
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode

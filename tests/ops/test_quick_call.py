@@ -10,7 +10,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsekern.nn import SparseLinear
+from sparsekern.nn import SparseLinear, StochasticConv2d
 from sparsekern.ops import OPS, backends, pack_sparse_linear, sparse_linear, sparse_linear_packed
 
 quick = backends.quick_call
@@ -160,3 +160,73 @@ def test_a_layer_is_called_in_one_step_only_as_its_attributes_allow():
     with torch.inference_mode():
         made = SparseLinear(24, 12, density=0.5, seed=0)
         assert not everyday(made, x), "nothing tells when its table is written"
+
+
+CONVOLUTIONS = {
+    "spatial": dict(padding=1),
+    "plain_bias": dict(padding=(0, 2), stride=(2, 1), bias=False),
+    "synapse": dict(padding="same", dilation=2, granularity="synapse"),
+    "shared": dict(padding=1, granularity="kernel", share=4),
+    "groups": dict(groups=2, stride=2),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
+def test_a_convolution_answers_as_the_doors_do(name, layout, monkeypatch):
+    layer = StochasticConv2d(32, 16, 3, density=0.2, seed=0, **CONVOLUTIONS[name]).requires_grad_(False)
+    for images in (1, 3):
+        x = torch.randn(images, 32, 9, 7).contiguous(memory_format=layout)
+        out = quick.conv_layer(layer.__dict__, x)
+        assert torch.equal(out, layer(x))
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.modules["sparsekern.nn.stochastic_conv2d"], "_quick", None)
+            want = layer(x)
+        assert torch.equal(out, want) and out.stride() == want.stride()
+
+
+def test_a_convolution_is_called_in_one_step_only_as_its_attributes_allow():
+    layer, x = StochasticConv2d(32, 16, 3, padding=1, density=0.1, seed=0), torch.randn(2, 32, 6, 6)
+
+    def everyday(x=x):
+        return quick.conv_layer(layer.__dict__, x) is not NotImplemented
+
+    assert not everyday(), "the weight wants a gradient"
+    assert layer(x).requires_grad
+    with torch.no_grad():
+        assert everyday()
+    layer.requires_grad_(False)
+    assert everyday() and not everyday(x.clone().requires_grad_())
+    for state in (Listening(), Replacing(), torch.autocast("cpu", torch.bfloat16), forward_ad.dual_level(), backends.use("reference")):
+        with state:
+            assert not everyday(), state
+    for state in (torch.profiler.profile(), backends.use(backends.serves("sparse_conv2d"), dense="always")):
+        with state:
+            assert not everyday(), state
+    others = x.double(), x.bfloat16(), x[0], x[..., ::2], x[:0], x[:, :16], torch._neg_view(x), x.as_subclass(Subclass), x.to("meta")
+    assert not any(map(everyday, others))
+    for other in (x[0], x[..., ::2], x[:0], torch._neg_view(x)):
+        torch.testing.assert_close(layer(other), layer.to_dense()(other))
+    with pytest.raises(ValueError, match="StochasticConv2d: x must be"):
+        layer(x[:, :16])
+    for table in (layer.index, layer.indptr):
+        table.copy_(table.clone())
+        assert not everyday(), "the table was written: the plan may be another's"
+        layer(x)
+        assert everyday(), "planned anew"
+    layer.indptr = layer.indptr.clone()
+    assert not everyday(), "another table"
+    layer(x)
+    assert everyday()
+    with torch.no_grad():
+        layer.weight.mul_(2)
+        torch.testing.assert_close(layer(x), layer.to_dense()(x))
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", torch.nn.Identity())
+    assert not everyday(), "parametrized"
+    torch.nn.utils.parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    layer.kernel_size = (2, 2)
+    assert not everyday(), "the plan is of another kernel"
+    uneven = StochasticConv2d(32, 16, 2, padding="same", density=0.3, seed=0).requires_grad_(False)
+    reflected = StochasticConv2d(32, 16, 3, padding=1, padding_mode="reflect", density=0.3, seed=0).requires_grad_(False)
+    for padded in (uneven, reflected):
+        assert quick.conv_layer(padded.__dict__, x) is NotImplemented, "padded before the kernel"

@@ -1,0 +1,18 @@
+// The short way of StochasticConv2d (quick_layer.cpp, quick_direct.cpp).
+#pragma once
+#include <array>
+
+#include "python/quick_call.h"
+
+namespace sk::quick {
+
+struct Window {  // rows and columns
+  std::array<int64_t, 2> kernel_size, stride, padding, dilation;
+};
+
+// x [N, C, H, W], weight [nnz, BO, BI, BT], `rows` blocks of BO filters; none: not a common case
+std::optional<at::Tensor> direct_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, const at::Tensor& plan,
+                                      int64_t rows, const Window& window);
+PyObject* conv_layer(PyObject*, PyObject* const* args, Py_ssize_t count);
+
+}  // namespace sk::quick
