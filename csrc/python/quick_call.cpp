@@ -4,6 +4,8 @@
 //
 // Tensors are reached as torch's own extensions reach them, and that is not part of the stable ABI: the file is named after the torch
 // it was built against and loaded by that one alone (ops/backends.py); without it the same call is slower.
+#include "python/quick_call.h"
+
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <structmember.h>

@@ -169,7 +169,7 @@ bool test(const Case& c, bool natural) {
   Floats out(truth.value.size()), again(truth.value.size());
   for (size_t i = 0; i < out.size(); ++i) out[i] = again[i] = -1e30f;
   const auto run = [&](float* to, const sk::Pool& threads) {
-    return sk::sequence2d_fwd(stages.data(), int(stages.size()), c.N, c.together, x.data(), to, threads);
+    return sk::sequence2d_fwd(stages.data(), int(stages.size()), c.N, c.together, x.data(), false, to, threads);
   };
   const bool served = run(out.data(), sk::kSerial), other = run(again.data(), check::odd_pool());
   bool good = served == !natural && other == served;
