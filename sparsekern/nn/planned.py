@@ -30,6 +30,7 @@ class PlannedModule(nn.Module):
     """
 
     weight: nn.Parameter
+    bias: nn.Parameter | None
     index: Tensor
     _tables: tuple[str, ...] = ("index",)
 

@@ -190,7 +190,7 @@ class SparseLinear(PlannedModule):
         blocks = out_features // block_out, fan_in // block_in
         shape = blocks if self.block_size == (1, 1) else (*blocks, *self.block_size)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None)
         self.register_buffer("index", torch.empty(blocks, dtype=torch.int32, device=device))
         self.reset_parameters()
 

@@ -85,7 +85,6 @@ class StochasticConv2d(PlannedModule):
     """
 
     indptr: Tensor
-    bias: nn.Parameter | None
     _tables = ("index", "indptr")
 
     def __init__(
@@ -158,7 +157,7 @@ class StochasticConv2d(PlannedModule):
             kept = max(1, round(density * self._rows * self._positions))
             self._drawn = {"density": density}
         self.weight = nn.Parameter(torch.empty(kept, *self.block, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None)
         self.register_buffer("indptr", torch.empty(self._rows + 1, dtype=torch.int32, device=device))
         self.register_buffer("index", torch.empty(kept, dtype=torch.int32, device=device))
         self.reset_parameters()

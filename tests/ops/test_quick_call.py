@@ -162,6 +162,12 @@ def test_a_layer_is_called_in_one_step_only_as_its_attributes_allow():
         assert not everyday(made, x), "nothing tells when its table is written"
 
 
+def test_a_layer_without_bias_is_called_in_one_step_too():
+    layer, x = SparseLinear(24, 12, density=0.5, bias=False, seed=0).requires_grad_(False), torch.randn(3, 24)
+    assert torch.equal(quick.linear_layer(layer.__dict__, x), layer(x))
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+
+
 CONVOLUTIONS = {
     "spatial": dict(padding=1),
     "plain_bias": dict(padding=(0, 2), stride=(2, 1), bias=False),
