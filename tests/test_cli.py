@@ -68,6 +68,25 @@ def test_bench_list(capsys):
     assert capsys.readouterr().out == "sparse_linear/64-1024/0.5/n2/float32/rows\n"
 
 
+def test_a_bench_that_is_cut_off_keeps_what_it_measured(tmp_path, monkeypatch):
+    from sparsekern.measure import rows, show
+
+    measured = []
+
+    def measure(case, **options):
+        if measured:
+            raise KeyboardInterrupt
+        about = (case.op, case.id, "ours", "fwd", "hot", case.dtype, "rows", case.batch, case.sizes, case.density)
+        measured.append(rows.Row(*about, 1, 1, 1, 1, "cpu", p20_us=1.0, p50_us=1.0, p80_us=1.0, wall_us=1.0, cpu_us=1.0))
+        return measured
+
+    monkeypatch.setattr(rows, "measure", measure)
+    monkeypatch.setattr(show, "table", lambda found: "a table")
+    (tmp_path / "rows.jsonl").write_text("an older run\n")
+    assert main(["bench", "linear", "--json", str(tmp_path / "rows.jsonl")]) == 130
+    assert rows.read_rows(tmp_path / "rows.jsonl") == measured
+
+
 @pytest.mark.parametrize(("ratio", "code"), [(99.0, 0), (0.5, 1)])
 def test_bench_check_of_recorded_rows(tmp_path, capsys, ratio, code):
     from sparsekern.measure.cases import select

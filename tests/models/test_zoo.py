@@ -29,7 +29,7 @@ INDUCTOR = [
     ("resnet50_root_8", {}),
     ("alexnet_groups_2", {}),
     pytest.param("googlenet_root_8", {}, marks=pytest.mark.slow),  # 59 convolutions and 14 kinds of concatenation: the 100 s
-    ("sis_svhn_3", {}),
+    pytest.param("sis_svhn_3", {}, marks=pytest.mark.slow),
     ("simplenet_310k", {}),
     ("mnist_conv_2cl", {"fan_out": (49, 5)}),
 ]
@@ -44,9 +44,9 @@ NAMES = [
     *("cifar10_conv_2cl", "cifar10_conv_3cl", "cifar100_conv_2cl", "cifar100_conv_3cl", "mnist_conv_2cl", "mnist_cl", "morse_cl"),
 ]
 
-#: They differ from root_8, root_64, tree_8, col_8 and the original in group numbers only: built and counted in every run, trained,
-#: saved, compiled and turned in the full one.
-ALIKE = re.compile(r"\w+_(root|tree|col)_(2|4|16|32)")
+#: They differ from root_8, tree_8, col_8 and the original in group numbers, or from another depth or width in layers of the same kinds:
+#: built and counted in every run, trained, saved, compiled and turned in the full one.
+ALIKE = re.compile(r"\w+_(root|tree|col)_(2|4|16|32|64)|resnet200\w*|alexnet(_groups_4)?|googlenet|simplenet_(310k_logs|460k)")
 
 every_model = pytest.mark.parametrize("name", list_models())
 every_kind = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if ALIKE.fullmatch(n) else n for n in list_models()])

@@ -64,10 +64,20 @@ def test_fan_in_inside_the_groups(options):
     assert torch.equal((full.weight_dense() != 0).all(-1).all(-1), inside(layer)) and full.density == 1
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("window", [dict(), dict(stride=2), dict(kernel_size=5, padding=2, dilation=(1, 2))], ids=str)
-@pytest.mark.parametrize("provider", PROVIDERS, ids=str)
-@CASE
+WINDOWS = [dict(), dict(stride=2), dict(kernel_size=5, padding=2, dilation=(1, 2))]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+#: A third of all, in which every two of the four settings meet, in every run; the others with --full.
+RUNS = [
+    pytest.param(
+        options, PROVIDERS[p], WINDOWS[w], LAYOUTS[layout],
+        id="-".join(map(str, (name, PROVIDERS[p], WINDOWS[w], LAYOUTS[layout]))),
+        marks=[] if (i + p + w + layout) % 3 == 0 else pytest.mark.slow,
+    )
+    for i, (name, options) in enumerate(GROUPED.items()) for p in range(len(PROVIDERS)) for w in range(3) for layout in range(2)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "provider", "window", "layout"), RUNS)
 def test_values_and_gradients(options, provider, window, layout):
     """Against float64; a sum of n terms in single precision is off by at most (n + 2) 2^-24 times the sum of their absolute values."""
     layer = make(options, **window, seed=2)

@@ -35,10 +35,13 @@ class StopAfter(Quiet):
 
 
 DYNAMIC = {"fixed": lambda: None, "moving": lambda: MovingConnections(every=3), "drawn": lambda: DrawnAnew(every=2)}
+ALSO = {("sgd", "moving"), ("adam", "drawn"), ("sgd", "fixed")}  # each optimiser and each kind of connections are in the others
 
 
-@pytest.mark.parametrize("dynamic", DYNAMIC)
-@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+@pytest.mark.parametrize(
+    ("optimiser", "dynamic"),
+    [pytest.param(o, d, marks=pytest.mark.slow if (o, d) in ALSO else []) for o in ("sgd", "adam") for d in DYNAMIC],
+)
 def test_stopped_anywhere(tmp_path, optimiser, dynamic):
     options = dict(seed=4, checkpoint_every=2)
     make = DYNAMIC[dynamic]
