@@ -68,7 +68,6 @@ def run_bench(options: argparse.Namespace) -> int:
             raise UsageError(f"bench: the folder of {path} must exist")
     rows = _measure(chosen, options)
     from sparsekern.measure import crossover, show
-    from sparsekern.measure.rows import write_rows
 
     curves = crossover.curves(rows)
     for line in [*show.summary(rows), show.busy(rows)]:
@@ -77,8 +76,6 @@ def run_bench(options: argparse.Namespace) -> int:
     for table in (show.memory(rows), show.threads(rows), crossover.table(curves) if curves else None):
         if table is not None:
             make_console().print("", table)
-    if options.json:
-        write_rows(options.json, rows)
     if options.plot:
         files = crossover.plot(curves, options.plot) if curves else [show.plot(rows, options.plot)]
         print("drawn: " + ", ".join(map(str, files)))
@@ -86,12 +83,14 @@ def run_bench(options: argparse.Namespace) -> int:
 
 
 def _measure(chosen: list, options: argparse.Namespace) -> list:
-    """Measure the cases, show each as it is done; an interrupt keeps what was measured."""
+    """Measure the cases, show each and write its rows as it is done: a run that is cut off keeps what it measured."""
     import torch
 
     from sparsekern.measure import protocol, rows, show
 
     console, measured = make_console(), []
+    if options.json:
+        rows.write_rows(options.json, [])
     counts = parse_numbers("--threads", options.threads, int) or (1,)
     with make_progress(len(chosen)) as advance:
         for case in chosen:
@@ -109,6 +108,8 @@ def _measure(chosen: list, options: argparse.Namespace) -> list:
                         )
                     console.print(show.table(found))
                     measured += found
+                    if options.json:
+                        rows.write_rows(options.json, found, append=True)
             advance(case.id)
     return measured
 
@@ -126,7 +127,7 @@ def run_check(options: argparse.Namespace) -> int:
     """Measure the quick cases now (or take recorded rows) and hold them against the floors."""
     from sparsekern.measure import cases, compare
     from sparsekern.measure.machine import machine_card, machine_kind
-    from sparsekern.measure.rows import read_rows, write_rows
+    from sparsekern.measure.rows import read_rows
 
     path = Path(options.path or "bench/results")
     if not path.exists():
@@ -143,8 +144,6 @@ def run_check(options: argparse.Namespace) -> int:
     else:
         options.quick, options.mode, options.both = True, "fwd", False
         measured = _measure([c for k in cases.BUILDERS for c in cases.select(k, match=options.case, quick=True)], options)
-        if options.json:
-            write_rows(options.json, measured)
     checks = compare.check(measured, committed)
     if not checks:
         raise UsageError("bench check: nothing to check: no row of ours has a rival with a floor")

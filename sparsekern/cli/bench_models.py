@@ -45,11 +45,10 @@ def run_models(options: argparse.Namespace) -> int:
     try:
         for case in chosen:
             measured.append((case, _measured(case, threads[0], options.quick)))
+            if options.json:  # after each: a run that is cut off keeps what it measured
+                models.write_lines(options.json, measured)
     except WrongResult as error:
         raise ArithmeticError(str(error)) from error
-    finally:
-        if measured and options.json:
-            models.write_lines(options.json, measured)
     if options.plot:
         print("drawn: " + ", ".join(map(str, models.draw(options.plot, measured))))
     return 0
@@ -80,19 +79,21 @@ def _each_in_its_own_process(options: argparse.Namespace, settings: tuple[str, .
     command = [sys.executable, "-m", "sparsekern", "bench", "models", "--threads", options.threads, *(["--quick"] if options.quick else [])]
     for name in ("case", "batch", "mode"):
         command += [f"--{name}", getattr(options, name)]
-    rows = []
+    files: list[Path] = []
     with tempfile.TemporaryDirectory() as folder:
-        for setting in settings:
-            print(f"\nmalloc: {setting}", flush=True)
-            file = Path(folder) / f"{setting}.jsonl"
-            rest = ["--allocator", setting, "--json", str(file)]
-            if options.plot:
-                plot = Path(options.plot)
-                rest += ["--plot", str(plot.with_stem(f"{plot.stem}_{setting}") if len(settings) > 1 else plot)]
-            done = subprocess.run([*command, *rest], env=allocator.environment(setting))
-            rows += [file.read_text(encoding="utf-8")] if file.is_file() else []
-            if done.returncode:
-                break
-    if options.json and rows:
-        Path(options.json).write_text("".join(rows), encoding="utf-8")
+        try:
+            for setting in settings:
+                print(f"\nmalloc: {setting}", flush=True)
+                files.append(Path(folder) / f"{setting}.jsonl")
+                rest = ["--allocator", setting, "--json", str(files[-1])]
+                if options.plot:
+                    plot = Path(options.plot)
+                    rest += ["--plot", str(plot.with_stem(f"{plot.stem}_{setting}") if len(settings) > 1 else plot)]
+                done = subprocess.run([*command, *rest], env=allocator.environment(setting))
+                if done.returncode:
+                    break
+        finally:  # also what was measured before an interrupt
+            rows = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
+            if options.json and rows:
+                Path(options.json).write_text("".join(rows), encoding="utf-8")
     return done.returncode

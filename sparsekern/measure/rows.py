@@ -175,8 +175,8 @@ def measure(
     return rows
 
 
-def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
-    """Write rows as JSON lines, numbers to four digits."""
+def write_rows(path: str | Path, rows: Iterable[Row], *, append: bool = False) -> None:
+    """Write rows as JSON lines, numbers to four digits; with ``append`` behind what the file holds."""
     lines, machine = [], None
     for row in rows:
         if row.machine != machine:
@@ -185,7 +185,8 @@ def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
         values = {name: value for name, value in asdict(row).items() if name != "machine"}
         lines.append(json.dumps(_rounded(values)))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text("\n".join(lines) + "\n")
+    with open(path, "a" if append else "w", encoding="utf-8") as file:
+        file.write("".join(f"{line}\n" for line in lines))
 
 
 def read_rows(path: str | Path) -> list[Row]:
