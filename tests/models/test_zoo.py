@@ -46,7 +46,9 @@ NAMES = [
 
 #: They differ from root_8, tree_8, col_8 and the original in group numbers, or from another depth or width in layers of the same kinds:
 #: built and counted in every run, trained, saved, compiled and turned in the full one.
-ALIKE = re.compile(r"\w+_(root|tree|col)_(2|4|16|32|64)|resnet200\w*|alexnet(_groups_4)?|googlenet|simplenet_(310k_logs|460k)")
+ALIKE = re.compile(
+    r"\w+_(root|tree|col)_(2|4|16|32|64)|resnet50|resnet200\w*|alexnet(_groups_4)?|googlenet|simplenet_(5m|310k_logs|460k)|cifar100\w*"
+)
 
 every_model = pytest.mark.parametrize("name", list_models())
 every_kind = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if ALIKE.fullmatch(n) else n for n in list_models()])
