@@ -36,6 +36,12 @@ bool fits(PyObject* planned, std::initializer_list<PyObject*> tables) {
   return true;
 }
 
+// The table of this weight [OB, F, ...]? While another thread changes the topology one of them may be the old one.
+bool belongs(PyObject* index, PyObject* weight) {
+  const at::Tensor &table = THPVariable_Unpack(index), &kept = THPVariable_Unpack(weight);
+  return table.dim() == 2 && kept.dim() >= 2 && table.sizes() == kept.sizes().slice(0, 2);
+}
+
 // (rows, columns)
 bool read(PyObject* object, std::array<int64_t, 2>& pair) {
   if (!object || !PyTuple_Check(object) || PyTuple_GET_SIZE(object) != 2) return false;
@@ -77,7 +83,7 @@ PyObject* linear_layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!packed || !weight || !bias || !plain_tensor(weight) || !plain_tensor(args[1])) Py_RETURN_NOTIMPLEMENTED;
   if (packed == Py_None) {
     PyObject *index = in(in(layer, names.buffers), names.index), *planned = in(layer, names.planned), *plan = in(layer, names.plan);
-    if (!index || !planned || !plan || !fits(planned, {index})) Py_RETURN_NOTIMPLEMENTED;
+    if (!index || !planned || !plan || !fits(planned, {index}) || !belongs(index, weight)) Py_RETURN_NOTIMPLEMENTED;
     const Held<5> all({args[1], weight, bias, index, plan});
     return linear(nullptr, all.data(), 5);
   }

@@ -51,7 +51,7 @@ class PlannedModule(nn.Module):
         self._current_plan()
 
     def _drop_plan(self) -> None:
-        self._plan, self._planned, self._seen = None, (), None
+        self.__dict__.update(_plan=None, _planned=(), _seen=None)
 
     def _current_plan(self) -> Tensor | None:
         """The plan of the tables as they are; None where none can be made (the op then checks and plans by itself)."""
@@ -79,7 +79,8 @@ class PlannedModule(nn.Module):
             plan = self._make_plan()
             unversioned = any(t.is_inference() for t in tables)  # made in inference mode: no counter says when they are written
             self._seen = tuple(t.clone() for t in tables) if written or unversioned else None
-        self._plan, self._planned = plan, tuple(map(_mark, tables))
+        # in one step: another thread's call must not find the plan of one table beside the marks of another
+        self.__dict__.update(_plan=plan, _planned=tuple(map(_mark, tables)))
         return plan
 
     def _as_planned(self, planned: tuple[tuple[Tensor, int | None, int], ...]) -> bool:

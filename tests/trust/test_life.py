@@ -93,25 +93,41 @@ def test_a_first_call_may_come_from_many_threads(layer: Layer):
         assert all(torch.equal(results[0], other) for other in results) and torch.allclose(results[0], want, atol=1e-5), turn
 
 
-def test_a_topology_changes_while_others_run():
-    """A call in the middle of a change computes one topology or the other, or is refused; the layer ends as it was told."""
+def changing_linear() -> tuple[nn.SparseLinear, tuple, tuple, torch.Tensor]:
     layer = nn.SparseLinear(64, 32, fan_in=6, seed=0)
-    other = nn.SparseLinear(64, 32, fan_in=9, seed=1).index
-    first, x, stop = layer.index.clone(), torch.randn(4, 64), threading.Event()
+    return layer, (layer.index.clone(),), (nn.SparseLinear(64, 32, fan_in=9, seed=1).index,), torch.randn(4, 64)
+
+
+def changing_conv() -> tuple[nn.StochasticConv2d, tuple, tuple, torch.Tensor]:
+    layer, other = (nn.StochasticConv2d(8, 16, 3, padding=1, density=density, seed=0) for density in (0.25, 0.5))
+    return layer, (layer.indptr.clone(), layer.index.clone()), (other.indptr, other.index), torch.randn(4, 8, 7, 7)
+
+
+@pytest.mark.parametrize("make", [changing_linear, changing_conv])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_topology_changes_while_others_run(make, training: bool):
+    """A call in the middle of a change computes one topology or the other, or is refused; the layer ends as it was told."""
+    layer, first, other, x = make()
+    shape, stop, interval = layer(x).shape, threading.Event(), sys.getswitchinterval()
 
     def work(number: int) -> None:
         if number == 0:
-            for turn in range(60):
-                layer.set_topology(other if turn % 2 == 0 else first)
+            for turn in range(30):
+                layer.set_topology(*(other if turn % 2 == 0 else first))
             stop.set()
         while not stop.is_set():
             try:
-                assert layer(x).shape == (4, 32)
+                with torch.set_grad_enabled(training):
+                    assert layer(x).shape == shape
             except ValueError as refused:
                 assert " must be " in str(refused)
 
-    in_threads(4, work)
-    assert torch.equal(layer.index, first) and torch.allclose(layer(x), layer.to_dense()(x), atol=1e-5)
+    sys.setswitchinterval(1e-5)  # the lock changes hands in the midst of a change, not once in many runs
+    try:
+        in_threads(4, work)
+    finally:
+        sys.setswitchinterval(interval)
+    assert torch.equal(layer.index, first[-1]) and torch.allclose(layer(x), layer.to_dense()(x), atol=1e-5)
 
 
 def test_threads_of_torch_change_while_others_run():
