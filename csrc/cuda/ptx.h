@@ -81,6 +81,7 @@ inline int device_attribute(cudaDeviceAttr which) {
   cudaDeviceGetAttribute(&value, which, device);
   return value;
 }
+inline int compute_capability() { return device_attribute(cudaDevAttrComputeCapabilityMajor); }
 inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 inline size_t shared_bytes_per_block() { return size_t(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)); }
 

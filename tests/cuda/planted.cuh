@@ -32,6 +32,11 @@ enum class Bug {
   no_wgmma_fence,
   wgmma_not_waited_for,
   refill_under_wgmma,
+  no_barrier_before_wgmma,
+  no_barrier_after_wgmma,
+  proxy_fence_after_barrier,
+  sums_written_under_wgmma,
+  sums_read_under_wgmma,
 };
 
 // out [16, 16] = a [16, K] b [K, 16], K = 32 * steps, on two warps of 8 columns each: copies in two stages, ldmatrix, mma.
@@ -132,22 +137,27 @@ __global__ void warpgroup_kernel(const sk::bf16* a, const sk::bf16* b, float* ou
   float sum[32] = {};
   for (int round = 0; round < rounds; ++round) {
     if (round && bug != Bug::refill_under_wgmma) sk::wgmma_wait<0>();
-    if (round) __syncthreads();
+    if (round && bug != Bug::no_barrier_after_wgmma) __syncthreads();
     for (int i = t; i < 64 * 64; i += 128) {
       const int row = i / 64, column = i % 64, swizzled = ((column / 8) ^ (row % 8)) * 16 + column % 8 * 2;
       sk::store_shared(row * 128 + swizzled, sk::load(a + row * K + round * 64 + column));          // row m, 64 k
       sk::store_shared(kB + row * 128 + swizzled, sk::load(b + (round * 64 + row) * 64 + column));  // row k, 64 n
     }
-    if (bug != Bug::no_proxy_fence) sk::fence_async_proxy();
-    __syncthreads();
+    if (bug != Bug::no_proxy_fence && bug != Bug::proxy_fence_after_barrier) sk::fence_async_proxy();
+    if (bug != Bug::no_barrier_before_wgmma) __syncthreads();
+    if (bug == Bug::proxy_fence_after_barrier) sk::fence_async_proxy();
     if (bug != Bug::no_wgmma_fence) sk::wgmma_fence();
     for (int k = 0; k < 4; ++k)
       sk::wgmma_64x64x16(sum, sk::wgmma_descriptor(sk::shared_pointer(k * 32), 16, 1024),
                          sk::wgmma_descriptor(sk::shared_pointer(kB + k * 16 * 128), 64 * 128, 1024));
     sk::wgmma_commit();
+    if (bug == Bug::sums_written_under_wgmma) sum[0] = 0;
   }
+  const float early = sum[5];
   if (bug != Bug::wgmma_not_waited_for) sk::wgmma_wait<0>();
-  for (int i = 0; i < 32; ++i) sk::store(out + (t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8) * 64 + i / 4 * 8 + t % 4 * 2 + i % 2, sum[i]);
+  for (int i = 0; i < 32; ++i)
+    sk::store(out + (t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8) * 64 + i / 4 * 8 + t % 4 * 2 + i % 2,
+              bug == Bug::sums_read_under_wgmma && i == 5 ? early : sum[i]);
 }
 
 }  // namespace planted

@@ -90,6 +90,19 @@ void caught(const char* bug, void (*f)(), const std::vector<const char*>& rules)
 }
 #define CAUGHT(kernel, bug, ...) caught(#kernel ": " #bug, kernel<Bug::bug>, {__VA_ARGS__})
 
+// f must give wrong values.
+void wrong(const char* name, void (*f)()) {
+  check::in_every_way([&](const char* way) {
+    ++cases;
+    const int before = check::failures;
+    check::failures = 20;  // nothing is printed
+    f();
+    const bool found = check::failures > 20;
+    check::failures = before;
+    if (!found) check::fail("%s, %s: not noticed", name, way);
+  });
+}
+
 void right(const char* name, void (*f)()) {
   check::in_every_way([&](const char* way) {
     ++cases;
@@ -175,6 +188,11 @@ int main() {
   CAUGHT(neighbours, read_back, "was written in the same launch", "race");
   CAUGHT(tail, copies_past_the_end, "are outside x");
   CAUGHT(warpgroup, no_proxy_fence, "did not fence the asynchronous proxy");
+  CAUGHT(warpgroup, proxy_fence_after_barrier, "did not fence the asynchronous proxy before");
+  CAUGHT(warpgroup, no_barrier_before_wgmma, "race");  // though the wgmma of a warpgroup begins where its warps meet
+  CAUGHT(warpgroup, no_barrier_after_wgmma, "race");
+  CAUGHT(warpgroup, sums_written_under_wgmma, "were written while a wgmma add");
+  wrong("warpgroup: sums_read_under_wgmma", warpgroup<Bug::sums_read_under_wgmma>);
   CAUGHT(warpgroup, no_wgmma_fence, "no wgmma.fence");
   CAUGHT(warpgroup, wgmma_not_waited_for, "a wgmma of its own is not waited for");
   CAUGHT(warpgroup, refill_under_wgmma, "is still read by a wgmma");

@@ -43,9 +43,8 @@ void meet(std::vector<Rendezvous>& places, int size, const char* what, void* arg
   const int first = self.id / size * size;
   if (first + size > int(block->lanes.size())) fault(format("%s at %s: the group of threads is not full", what, name(site).c_str()));
   f(r.arguments);
-  std::vector<int> warps;
-  for (int w = first / 32; w < (first + size) / 32; ++w) warps.push_back(w), count_met(w);
-  shared.meet(warps);
+  // each warp for itself: an operation of a warpgroup is no barrier between its warps
+  for (int w = first / 32; w < (first + size) / 32; ++w) count_met(w), shared.meet({w});
   for (int i = first; i < first + size; ++i) block->lanes[i].state = Lane::ready;
   r.arrived = 0;
 }

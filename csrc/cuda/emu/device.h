@@ -102,6 +102,7 @@ inline void mma_16x8x8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_
 }
 
 // What a launcher may ask and do; cuda/ptx.h has the same for the device.
+inline int compute_capability() { return emu::options.compute_capability; }
 inline int multiprocessors() { return emu::options.multiprocessors; }
 inline size_t shared_bytes_per_block() { return emu::options.shared_limit; }
 template <class... Parameters, class... Arguments>

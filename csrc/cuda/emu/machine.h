@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <functional>
+#include <list>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -44,6 +45,7 @@ struct Options {
   bool hardware_sums = false;  // tensor cores align and truncate the terms of a sum; false: plain fp32, quicker
   bool count = false;          // sectors and bank conflicts, see counters.h
   int multiprocessors = 3;     // what a launcher is told; few, so that blocks walk over several tiles
+  int compute_capability = 9;  // the major number
   size_t shared_limit = 227 * 1024;
 };
 inline Options options;
@@ -77,8 +79,8 @@ struct Lane {  // one thread
   std::string waits_for;
   std::vector<Copy> open;                 // copies issued, not yet committed
   std::vector<std::vector<Copy>> groups;  // committed, not yet waited for
-  uint32_t proxy_fences = 0;
-  std::vector<Visit> visits;  // counters: how often each line ran since the warp last met
+  std::vector<uint32_t> proxy_fences;     // the clock of its warp at each of them
+  std::vector<Visit> visits;              // counters: how often each line ran since the warp last met
 };
 
 struct Rendezvous {  // lanes that wait for the others of their warp (or warpgroup)
@@ -87,8 +89,14 @@ struct Rendezvous {  // lanes that wait for the others of their warp (or warpgro
   const char* what = nullptr;
   std::vector<void*> arguments;
 };
+struct Accumulators {             // registers that a wgmma adds to: NaN while one is under way, the sums are kept here
+  std::vector<float*> registers;  // of each thread
+  std::vector<std::vector<float>> sums;
+  int products = 0;  // under way
+};
 struct Products {  // wgmma of one warpgroup
   bool fenced = false;
+  std::list<Accumulators> accumulators;
   std::vector<std::function<void()>> open;
   std::vector<std::vector<std::function<void()>>> groups;
 };

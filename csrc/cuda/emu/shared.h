@@ -81,18 +81,23 @@ class SharedMemory {
         }
         writer.copying = kind == Write::copy_begins;
       }
-      writer.lane = by.id, writer.clock = clock(warp_of(by), warp_of(by)), writer.fences = by.proxy_fences;
+      writer.lane = by.id, writer.clock = clock(warp_of(by), warp_of(by)), writer.fences = uint32_t(by.proxy_fences.size());
     }
   }
 
-  // A wgmma reads through the asynchronous proxy: whoever wrote must have fenced, and nobody may write until it is waited for.
-  void async_read_begins(const Lane& by, uint32_t address, size_t bytes, const std::vector<Lane>& lanes, Site site) {
-    read(by, address, bytes, site);
+  void proxy_fence(Lane& by) { by.proxy_fences.push_back(clock(warp_of(by), warp_of(by))); }
+
+  // A wgmma reads through the asynchronous proxy, for all four warps: whoever wrote must have fenced before the barrier at which they
+  // met, and nobody may write until it is waited for.
+  void async_read_begins(int first_warp, uint32_t address, size_t bytes, const std::vector<Lane>& lanes, Site site) {
+    for (int w = first_warp; w < first_warp + 4; ++w) read(lanes[w * 32], address, bytes, site);
     for (size_t i = address / 2; i <= (address + bytes - 1) / 2; ++i) {
       Writer& writer = writers_[i];
-      if (writer.clock && lanes[writer.lane].proxy_fences == writer.fences)
-        fault(format("wgmma at %s: shared byte %zu was written by thread %d, which did not fence the asynchronous proxy", name(site).c_str(), 2 * i,
-                     writer.lane));
+      const std::vector<uint32_t>& fences = lanes[writer.lane].proxy_fences;
+      for (int w = first_warp; writer.clock && w < first_warp + 4; ++w)
+        if (writer.fences >= fences.size() || !seen(w, writer.lane / 32, fences[writer.fences]))
+          fault(format("wgmma at %s: shared byte %zu was written by thread %d, which did not fence the asynchronous proxy before warp %d met it",
+                       name(site).c_str(), 2 * i, writer.lane, w));
       ++writer.async_reads;
     }
   }

@@ -1,5 +1,5 @@
 // wgmma: products of a warpgroup that read both operands from shared memory through the asynchronous proxy.
-// Operands have the 128-byte swizzle; a is K-major, b is N-major (PTX manual, "Asynchronous warpgroup level matrix instructions").
+// Operands have the 128-byte swizzle; a is K-major or M-major, b is N-major (PTX manual, "Asynchronous warpgroup level matrix instructions").
 #pragma once
 #include "cuda/emu/matrix.h"
 
@@ -14,8 +14,73 @@ inline uint32_t wgmma_element(uint64_t descriptor, bool mn_major, int mn, int k)
   return plain ^ ((plain >> 7 & 7) << 4);
 }
 
-// Columns of d: N. d[64, N] += a[64, 16] b[16, N]; thread t holds rows t/32*16 + t%32/4 and that + 8.
-template <class T, int N>
+// The matrices behind two descriptors: d [64, N] += a [64, 16] b [16, N].
+template <class T, int N, bool ATurned>
+struct WgmmaOperands {
+  uint64_t a, b;
+
+  std::vector<uint32_t> pieces() const {  // of 16 bytes that are read
+    std::vector<uint32_t> found;
+    for (int k = 0; k < 16; k += ATurned ? 1 : 8)
+      for (int m = 0; m < 64; m += ATurned ? 8 : 1) found.push_back(wgmma_element(a, ATurned, m, k));
+    for (int k = 0; k < 16; ++k)
+      for (int n = 0; n < N; n += 8) found.push_back(wgmma_element(b, true, n, k));
+    return found;
+  }
+  // Thread t holds rows t/32*16 + t%32/4 and that + 8, two neighbouring columns of every eight.
+  void multiply(std::vector<std::vector<float>>& sums) const {
+    static float left[64][16], right[16][N], d[64][N];
+    const auto element = [](uint64_t descriptor, bool mn_major, int mn, int k) {
+      T value;
+      memcpy(&value, shared.at(wgmma_element(descriptor, mn_major, mn, k)), 2);
+      return sk::to_float(value);
+    };
+    const auto each = [&](const auto& f) {
+      for (int t = 0; t < 128; ++t)
+        for (int i = 0; i < N / 2; ++i) f(sums[t][i], d[t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8][i / 4 * 8 + t % 4 * 2 + i % 2]);
+    };
+    for (int k = 0; k < 16; ++k) {
+      for (int m = 0; m < 64; ++m) left[m][k] = element(a, ATurned, m, k);
+      for (int n = 0; n < N; ++n) right[k][n] = element(b, true, n, k);
+    }
+    each([](float& sum, float& at) { at = sum; });
+    for (int m = 0; m < 64; ++m) {
+      if (options.hardware_sums) {
+        for (int n = 0; n < N; ++n) {
+          double products[16];
+          for (int k = 0; k < 16; ++k) products[k] = double(left[m][k]) * right[k][n];
+          d[m][n] = hardware_sum(d[m][n], products, 16);
+        }
+      } else {
+        for (int k = 0; k < 16; ++k)
+          for (int n = 0; n < N; ++n) d[m][n] += left[m][k] * right[k][n];
+      }
+    }
+    each([](float& sum, float& at) { sum = at; });
+  }
+};
+
+// Until they are waited for, accumulators are NaN in the registers: what reads or writes them there is found.
+inline bool untouched(const Accumulators& a) {
+  for (size_t t = 0; t < a.registers.size(); ++t)
+    for (size_t i = 0; i < a.sums[t].size(); ++i)
+      if (sk::bit_cast<uint32_t>(a.registers[t][i]) != ~0u) return false;
+  return true;
+}
+inline Accumulators& take(Products& products, const std::vector<float*>& registers, size_t count, Site site) {
+  for (Accumulators& a : products.accumulators)
+    if (a.registers == registers) {
+      if (!untouched(a)) fault(format("wgmma at %s: its accumulators were written while a wgmma adds to them", name(site).c_str()));
+      return a;
+    }
+  Accumulators& a = products.accumulators.emplace_back();
+  a.registers = registers;
+  for (float* r : registers) a.sums.emplace_back(r, r + count), memset(r, 0xff, count * sizeof(float));
+  return a;
+}
+
+// Columns of d: N. `ATurned`: a is M-major, its rows side by side.
+template <class T, int N, bool ATurned>
 void wgmma(float* d, uint64_t a, uint64_t b, Site site) {
   struct Argument {
     float* d;
@@ -25,40 +90,27 @@ void wgmma(float* d, uint64_t a, uint64_t b, Site site) {
   meet(block->warpgroups, 128, "wgmma", &mine, site, [&](const std::vector<void*>& lanes) {
     Products& products = block->products[lane().id / 128];
     if (!products.fenced) fault(format("wgmma at %s: no wgmma.fence since the accumulators were last touched", name(site).c_str()));
-    std::vector<float*> sums;
+    std::vector<float*> registers;
     for (void* l : lanes) {
       const Argument& x = *static_cast<Argument*>(l);
       if (x.a != a || x.b != b) fault(format("wgmma at %s: the descriptors differ between threads", name(site).c_str()));
-      sums.push_back(x.d);
+      registers.push_back(x.d);
     }
-    std::vector<uint32_t> rows;  // 16-byte pieces that are read
-    for (int k = 0; k < 16; k += 8)
-      for (int m = 0; m < 64; ++m) rows.push_back(wgmma_element(a, false, m, k));
-    for (int k = 0; k < 16; ++k)
-      for (int n = 0; n < N; n += 8) rows.push_back(wgmma_element(b, true, n, k));
-    for (uint32_t r : rows) {
-      shared.check("wgmma", r, 16, 16, site);
-      shared.async_read_begins(lane(), r, 16, block->lanes, site);
+    const WgmmaOperands<T, N, ATurned> operands{a, b};
+    const int first_warp = lane().id / 128 * 4;
+    const std::vector<uint32_t> pieces = operands.pieces();
+    for (uint32_t p : pieces) {
+      shared.check("wgmma", p, 16, 16, site);
+      shared.async_read_begins(first_warp, p, 16, block->lanes, site);
     }
-    auto run = [=, first = lane().id / 128 * 128] {
-      static float left[64][16], right[16][N];
-      const auto element = [](uint64_t descriptor, bool mn_major, int mn, int k) {
-        T value;
-        memcpy(&value, shared.at(wgmma_element(descriptor, mn_major, mn, k)), 2);
-        return sk::to_float(value);
-      };
-      for (int k = 0; k < 16; ++k) {
-        for (int m = 0; m < 64; ++m) left[m][k] = element(a, false, m, k);
-        for (int n = 0; n < N; ++n) right[k][n] = element(b, true, n, k);
-      }
-      for (int t = 0; t < 128; ++t)
-        for (int i = 0; i < N / 2; ++i) {
-          const int m = t / 32 * 16 + t % 32 / 4 + (i / 2 % 2) * 8, n = i / 4 * 8 + t % 4 * 2 + i % 2;
-          for (int k = 0; k < 16; ++k) sums[t][i] += left[m][k] * right[k][n];
-        }
-      for (uint32_t r : rows) shared.async_read_ends(first / 32, r, 16);
-    };
-    products.open.push_back(run);
+    Accumulators& sums = take(products, registers, N / 2, site);
+    ++sums.products;
+    if (!options.lazy_async) operands.multiply(sums.sums);
+    products.open.push_back([=, &sums, lazy = options.lazy_async] {
+      if (lazy) operands.multiply(sums.sums);
+      for (uint32_t p : pieces) shared.async_read_ends(first_warp, p, 16);
+      --sums.products;
+    });
   });
 }
 
@@ -73,12 +125,18 @@ inline void wgmma_commit(Site site) {
   });
 }
 inline void wgmma_wait(int groups_left, Site site) {
-  meet(block->warpgroups, 128, "wgmma.wait_group", nullptr, site, [groups_left](const std::vector<void*>&) {
+  meet(block->warpgroups, 128, "wgmma.wait_group", nullptr, site, [=](const std::vector<void*>&) {
     Products& p = block->products[lane().id / 128];
     while (int(p.groups.size()) > groups_left) {
       for (const auto& run : p.groups.front()) run();
       p.groups.erase(p.groups.begin());
     }
+    p.accumulators.remove_if([&](const Accumulators& a) {
+      if (a.products) return false;
+      if (!untouched(a)) fault(format("wgmma.wait_group at %s: accumulators were written while a wgmma added to them", name(site).c_str()));
+      for (size_t t = 0; t < a.registers.size(); ++t) std::copy(a.sums[t].begin(), a.sums[t].end(), a.registers[t]);
+      return true;
+    });
     p.fenced = false;
   });
 }
@@ -87,14 +145,18 @@ inline void wgmma_wait(int groups_left, Site site) {
 
 namespace sk {
 
-inline void fence_async_proxy() { ++emu::lane().proxy_fences; }
+inline void fence_async_proxy() { emu::shared.proxy_fence(emu::lane()); }
 inline void wgmma_fence(emu::Site at = emu::Site::here()) { emu::wgmma_fence(at); }
 inline void wgmma_commit(emu::Site at = emu::Site::here()) { emu::wgmma_commit(at); }
 template <int Left>
 void wgmma_wait(emu::Site at = emu::Site::here()) {
   emu::wgmma_wait(Left, at);
 }
-inline void wgmma_64x64x16(float (&d)[32], uint64_t a, uint64_t b, emu::Site at = emu::Site::here()) { emu::wgmma<bf16, 64>(d, a, b, at); }
+inline void wgmma_64x64x16(float (&d)[32], uint64_t a, uint64_t b, emu::Site at = emu::Site::here()) { emu::wgmma<bf16, 64, false>(d, a, b, at); }
+template <class T, int N>
+void wgmma_turned(float (&d)[N / 2], uint64_t a, uint64_t b, emu::Site at = emu::Site::here()) {
+  emu::wgmma<T, N, true>(d, a, b, at);
+}
 inline uint32_t shared_pointer(uint32_t address) { return address; }
 
 }  // namespace sk
