@@ -67,4 +67,19 @@ template <class T>
 const char* launch_sparse_linear_panels_grad_x(const SparseLinearShape& shape, const T* grad_out, const T* weight, const int32_t* index, T* grad_x,
                                                Strides grad_x_stride, Fp32 mode, Stream stream);
 
+// ---- wide panels: of a multiple of 64 outputs, in 16 bits, forward, by wgmma (compute capability 9.x). Lines of x, `x_line` elements
+// apart, and the weight must be aligned to 16 bytes.
+bool has_sparse_linear_wgmma();  // the current device, and this build
+inline bool sparse_linear_wide_panels(const SparseLinearShape& s) { return sparse_linear_panels(s) && s.BO % 64 == 0; }
+
+// The tile of a block: 64 outputs by 256 rows, 128 by 128, or 128 by 256, which reads least, where that leaves enough blocks.
+enum class WidePanel { outputs_64, rows_128, rows_256 };
+inline WidePanel wide_panel_tile(int64_t rows, int64_t panels, int64_t width, int multiprocessors) {
+  if (width % 128) return WidePanel::outputs_64;
+  return (rows + 255) / 256 * panels * (width / 128) >= multiprocessors ? WidePanel::rows_256 : WidePanel::rows_128;
+}
+template <class T>
+const char* launch_sparse_linear_panels_wgmma_fwd(const SparseLinearShape& shape, const T* x, int64_t x_line, const T* weight, const int32_t* index,
+                                                  const T* bias, T* y, Strides y_stride, Stream stream);
+
 }  // namespace sk

@@ -15,10 +15,12 @@ void check_counts(const SparseLinearShape& s) {
 bool condensed(const SparseLinearShape& s) { return s.BO == 1 && s.BI == 1; }
 Strides strides_of(const Rows& like, int64_t features) { return like.feature_major ? Strides{1, like.N} : Strides{features, 1}; }
 
-// As panels take them.
-Tensor feature_major(const Rows& rows, int64_t features) {
-  if (rows.feature_major) return rows.tensor;
-  const int64_t sizes[] = {rows.N, features}, strides[] = {1, rows.N};
+bool aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
+
+// As panels take them: a line of rows for each feature; `whole`: lines begin at multiples of 8 numbers, which are 16 bytes.
+Tensor feature_major(const Rows& rows, int64_t features, bool whole = false) {
+  if (rows.feature_major && !(whole && (rows.N % 8 || !aligned(rows.tensor)))) return rows.tensor;
+  const int64_t sizes[] = {rows.N, features}, strides[] = {1, whole ? (rows.N + 7) / 8 * 8 : rows.N};
   Tensor turned = empty_strided(rows.tensor, rows.tensor.scalar_type(), sizes, strides, 2);
   const Tensor flat = rows.tensor.dim() == 2 ? rows.tensor : torch::stable::reshape(rows.tensor, {rows.N, features});
   return torch::stable::copy_(turned, flat);
@@ -26,7 +28,8 @@ Tensor feature_major(const Rows& rows, int64_t features) {
 
 }  // namespace
 
-Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& index, bool tf32) {
+Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& index, bool tf32,
+                     bool wgmma) {
   STD_TORCH_CHECK(x.dim() >= 1, "sparse_linear: x");
   SparseLinearShape s = shape_of(weight, index, x.size(x.dim() - 1));
   STD_TORCH_CHECK(beside(x, weight), "sparse_linear: weight");
@@ -39,12 +42,17 @@ Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<
   const Tensor out = output_like(x, in.feature_major, s.out()), w = as_contiguous(weight), table = as_contiguous(index);
   const std::optional<Tensor> b = as_contiguous(bias);
   const bool panels = sparse_linear_panels(s);
-  const Tensor source = panels ? feature_major(in, s.in()) : in.tensor;
+  const bool wide = wgmma && is_half(x.scalar_type()) && sparse_linear_wide_panels(s) && aligned(w) && has_sparse_linear_wgmma();
+  const Tensor source = panels ? feature_major(in, s.in(), wide) : in.tensor;
   by_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const T *rows = launch.input<T>(source, "x"), *weights = launch.input<T>(w, "weight"), *added = launch.input<T>(b, "bias");
     const int32_t* connections = launch.input<int32_t>(table, "index");
     T* to = launch.output<T>(out, "out");
+    if constexpr (sizeof(T) == 2)
+      if (wide)
+        return launch.done(launch_sparse_linear_panels_wgmma_fwd<T>(s, rows, source.stride(1), weights, connections, added, to,
+                                                                    strides_of(in, s.out()), launch.stream()));
     if (panels)
       return launch.done(
           launch_sparse_linear_panels_fwd<T>(s, rows, weights, connections, added, to, strides_of(in, s.out()), fp32_mode(tf32), launch.stream()));
@@ -117,7 +125,7 @@ Tensor sparse_linear_grad_weight(const Tensor& grad_out, const Tensor& x, const 
 }  // namespace sk::glue::cuda
 
 STABLE_TORCH_LIBRARY_FRAGMENT(SK_LIBRARY, m) {
-  m.def("sparse_linear(Tensor x, Tensor weight, Tensor? bias, Tensor index, bool tf32) -> Tensor");
+  m.def("sparse_linear(Tensor x, Tensor weight, Tensor? bias, Tensor index, bool tf32, bool wgmma=False) -> Tensor");
   m.def("sparse_linear_grad_x(Tensor grad_out, Tensor weight, Tensor index, Tensor plan, int in_features, bool tf32) -> Tensor");
   m.def("sparse_linear_grad_weight(Tensor grad_out, Tensor x, Tensor index, int block_out, int block_in, bool condensed, bool tf32) -> Tensor");
 }

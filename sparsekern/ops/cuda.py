@@ -158,10 +158,11 @@ def _linears(kernels: Any) -> Routes:
         if x.dtype == torch.float64:
             return op.forward.reference(x, weight, bias, index, plan)
         check(x, weight, bias, index, plan, values=plan is None)
+        e = estimate_linear("forward", x, x.shape[-1], index.shape, blocks_of(weight))
         return serve(
-            estimate_linear("forward", x, x.shape[-1], index.shape, blocks_of(weight)),
+            e,
             x.device,
-            lambda: kernels.sparse_linear(x, weight, bias, index, tf32(x)),
+            lambda: kernels.sparse_linear(x, weight, bias, index, tf32(x), e.way == "wgmma"),
             lambda: rows_like(x, linear(x, dense_weight(weight, index, x.shape[-1]), bias)),
         )
 
@@ -226,6 +227,7 @@ def explain_linear(
         panels = cuda_cost.is_panels(door, rows, tuple(block_size))
         kernel = "shared words" if tuple(block_size) == (1, 1) else "picked lines" if panels else "matrix blocks"
         e = cuda_cost.linear(door, rows, in_features, tuple(index_shape), tuple(block_size), dtype, tf32, card)
+        kernel += f", {e.way}" if e.way else ""
         out[door] = {
             "kernel": "dense" if takes_torch(e, torch.device(device)) else kernel,
             "ours_us": round(e.ours_us, 1),

@@ -33,20 +33,25 @@ class Card:
     vendor_fp32: float
     node_us: float  # one more kernel
     shared_bytes: int = 227 << 10  # of a block, at the most
+    processors: int = 108
+    wgmma: float = 0.0  # as `half`; 0: the card has none
 
 
-H100 = Card(3.0e12, 5.0e12, 440e12, 220e12, 7.4e12, 700e12, 350e12, 48e12, 1.5)  # words: 132 processors x 32 x 1.755 GHz
+# wgmma reaches what the vendor's products reach, mma.sync 0.63 of it; words: 132 processors x 32 x 1.755 GHz
+H100 = Card(3.0e12, 5.0e12, 440e12, 220e12, 7.4e12, 700e12, 350e12, 48e12, 1.5, processors=132, wgmma=700e12)
 A100 = Card(1.4e12, 3.5e12, 200e12, 100e12, 4.9e12, 250e12, 125e12, 18e12, 2.0, 163 << 10)
 
 
 @cache
 def card_of(device: torch.device) -> Card:
-    """The nearest known card; of a device that is no GPU (the emulator's) the newest."""
+    """The nearest known card; of a device that is no GPU (the emulator's) the H100."""
     if device.type != "cuda":
         return H100
-    card = A100 if torch.cuda.get_device_capability(device) < (9, 0) else H100
-    shared_bytes = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 99 << 10)  # the least there is
-    return replace(card, shared_bytes=shared_bytes)
+    capability, facts = torch.cuda.get_device_capability(device), torch.cuda.get_device_properties(device)
+    card = A100 if capability < (9, 0) else H100
+    shared_bytes = getattr(facts, "shared_memory_per_block_optin", 99 << 10)  # the least there is
+    wgmma = card.wgmma if capability[0] == 9 else 0.0  # in no later capability either
+    return replace(card, shared_bytes=shared_bytes, processors=facts.multi_processor_count, wgmma=wgmma)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Estimate:
     bound: str
     fits: bool = True
     key: tuple = ()
+    way: str = ""  # which of our kernels, where there are several
 
     @property
     def ours(self) -> bool:
@@ -171,11 +177,33 @@ def is_panels(product: str, rows: int, block: tuple[int, ...]) -> bool:
     return block[1] == 1 and block[0] >= 16 and rows >= 32
 
 
+def tile_of_wide_panels(rows: int, panels: int, width: int, processors: int) -> tuple[int, int]:
+    """Outputs and rows of a tile: as wide_panel_tile (csrc/cuda/sparse_linear.h)."""
+    if width % 128:
+        return 64, 256
+    return 128, 256 if _up(rows, 256) * panels * (width // 128) >= processors else 128
+
+
+def _by_wgmma(rows: int, index: tuple, width: int, size: int, card: Card) -> dict[str, float]:
+    """Seconds of a forward product of panels of ``width`` outputs by wgmma; none where it does not take them."""
+    (panels, fan_in), depth = index, 64
+    if size != 2 or width % 64 or not card.wgmma:
+        return {}
+    outputs, height = tile_of_wide_panels(rows, panels, width, card.processors)
+    row_tiles, column_tiles = _up(rows, height), panels * (width // outputs)
+    rounds = _up(row_tiles * column_tiles, card.processors)  # a processor has one tile at a time
+    macs = rounds * card.processors * height * outputs * _up(fan_in, depth) * depth
+    return {
+        "cache": size * (width // outputs * rows * panels * fan_in + row_tiles * panels * fan_in * width) / card.cache,
+        "padded products": 2 * macs / (0.6 * card.wgmma),
+    }
+
+
 @lru_cache(maxsize=4096)
 def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple, dtype: torch.dtype, tf32: bool, card: Card) -> Estimate:
     """``product`` of ``rows`` rows and a weight of ``index [OB, F]`` blocks. torch's makes the weight dense first, at every call."""
     (out_blocks, fan_in), (block_out, block_in), size = index, block, dtype.itemsize
-    out_features, kept = out_blocks * block_out, out_blocks * fan_in * block_out * block_in
+    out_features, kept, way = out_blocks * block_out, out_blocks * fan_in * block_out * block_in, ""
     moved = size * (rows * (in_features + out_features) + kept) + 4 * out_blocks * fan_in
     if block == (1, 1):
         again = _up(rows, 4 if rows <= 8 else 32)  # how often the weight and its table are read
@@ -210,6 +238,9 @@ def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple
             "cache": size * read / card.cache,
             "padded products": 2 * macs / (0.6 * _ours_rate(card, dtype, tf32)),
         }
+        other = {**seconds, **(_by_wgmma(rows, index, block_out, size, card) if product == "forward" else {})}
+        if max(other.values()) < max(seconds.values()):
+            seconds, way = other, "wgmma"
     else:
         per_piece, height = 16 // size, 64 if rows <= 64 else 128
         target, source = (block_in, block_out) if product == "grad_x" else (block_out, block_in)
@@ -230,7 +261,7 @@ def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple
     )
     fits = cuda_fits.linear(product, rows, in_features, index, block)
     key = ("linear", product, rows, in_features, index, block, dtype, tf32)
-    return Estimate(ours_us, (making + product_s) * 1e6 + 3 * card.node_us, bound, fits, key)
+    return Estimate(ours_us, (making + product_s) * 1e6 + 3 * card.node_us, bound, fits, key, way)
 
 
 def way_of(product: str, block: tuple[int, ...]) -> str:

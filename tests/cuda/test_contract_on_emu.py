@@ -163,6 +163,28 @@ def test_panels_are_served_in_every_layout(layout):
     assert results[1][0].stride() == (x.stride() if layout == "feature-major" else results[1][0].contiguous().stride())
 
 
+@pytest.mark.parametrize("rows", [40, 43])
+@pytest.mark.parametrize("layout", ["by row", "feature-major"])
+def test_wide_panels_by_wgmma(rows, layout):
+    """Both kernels of wide panels within their bound, and wgmma asked for where it does not serve."""
+    generator = torch.Generator().manual_seed(2)
+    draw = lambda *size: torch.randn(size, generator=generator).bfloat16()  # noqa: E731
+    x, bias, index = draw(rows, 90), draw(64), torch.randperm(90, generator=generator)[:70].sort().values.int()[None]
+    x, weight = x.t().contiguous().t() if layout == "feature-major" else x, draw(1, 70, 64, 1)
+    picked, matrix = x.double()[:, index[0].long()], weight.double()[0, :, :, 0]
+    wanted, size = picked @ matrix + bias.double(), picked.abs() @ matrix.abs() + bias.double().abs()
+    limit = 2.0**-8 * wanted.abs() + (3 * 71 + 8) * 2.0**-23 * size  # storing; sums that truncate
+    run = emulated.kernels().sparse_linear
+    for kept in (weight, torch.cat([weight.new_zeros(1), weight.flatten()])[1:].view(weight.shape)):  # the second is not aligned
+        for wgmma in (True, False):
+            out = run(x, kept, bias, index, False, wgmma)
+            assert out.stride() == ((1, rows) if layout == "feature-major" else (64, 1))
+            torch.testing.assert_close(out.double(), wanted, rtol=2.0**-8, atol=1e-3)
+    assert torch.equal(
+        run(x.float(), weight.float(), bias.float(), index, False, True), run(x.float(), weight.float(), bias.float(), index, False)
+    )
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_root_module_is_one_kernel(channels_last, monkeypatch):
     """A grouped convolution with the 1x1 behind it against float64; what is more than that goes call by call."""

@@ -305,7 +305,56 @@ MANY = {
     "direct: a number behind the sum": (MM, "there && inner < pass.inner ?", "there ?", "outside|wrong value"),
     "direct: a group left out": (MM, "if (r.first >= first + 16 ||", "if (r.first >= first ||", "wrong value|read"),
 }
-DRIVERS = {"conv": CONV, "weight": WEIGHT, "linear": LINEAR, "masked": MASKED, "mm": MANY, "panels": PANEL, "root": ROOTS}
+FENCED_BEFORE = "fence_async_proxy();\n    __syncthreads();  // everybody's copies are there"
+FENCED_AFTER = "__syncthreads();\n    fence_async_proxy();  // everybody's copies are there"
+WIDE = "sparse_linear_panels_wgmma.cuh"
+WGMMA = {
+    "as it stands": (WIDE, "", "", " 0 failures"),
+    "a stage not waited for": (WIDE, "copy_async_wait<1>()", "copy_async_wait<2>()", "is being copied to"),
+    "no fence between copies and products": (WIDE, "    fence_async_proxy();\n", "", "did not fence the asynchronous proxy"),
+    "fenced after the barrier": (WIDE, FENCED_BEFORE, FENCED_AFTER, "did not fence the asynchronous proxy"),
+    "no fence of the sums": (WIDE, "    wgmma_fence();\n", "", "no wgmma.fence"),
+    "no barrier before the products": (
+        WIDE,
+        "__syncthreads();  // everybody's copies are there",
+        "// everybody's copies are there",
+        "race",
+    ),
+    "products not waited for before the refill": (WIDE, "wgmma_wait<1>()", "wgmma_wait<2>()", "is still read by a wgmma|race"),
+    "refilled a stage too early": (
+        WIDE,
+        "fetch(stage + 2);  // takes",
+        "fetch(stage + 3);  // takes",
+        "is still read by|race|is being|wrong value",
+    ),
+    "a stage too few": (WIDE, "kStages = 4", "kStages = 3", "is still read by a wgmma|race"),
+    "sums read before they are there": (WIDE, "  wgmma_wait<0>();\n", "", "wrong value|is not waited for|is still read by"),
+    "tile over stages that are still read": (
+        WIDE,
+        "__syncthreads();  // the tile takes the place of the stages",
+        "",
+        "race|is still read by",
+    ),
+    "tile read before it is there": (WIDE, "__syncthreads();  // the tile is there", "", "race"),
+    "another swizzle": (WIDE, "((piece ^ line) & 7) * 16", "((piece ^ (line + 1)) & 7) * 16", "wrong value"),
+    "no swizzle": (WIDE, "((piece ^ line) & 7) * 16", "(piece & 7) * 16", "wrong value"),
+    "steps of another height": (
+        WIDE,
+        "right + step * 2048), Tile::kAtoms, 1024",
+        "right + step * 2048), Tile::kAtoms, 2048",
+        "wrong value|race|being|fence",
+    ),
+    "neighbours of another atom": (WIDE, "right + step * 2048), Tile::kAtoms, 1024", "right + step * 2048), 1024, 1024", "wrong value"),
+    "the other warpgroup's outputs": (WIDE, "+ group_outputs / 64 * Tile::kAtoms", "", "wrong value"),
+    "the other warpgroup's rows": (WIDE, "+ group_rows / 64 * Tile::kAtoms", "", "wrong value"),
+    "a piece of rows too many": (WIDE, "rows_left > 0 ? int(rows_left) * 2 : 0", "16", "outside"),
+    "a row too many": (WIDE, "int(job.N - first_row) : Tile::kRows", "int(job.N - first_row) + 1 : Tile::kRows", "outside|twice"),
+    "a connection too many": (WIDE, "connection < job.fan_in ? load(list", "connection <= job.fan_in ? load(list", "outside|wrong value"),
+    "a line of the weight too many": (WIDE, "p * kWeightStep < job.fan_in", "p * kWeightStep <= job.fan_in", "outside"),
+    "lines of the stage before": (WIDE, "pick(stage + 3)", "pick(stage + 2)", "wrong value"),
+    "the list of another panel": (WIDE, "job.index + int64_t(ob) * job.fan_in", "job.index", "wrong value"),
+}
+DRIVERS = {"wgmma": WGMMA, "conv": CONV, "weight": WEIGHT, "linear": LINEAR, "masked": MASKED, "mm": MANY, "panels": PANEL, "root": ROOTS}
 MUTANTS = {f"{driver}: {name}": (driver, *m) for driver, all in DRIVERS.items() for name, m in all.items()}
 
 #: Always run: of the first kernels one or two kinds of mistake each, of the later ones a single mutant; the rest with --full.

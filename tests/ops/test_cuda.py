@@ -335,7 +335,57 @@ def test_panels_share_what_they_read():
     assert panel[16] > panel[64] >= panel[128] and linear(4096, 0.1, block=(128, 1)).ours
     assert linear(4096, 0.1, block=(128, 1), product="grad_x").ours and not linear(4096, 0.1, block=(16, 1), product="grad_x").ours
     assert linear(4096, 0.1, block=(128, 1), product="grad_weight").fits and not linear(4096, 0.5, block=(16, 1)).ours
-    assert cuda.explain_linear(4096, 4096, (32, 410), (128, 1), torch.bfloat16, "cpu")["forward"]["kernel"] == "picked lines"
+    assert cuda.explain_linear(4096, 4096, (128, 410), (32, 1), torch.bfloat16, "cpu")["forward"]["kernel"] == "picked lines"
+
+
+def test_wide_panels_go_by_wgmma_where_a_card_has_it():
+    """Never by the policy alone: 16 bits, a multiple of 64 outputs, compute capability 9.x, and the shorter estimate."""
+    index, block = (32, 410), (128, 1)
+
+    def way(card=cuda_cost.H100, rows=4096, block=block, dtype=torch.bfloat16, product="forward"):
+        e = cuda_cost.linear(product, rows, 4096, (4096 // block[0], 410), block, dtype, False, card)
+        without = cuda_cost.linear(product, rows, 4096, (4096 // block[0], 410), block, dtype, False, replace(card, wgmma=0.0))
+        assert not without.way and (e.ours_us < without.ours_us if e.way else e.ours_us == without.ours_us)
+        return e.way
+
+    assert way() == way(dtype=torch.float16) == way(block=(64, 1)) == way(rows=4097) == "wgmma"
+    for other in (
+        dict(card=cuda_cost.A100),
+        dict(dtype=torch.float32),
+        dict(rows=32),
+        dict(block=(96, 1)),
+        dict(block=(64, 64)),
+        dict(product="grad_x"),
+        dict(product="grad_weight"),
+    ):
+        assert way(**other) == "", other
+    assert [cuda_cost.tile_of_wide_panels(rows, 6, 128, 132) for rows in (4096, 8192)] == [(128, 128), (128, 256)]
+    kernels = [cuda.explain_linear(rows, 4096, index, block, torch.bfloat16, "cpu")["forward"]["kernel"] for rows in (4096, 64)]
+    assert kernels == ["picked lines, wgmma", "picked lines"]
+
+
+def test_the_way_is_handed_to_the_kernel(monkeypatch):
+    asked = []
+    kernels = SimpleNamespace(
+        **{**vars(ALL), "sparse_linear": lambda *arguments: asked.append(arguments[-1]) or arguments[0].new_zeros(3, 64)}
+    )
+    library = cuda.register(kernels, "CPU")
+    try:
+        x, weight, index = torch.zeros(3, 8, dtype=torch.bfloat16), torch.zeros(1, 2, 64, 1, dtype=torch.bfloat16), torch.tensor([[1, 4]])
+        for estimated in ("wgmma", ""):
+            monkeypatch.setattr(cuda_cost, "linear", lambda *_, e=estimated: cuda_cost.Estimate(1.0, 9.0, "memory", way=e))
+            ops.sparse_linear(x, weight, index.int())
+    finally:
+        library._destroy()
+    assert asked == [True, False]
+
+
+def test_which_card_has_wgmma(monkeypatch):
+    for capability, has in (((8, 0), False), ((8, 9), False), ((9, 0), True), ((10, 0), False), ((12, 0), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=78))
+        card = cuda_cost.card_of.__wrapped__(torch.device("cuda", 0))
+        assert (card.wgmma > 0) is has and card.processors == 78, capability
 
 
 def test_close_estimates_go_to_torch():

@@ -45,7 +45,7 @@ def kernels() -> SimpleNamespace:
         grouped_conv2d=grouped_conv2d,
         grouped_conv2d_grad_x=lambda *args: conv.grad_x(*args[:-1]),
         grouped_conv2d_grad_weight=lambda *args: conv.grad_weight(*args[:-1]),
-        sparse_linear=lambda x, weight, bias, index, _: linear.forward(x, weight, bias, index, None, checked=True),  # by who asks
+        sparse_linear=lambda x, weight, bias, index, *_: linear.forward(x, weight, bias, index, None, checked=True),  # by who asks
         sparse_linear_grad_x=sparse_linear_grad_x,
         sparse_conv2d=lambda *args: masked.forward(*args[:-1], checked=True),  # by who asks
         sparse_conv2d_grad_x=lambda *args: masked.grad_x(*args[:-1]),
