@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def optimize(
         model: any module. Where ``torch.fx`` cannot trace it, its layers are packed where they stand and the report says why no more
             was done. It is not changed.
         example: inputs to trace, compare and time with; use the batch that you will run. Other batches stay correct: a way that gives
-            another result for a second batch, of 2 images (or 3), is left out, where the model takes one.
+            another result for a second batch, of 2 images (or 3), is left out; where the model takes none, the report says so.
         pack: whether weights are packed; packed layers cost memory and do not see later writes.
         pool: whether poolings run on our kernel.
         rounds: of interleaved timing; of calls longer than 20 ms only those that may win are timed again, and fewer of very long ones.
@@ -77,7 +78,7 @@ def optimize(
         again = flat(model(*copied(example)))
         if not agree(expected, again):
             raise ValueError(f"optimize: model must compute the same twice; got outputs that differ by {difference(expected, again):.1g}")
-        trials = [(example, expected), *_second_trial(model, example)]
+        trials = [(example, expected), *_second_trial(model, example, report)]
         ready = {"model": model}
         for name, make in ways(model, example, trials[-1][0], pack, pool, report):
             progress(f"trying {name}")
@@ -85,9 +86,9 @@ def optimize(
             if way is not None and _agrees(way.eval().requires_grad_(False), name, trials, report):
                 ready[name] = way
         inputs = copied(example)
-        report.times_us = race({name: (lambda way=way: way(*inputs)) for name, way in ready.items()}, rounds, progress)
-        report.chosen = min(report.times_us, key=report.times_us.get)
-        best = ready[report.chosen]
+        report.times_us = race({name: partial(way, *inputs) for name, way in ready.items()}, rounds, progress)
+        report.chosen = min(report.times_us, key=report.times_us.__getitem__)
+        best: Any = ready[report.chosen]
         report.packed += packed_names(best)
         report.chains = {chain.names: chain.gain for chain in best.modules() if isinstance(chain, RootChain)}
         report.left = {what: why for what, why in report.left.items() if tuple(what.split(" + ")) not in report.chains}
@@ -98,20 +99,28 @@ def optimize(
     return best
 
 
-def _second_trial(model: nn.Module, example: tuple) -> list[tuple[tuple, list[Tensor]]]:
-    """Inputs of another batch and what the model gives for them; empty where it takes no other."""
+def _second_trial(model: nn.Module, example: tuple, report: OptimizeReport) -> list[tuple[tuple, list[Tensor]]]:
+    """Inputs of another batch and what the model gives for them; empty, and in the report, where it takes no other."""
     try:
         other = other_batch(example)
-        return [] if other is None else [(other, flat(model(*copied(other))))]
-    except Exception:  # whatever it says: it has to run on the example alone
-        return []
+        if other is not None:
+            return [(other, flat(model(*copied(other))))]
+        report.left["a second batch"] = "no input has one: only the example is compared"
+    except Exception as error:  # whatever it says: it has to run on the example alone
+        said = str(error).strip().partition("\n")[0]
+        report.left["a second batch"] = f"the model takes none, so only the example is compared: {type(error).__name__}: {said}"
+    return []
+
+
+def _outputs(model: nn.Module, inputs: tuple) -> list[Tensor]:
+    return flat(model(*copied(inputs)))
 
 
 def _agrees(way: nn.Module, name: str, trials: list[tuple[tuple, list[Tensor]]], report: OptimizeReport) -> bool:
     """Whether a way gives what the model gives, on each of the trials; else the report says why not."""
     for inputs, expected in trials:
         batch = "" if inputs is trials[0][0] else " for another batch"
-        found = attempt(report, name, lambda inputs=inputs: flat(way(*copied(inputs))), f"fails{batch}")
+        found = attempt(report, name, partial(_outputs, way, inputs), f"fails{batch}")
         if found is None:
             return False
         if not agree(expected, found):

@@ -82,7 +82,20 @@ def test_every_way_is_there(name):
     x = torch.randn(shape)
     fast = optimize(model, x, rounds=1)
     torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
-    assert set(fast.report.times_us) == {"model", "optimized", "channels_last", "channels_last, packed"} and not fast.report.left
+    assert set(fast.report.times_us) == {"model", "optimized", "channels_last", "channels_last, packed"}
+    assert set(fast.report.left) == ({"a second batch"} if name == "one_image" else set())
+
+
+@torch.no_grad()
+def test_the_report_says_that_no_second_batch_was_tried():
+    fixed = Said(lambda self, x: self.conv(x).view(4, -1), conv=nn.Conv2d(3, 4, 3))  # 2 of 4 images would fit: into rows half as long
+    assert not optimize(fixed, torch.randn(4, 3, 6, 7), rounds=1).report.left
+    fixed = Said(lambda self, x: self.conv(x).view(4, 80), conv=nn.Conv2d(3, 4, 3))
+    report = optimize(fixed, torch.randn(4, 3, 6, 7), rounds=1).report
+    told = "the model takes none, so only the example is compared: RuntimeError: shape '[4, 80]' is invalid"
+    assert report.left["a second batch"].startswith(told) and f"a second batch: {told}" in str(report)
+    alone = optimize(Said(lambda self, x: self.fc(x), fc=nn.Linear(8, 4)), torch.randn(8), rounds=1).report
+    assert alone.left == {"a second batch": "no input has one: only the example is compared"}
 
 
 PASSES = ["traced", "fold_batch_norm", "swap_pools", "swap_local_response_norms", "join_convolutions", "depth_first"]
