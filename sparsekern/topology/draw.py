@@ -33,7 +33,8 @@ def generator(seed: int | None) -> torch.Generator | None:
         return None
     if not hasattr(seed, "__index__") or not -(2**63) <= int(seed) < 2**64:
         raise ValueError(f"topology: seed must be None or a whole number of 64 bits; got {seed!r}")
-    return torch.Generator().manual_seed(int(seed))
+    seed = int(seed)  # torch's generator reads 32 bits: without this, seeds that differ above them would draw alike
+    return torch.Generator().manual_seed(seed if 0 <= seed < 2**32 else zlib.crc32(str(seed).encode()))
 
 
 def uniform(shape: int | tuple[int, ...], draw: torch.Generator | None) -> np.ndarray:

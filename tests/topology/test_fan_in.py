@@ -26,6 +26,14 @@ def test_chunks_do_not_change_the_draw(monkeypatch):
     assert torch.equal(fan_in_table(30, 100, 4, seed=3), whole)
 
 
+def test_every_bit_of_a_seed_counts():
+    """Torch's generator reads 32 of them."""
+    seeds = (1, 1 + 2**32, 1 + 2**33, -1, 2**32 - 1, 2**63)
+    tables = [fan_in_table(300, 20, 7, seed=seed) for seed in seeds]
+    assert len({tuple(table.flatten().tolist()) for table in tables}) == len(seeds)
+    assert torch.equal(tables[1], fan_in_table(300, 20, 7, seed=seeds[1]))
+
+
 def test_seed_leaves_torch_alone():
     before = torch.get_rng_state()
     fan_in_table(30, 10, 4, seed=3)
