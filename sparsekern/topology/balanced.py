@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.topology.draw import check_whole, generator
+from sparsekern.topology.huge import POSSIBLE, huge_window_table
 
 WINDOW = 32  # inputs: two registers of an AVX-512 processor
 _CHUNK = 1 << 22  # random numbers drawn at a time
@@ -61,7 +62,7 @@ def balanced_table(inputs: int, outputs: int, fan_in: int, *, seed: int | None =
         ValueError: ``balanced_table: fan_in must be in [1, 64]; got 65``
 
     Cost:
-        O(inputs * outputs).
+        O(inputs * outputs); O(connections) where more than 2^28 are possible.
 
     Source:
         Balance over windows follows bank-balanced sparsity, Cao et al., "Efficient and Effective Sparse LSTM on FPGA with
@@ -77,11 +78,13 @@ def balanced_table(inputs: int, outputs: int, fan_in: int, *, seed: int | None =
         raise ValueError(f"balanced_table: outputs must be at least 0; got {outputs}")
     if not 1 <= fan_in <= inputs:
         raise ValueError(f"balanced_table: fan_in must be in [1, {inputs}]; got {fan_in}")
+    draw = generator(seed)
+    if inputs * outputs > POSSIBLE:
+        return torch.from_numpy(huge_window_table(outputs, balanced_counts(inputs, fan_in), WINDOW, inputs, draw))
     counts = torch.tensor(balanced_counts(inputs, fan_in), device="cpu")
     window = torch.arange(inputs, device="cpu") // WINDOW  # [inputs] of each input
     first = torch.arange(len(counts), device="cpu") * WINDOW
     kept = torch.arange(inputs, device="cpu") - first[window] < counts[window]  # the lowest keys of each window
-    draw = generator(seed)
     table = torch.empty(outputs, fan_in, dtype=torch.int32, device="cpu")
     step = max(1, _CHUNK // inputs)
     for begin in range(0, outputs, step):

@@ -64,6 +64,23 @@ def test_seed_leaves_torch_alone():
 PINNED = [[6, 11, 17, 22, 33], [1, 7, 18, 21, 34], [13, 15, 16, 20, 35]]
 
 
+def test_large_tables_are_drawn_window_by_window(monkeypatch):
+    """The same promises where a random number for every possible connection would be too many: here for small tables too."""
+    monkeypatch.setattr("sparsekern.topology.balanced.POSSIBLE", 0)
+    for shape in [shape for shape in SHAPES if shape[1]]:
+        test_every_row_has_its_number_in_every_window(shape, 1)
+    test_uniform_in_every_window()
+    assert balanced_table(40, 3, 5, seed=0).tolist() == PINNED_LARGE
+    sets = torch.bincount((1 << balanced_table(5, 4000, 3, seed=1).long()).sum(1))
+    assert (sets > 0).sum() == 10 and ((sets[sets > 0] - 400).abs() < 5 * (4000 * 0.09) ** 0.5).all()  # every set equally likely
+    whole = balanced_table(50, 100, 6, seed=3)
+    monkeypatch.setattr("sparsekern.topology.huge._CHUNK", 50 * 7)
+    assert torch.equal(balanced_table(50, 100, 6, seed=3), whole)
+
+
+PINNED_LARGE = [[14, 21, 28, 29, 37], [5, 10, 18, 22, 34], [5, 11, 13, 19, 35]]
+
+
 def test_bad_fan_in():
     with pytest.raises(ValueError, match=r"^balanced_table: fan_in must be in \[1, 8\]; got 9$"):
         balanced_table(8, 2, 9)

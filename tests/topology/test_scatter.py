@@ -8,7 +8,17 @@ from math import comb
 import pytest
 import torch
 
-from sparsekern.topology import adjacency, fan_in_table, path_counts, regular_table, scatter, window_adjacency, window_ids, window_matrices
+from sparsekern.topology import (
+    adjacency,
+    fan_in_table,
+    path_counts,
+    regular_table,
+    scatter,
+    window_adjacency,
+    window_counts,
+    window_ids,
+    window_matrices,
+)
 from sparsekern.topology.scatter import junction_scatter
 
 # the (8, 4, 4) network of figures 4 and 6
@@ -100,6 +110,16 @@ def test_two_and_three_dimensions():
     cube = torch.tensor([[0, 3, 4, 7], [0, 1, 2, 3]])  # [C, H, W] = [2, 2, 2]: 4 windows cut two of the three dimensions
     got = window_matrices([cube], [(2, 2, 2), 2])[0]
     assert got.left.shape == (2, 4) and got.left.sum(1).tolist() == [4, 4]
+    # [C, H, W] = [2, 4, 4], fan-in 8: the eight boxes of 1 x 2 x 2; one neuron per box, one box and its twin in the other map, a row each
+    volume = torch.tensor(
+        [[0, 2, 8, 10, 16, 18, 24, 26], [0, 1, 4, 5, 16, 17, 20, 21], [0, 1, 2, 3, 16, 17, 18, 19], [0, 3, 12, 15, 21, 22, 25, 26]]
+    )
+    left = window_matrices([volume], [(2, 4, 4)])[0].left
+    assert left.tolist() == [[1] * 8, [4, 0, 0, 0, 4, 0, 0, 0], [2, 2, 0, 0, 2, 2, 0, 0], [1] * 8]
+    in_a_line = window_matrices([volume], [32])[0].left  # windows of four neighbours: each row of a map
+    assert in_a_line[:2].tolist() == [[2, 0, 2, 0, 2, 0, 2, 0], [2, 2, 0, 0, 2, 2, 0, 0]]
+    assert scatter([volume], [(2, 4, 4)]).vector[0] == (8 + 2 + 4 + 8) / 32
+    assert scatter([volume], [(2, 4, 4)], measure="fair_share").vector[0] == scatter([volume], [(2, 4, 4)]).vector[0]  # ideal number 1
 
 
 @pytest.mark.parametrize("sizes", [[64, 1024, 64], [(8, 8), (4, 16, 16), (8, 8)], [(8, 8), 1024]])
@@ -118,8 +138,8 @@ def test_tables_matrices_and_the_definition_agree(sizes, monkeypatch):
         ):  # fmt: skip
             k = counts.shape[dim]
             assert fan == k * ideal and torch.equal(counts.sum(dim), paths.sum(dim))
-            if isinstance(layer, int):
-                assert torch.equal(window_adjacency(paths, window_ids(layer, k), side="left" if dim else "right"), counts)
+            ids = window_ids(layer, window_counts(layer, fan))
+            assert torch.equal(window_adjacency(paths, ids, side="left" if dim else "right"), counts)
     again = window_matrices(matrices, sizes)
     assert all(torch.equal(a.left, b.left) and torch.equal(a.right, b.right) for a, b in zip(got, again))
     monkeypatch.setattr("sparsekern.topology.junctions._DENSE", 0)
