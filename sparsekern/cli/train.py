@@ -23,7 +23,11 @@ def add_command(commands: Any) -> None:
     train.add_argument("--batch", type=int, metavar="N", help="samples per step, of all processes together")
     train.add_argument("--lr", type=float, metavar="RATE")
     train.add_argument("--fan-out", metavar="N,N", help="edges per left neuron of each junction; networks of sparse connectivity patterns")
-    train.add_argument("--dynamic", metavar="KIND[:STEPS]", help="moving: connections follow the gradient; drawn: masks are drawn anew")
+    train.add_argument(
+        "--dynamic",
+        metavar="KIND[:STEPS]",
+        help="moving: connections follow the gradient; drawn: masks are drawn anew (drawn:epoch: once an epoch)",
+    )
     train.add_argument("--out", type=Path, metavar="FOLDER", help="for checkpoints, log and curves; default trained/RECIPE")
     train.add_argument("--resume", action="store_true", help="go on where the folder stands")
     train.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="beside the one after every epoch")

@@ -24,7 +24,7 @@ class Fixed:
     def facts(self) -> dict[str, Any]:
         return {}
 
-    def begin(self, model: nn.Module, optimiser: torch.optim.Optimizer, processes: Processes, seed: int) -> None: ...
+    def begin(self, model: nn.Module, optimiser: torch.optim.Optimizer, processes: Processes, seed: int, epoch_steps: int = 1) -> None: ...
 
     def before_forward(self, step: int, steps: int) -> None: ...
 
@@ -64,7 +64,7 @@ class MovingConnections(Fixed):
     def facts(self) -> dict[str, Any]:
         return {"kind": "moving", "every": self.every, "alpha": self.alpha, "until": self.until}
 
-    def begin(self, model: nn.Module, optimiser: torch.optim.Optimizer, processes: Processes, seed: int) -> None:
+    def begin(self, model: nn.Module, optimiser: torch.optim.Optimizer, processes: Processes, seed: int, epoch_steps: int = 1) -> None:
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLinear) and m.block_size == (1, 1)}
         if not self.layers:
             raise ValueError("MovingConnections: model must have a SparseLinear of block_size 1; got none")
@@ -128,21 +128,21 @@ class DrawnAnew(Fixed):
     that is judged and saved is the one of the moment.
 
     Args:
-        every: steps between two draws; 1 draws for every step.
+        every: steps between two draws, 1 draws for every step; or ``"epoch"``.
 
     Cost:
         A plan and two passes over the dense weights per draw; memory of the dense weights.
     """
 
-    def __init__(self, every: int = 1) -> None:
-        if every < 1:
-            raise ValueError(f"DrawnAnew: every must be at least 1; got {every}")
+    def __init__(self, every: int | str = 1) -> None:
+        if every != "epoch" and (isinstance(every, str) or every < 1):
+            raise ValueError(f"DrawnAnew: every must be at least 1, or 'epoch'; got {every!r}")
         self.every = every
 
     def facts(self) -> dict[str, Any]:
         return {"kind": "drawn", "every": self.every}
 
-    def begin(self, model: nn.Module, optimiser: torch.optim.Optimizer, processes: Processes, seed: int) -> None:
+    def begin(self, model: nn.Module, optimiser: torch.optim.Optimizer, processes: Processes, seed: int, epoch_steps: int = 1) -> None:
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLinear | StochasticConv2d)}
         if not self.layers:
             raise ValueError("DrawnAnew: model must have a SparseLinear or a StochasticConv2d; got none")
@@ -150,6 +150,7 @@ class DrawnAnew(Fixed):
             if getattr(layer, "count", "exact") != "exact":
                 raise ValueError(f"DrawnAnew: count of {name} must be 'exact', for every mask to be of one size; got {layer.count!r}")
         self.optimiser, self.seed = optimiser, seed
+        self.steps_between = epoch_steps if isinstance(self.every, str) else self.every
         self.store: dict[str, dict[str, Tensor]] = {}
         for name, layer in self.layers.items():
             empty = Connections(layer, optimiser).dense(torch.zeros_like(layer.weight.detach()))
@@ -159,7 +160,7 @@ class DrawnAnew(Fixed):
 
     @torch.no_grad()
     def before_forward(self, step: int, steps: int) -> None:
-        if step and step % self.every == 0:
+        if step and step % self.steps_between == 0:
             for name, layer in self.layers.items():
                 tables = layer.draw_topology(fold_seed(self.seed, "mask", name, step))
                 Connections(layer, self.optimiser).move(tables, self.store[name])
@@ -177,16 +178,18 @@ KINDS = {"moving": MovingConnections, "drawn": DrawnAnew}
 
 
 def parse_dynamic(text: str) -> Fixed:
-    """``"moving"``, ``"moving:200"``, ``"drawn:1"``: the kind and, behind a colon, the steps between two changes.
+    """``"moving"``, ``"moving:200"``, ``"drawn:1"``, ``"drawn:epoch"``: the kind and, behind a colon, the steps between two changes.
 
     Raises:
-        ValueError: ``train: dynamic must be moving[:STEPS] or drawn[:STEPS]; got 'growing'``
+        ValueError: ``train: dynamic must be moving[:STEPS], drawn[:STEPS] or drawn:epoch; got 'growing'``
 
     Example:
         >>> parse_dynamic("drawn:50").facts()
         {'kind': 'drawn', 'every': 50}
     """
-    kind, _, every = text.partition(":")
-    if kind not in KINDS or not (every.isdecimal() or not every):
-        raise ValueError(f"train: dynamic must be moving[:STEPS] or drawn[:STEPS]; got {text!r}")
+    kind, colon, every = text.partition(":")
+    if text == "drawn:epoch":
+        return DrawnAnew("epoch")
+    if kind not in KINDS or bool(colon) != every.isdecimal():
+        raise ValueError(f"train: dynamic must be moving[:STEPS], drawn[:STEPS] or drawn:epoch; got {text!r}")
     return KINDS[kind](int(every)) if every else KINDS[kind]()

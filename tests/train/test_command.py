@@ -33,7 +33,7 @@ def test_train_resume_and_list(tmp_path, capsys, monkeypatch):
         ("train digits/density --out /dev/null", "[Errno 17] File exists: '/dev/null'"),
         ("train nin", "train: RECIPE must be one of sparsekern train --list; got 'nin'"),
         ("train digits/density --epochs 0", "train: --epochs must be above 0; got 0"),
-        ("train digits/density --dynamic melting", "train: dynamic must be moving[:STEPS] or drawn[:STEPS]; got 'melting'"),
+        ("train digits/density --dynamic melting", "train: dynamic must be moving[:STEPS], drawn[:STEPS] or drawn:epoch; got 'melting'"),
         ("train deep-roots/nin", "train: data must be given for cifar10: the folder of its official files, --data FOLDER; got none"),
         ("train deep-roots/nin --data nowhere", "cifar10: path must be a CIFAR-10 folder"),
     ],

@@ -1,6 +1,7 @@
 """Topologies that change: the right connections move, nothing else does, and the work stays small."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -94,11 +95,28 @@ def test_nets_learn_while_connections_change(dynamic, least):
     assert end.best > least
 
 
+@pytest.mark.parametrize("every", ["epoch", 2])
+def test_masks_are_drawn_when_told_and_only_they_are_computed(every):
+    """Each batch of an epoch, or each two of all, meet one mask; every product is that of the kept connections."""
+    recipe, seen = get_recipe("digits/density").with_(epochs=2, batch=500, options={"fan_out": (16, 5)}), []
+
+    class Watched(DrawnAnew):
+        def before_forward(self, step, steps):
+            super().before_forward(step, steps)
+            layer = self.layers["junction1"]
+            seen.append(layer.index.clone())
+            assert layer.weight.numel() == layer.index.numel() == 64 * 16
+
+    train(recipe, dynamic=Watched(every))  # 3 steps an epoch
+    changes = [not torch.equal(a, b) for a, b in pairwise(seen)]
+    assert changes == ([False, False, True, False, False] if every == "epoch" else [False, True, False, True, False])
+
+
 def test_bad_arguments():
-    for text in ("growing", "drawn:x", "moving:-1"):
-        with pytest.raises(ValueError, match=r"train: dynamic must be moving\[:STEPS\] or drawn\[:STEPS\]; got"):
+    for text in ("growing", "drawn:x", "moving:-1", "moving:epoch", "drawn:"):
+        with pytest.raises(ValueError, match=r"train: dynamic must be moving\[:STEPS\], drawn\[:STEPS\] or drawn:epoch; got"):
             parse_dynamic(text)
-    assert parse_dynamic("moving").every == 100
+    assert parse_dynamic("moving").every == 100 and parse_dynamic("drawn:epoch").every == "epoch"
     with pytest.raises(ValueError, match="every must be at least 1"):
         parse_dynamic("drawn:0")
     net = nn.Sequential(nn.Linear(2, 2))
