@@ -17,8 +17,9 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = [sys.executable, "-m", "pytest", "-q", "--no-header", "-n", os.environ.get("TEST_JOBS", "2")]
 
-# Fresh memory is 0x7f7f7f7f, 3e38 as a float: an output that a kernel forgets to write is no luck.
-ENVIRONMENT = {**os.environ, "MALLOC_PERTURB_": "128"}
+# Fresh memory is 0x7f7f7f7f, 3e38 as a float: an output that a kernel forgets to write is no luck. Threads that wait sleep: spinning,
+# they would take the core from the tests beside them.
+ENVIRONMENT = {**os.environ, "MALLOC_PERTURB_": "128", "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 
 
 def cpp(sanitize: str = "") -> list[list[str]]:
