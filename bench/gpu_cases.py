@@ -178,6 +178,7 @@ LINEARS = [
     *((n, 4096, 4096, d, (1, 1)) for n in (1, 16, 4096) for d in (0.1, 0.01)),
     *((n, 4096, 4096, d, (b, b)) for n in (16, 4096) for d in (0.25, 0.1) for b in (16, 32, 64, 128)),
     *((4096, 4096, 4096, 0.1, (v, 1)) for v in (16, 64, 128)),
+    *((n, 4096, 4096, 0.1, (128, 1)) for n in (256, 4097)),
 ]
 DOORS = ("forward", "grad_x", "grad_weight")
 DRY_LINEARS = [(3, 40, 24, 0.25, (1, 1)), (5, 64, 32, 0.5, (16, 16)), (4, 20, 32, 0.3, (16, 1))]
@@ -229,6 +230,9 @@ def linear(case, dtype: torch.dtype, training: bool) -> Setup:
             providers["gather"] = lambda i: lambda: (xs[i][:, places[i]] * weights[i]).sum(-1) + bias
     _with_twins(providers, dtype, training, lambda k: lambda i: lambda: k.sparse_linear(xs[i], weights[i], bias, indices[i], False))
     estimates = [cuda.estimate_linear(door, xs[0], inputs, index.shape, block) for door in (DOORS if training else DOORS[:1])]
+    if estimates[0].way and not training and DEVICE == "cuda":  # beside the kernel that the model takes the other one
+        other = functools.partial(torch.ops.sparsekern_cuda.sparse_linear, tf32=False, wgmma=False)
+        providers["ours_mma"] = lambda i: lambda: other(xs[i], weights[i], bias, indices[i])
     name = f"sparse_linear/{inputs}-{outputs} n{rows} {density:g} {block[0]}x{block[1]}/{str(dtype)[6:]}/{'step' if training else 'fwd'}"
     truth = _truth(lambda x, w, b: F.linear(x, dense_weight(w, index, inputs), b), (xs[0], weights[0], bias), cotangents[0], training)
     return Setup(name, 2 * rows * kept * (3 if training else 1), moved, _modelled(estimates), providers, truth, sets, refused)
