@@ -57,6 +57,23 @@ void run_all(const Size& size, const char* way) {
     run<fp16>(size, false, way), run<bf16>(size, true, way);
 }
 
+// No sector is read or written for a part of it, no bank is asked twice.
+void touches(bool by_row, int V) {
+  ++cases;
+  const sk::SparseLinearShape s{256, 1, 64, V, 1, 70};
+  emu::Buffer<bf16> x("x", s.in() * s.N, emu::Role::input), weight("weight", s.kept(), emu::Role::input), y("y", s.N * s.out(), emu::Role::output);
+  check::Table table{1, size_t(s.F), size_t(s.IB)};
+  check::fill(x, 1), check::fill(weight, 2);
+  emu::options.count = true, emu::counters = {};
+  const char* error = sk::launch_sparse_linear_panels_wgmma_fwd<bf16>(s, x.data(), s.N, weight.data(), table.index.data(), nullptr, y.data(),
+                                                                      by_row ? sk::Strides{s.out(), 1} : sk::Strides{1, s.N}, nullptr);
+  emu::options.count = false;
+  const emu::Cost cost = emu::counters.all();
+  if (error || cost.global_waste() > 1.001 || cost.bank_conflicts() > 1.001)
+    check::fail("%d outputs %s: %g of the sectors, %g of the passes over banks", V, by_row ? "by row" : "feature-major", cost.global_waste(),
+                cost.bank_conflicts());
+}
+
 void refused() {
   ++cases;
   const sk::SparseLinearShape s{40, 1, 3, 64, 1, 5};
@@ -79,6 +96,7 @@ int main() {
   emu::options.hardware_sums = true;
   run_all({35, 2, 90, 64, 100}, "sums as a tensor core makes them");
   run<fp16>({520, 1, 150, 128, 160}, true, "sums as a tensor core makes them");
+  for (bool by_row : {true, false}) touches(by_row, 64), touches(by_row, 128);
   refused();
   return check::result("sparse_linear wgmma", cases);
 }
