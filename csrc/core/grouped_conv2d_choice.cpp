@@ -9,7 +9,10 @@ namespace sk {
 namespace {
 
 constexpr double kSmallMacs = 1 << 19;  // a call of torch's convolution costs 15 to 60 us before it computes
+constexpr const char* kNoTile = "kernel size or dilation without a channels_last tile: torch is faster";
 constexpr const char* kStrided = "stride above 1: torch is faster";
+
+double macs_of(const Conv2dShape& s) { return double(s.N) * s.OH * s.OW * s.K * (s.C / s.groups) * s.KH * s.KW; }
 
 double megabytes_of(const Conv2dShape& s) { return 4e-6 * double(s.N) * double(std::max(s.C * s.H * s.W, s.K * s.OH * s.OW)); }
 
@@ -34,26 +37,32 @@ const char* torch_reason_shape(const Conv2dShape& s, int64_t in, int64_t out_col
 // rows of few channels, or where the weights outweigh the map.
 const char* torch_reason_strided_nhwc(const Conv2dShape& s) {
   const int64_t in = s.C / s.groups;
+  const double megabytes = megabytes_of(s);
   if (!has_avx512()) return kStrided;
   if (s.groups > 1 && (s.N == 1 || (s.KW == 1 && s.KH > 1 && in <= 8))) return nullptr;
   if (s.groups > 1 && is_square(s) && s.stride_h == 2 && s.dilation_h == 1 && in > 1) {
-    const bool fits = s.OW % 7 == 0;
-    if (s.KH == 3 && ((in <= 8 && megabytes_of(s) <= 8) || (in <= 16 && fits && s.OW <= 14))) return torch_reason_shape(s, in, s.OW);
-    if (s.KH == 5 && (in <= 4 || (in <= 8 && fits))) return torch_reason_shape(s, in, s.OW);
+    const bool fits = s.OW % 7 == 0, small = in > 16 && megabytes <= 3.5;
+    if (in == 12 && (s.KH == 3 || s.KH == 5)) return nullptr;  // torch unfolds these
+    if (s.KH == 3 && ((in < 16 && megabytes <= 8) || (in == 16 && fits && s.OW <= 14) || small)) return torch_reason_shape(s, in, s.OW);
+    if (s.KH == 5 && ((in < 16 && (in != 8 || fits)) || (in == 16 && fits && megabytes <= 2) || (small && fits && in <= 24)))
+      return torch_reason_shape(s, in, s.OW);
   }
+  // a loop over taps has tiles of every width: as narrow groups
+  if (s.groups > 1 && (in == 2 || (in > 2 && in % 8 != 0 && macs_of(s) <= 4 * kSmallMacs))) return torch_reason_shape(s, 2, s.OW);
   const bool few = s.groups == 1 && s.C * s.KW <= 48 && s.dilation_w == 1 && megabytes_of(s) <= 4;
   const bool heavy = s.groups == 1 && s.C >= 32 && (s.N * s.OH * s.OW <= 200 || s.OH * s.OW <= 64);
   return few || heavy ? nullptr : kStrided;
 }
 
-// Images whose channels fill its vectors torch reorders on the way, others it unfolds.
+// Images whose channels fill its vectors torch reorders on the way, which pays for many small ones; others it unfolds.
 const char* torch_reason_strided_nchw(const Conv2dShape& s) {
   const int64_t in = s.C / s.groups;
   if (!has_avx512() || s.W < 4 || s.groups == 1) return kStrided;
-  if (in == 1) return s.N == 1 ? nullptr : kStrided;
-  if (in % 8 != 0) return s.N == 1 || in < 8 || s.OH * s.OW >= 49 ? nullptr : kStrided;
-  if (s.N > 1) return in == 8 && s.OW >= 14 ? nullptr : kStrided;
-  return in == 8 || s.KH * s.KW > 9 || s.H * s.W <= 64 || (s.KH * s.KW == 1 && in <= 16) ? nullptr : kStrided;
+  if (s.N == 1) return nullptr;
+  if (in == 1) return kStrided;
+  if (in % 8 != 0) return in < 8 || s.OH * s.OW >= 49 ? nullptr : kStrided;
+  if (in == 8) return s.OW >= 14 ? nullptr : kStrided;
+  return s.N == 2 || (s.OH * s.OW >= 196 && (s.KH * s.KW <= 9 || in > 16)) ? nullptr : kStrided;
 }
 
 const char* torch_reason_strided_nchw_gradient(const Conv2dShape& s, ConvProduct product) {
@@ -71,7 +80,7 @@ const char* torch_reason_nhwc(const Conv2dShape& s, int64_t in, int64_t out, boo
   if (!has_avx512()) return "channels_last without AVX-512: torch is faster";
   if (in == 1 && out == 1) {
     if (backward && s.dilation_h > 1) return nullptr;
-    return square && s.KH == 3 && megabytes < 1 ? nullptr : "depthwise: torch is faster";
+    return is_square(s) && s.KH == 3 && s.dilation_h <= 2 && megabytes < 1 && (square || s.K <= 128) ? nullptr : "depthwise: torch is faster";
   }
   if (s.KH == 1 && s.KW == 1) {
     // strided pixels, or pixels a page apart, are copied; a map that outgrows the caches waits for that, or for its pages
@@ -86,13 +95,15 @@ const char* torch_reason_nhwc(const Conv2dShape& s, int64_t in, int64_t out, boo
     return in < 8 && megabytes > 4 ? "few input channels, large maps: torch is faster" : nullptr;
   }
   if (s.groups > 1 && s.KH == 3 && s.KW == 3 && s.dilation_h == 2 && s.dilation_w == 2)
-    return s.N > 1 && !backward && (in > 16 || in <= 2) ? "dilation of wide or very narrow groups: torch is faster"
-                                                        : torch_reason_shape(s, in, columns);
+    return s.N > 1 && !backward && (in == 1 || (in > 24 && megabytes > 1.5)) ? "dilation of wide or very narrow groups: torch is faster"
+                                                                             : torch_reason_shape(s, in, columns);
   if (s.groups > 1 && (s.N == 1 ? s.KH * s.KW <= 16 : s.KW == 1)) return nullptr;
-  if (s.groups > 1 && !backward && square && s.KH == 7 && (in == 2 || (in == 4 && s.N == 1))) return nullptr;
+  if (s.groups > 1 && !backward && square && s.KH == 7 && s.N == 1) return in == 8 && s.OH * s.OW > 100 ? kNoTile : nullptr;
+  if (s.groups > 1 && !backward && square && s.KH == 7 && (in == 2 || ((in == 3 || in == 4 || in == 12) && tile_share(columns) >= 0.75)))
+    return nullptr;
   // one group: a filter row is one long sum, if the map's rows are whole tiles
   if (!backward && s.groups == 1 && megabytes < 0.5 && (s.OW % 7 == 0 || s.OW <= 8)) return nullptr;
-  return in % 4 == 0 || s.N > 1 ? "kernel size or dilation without a channels_last tile: torch is faster" : nullptr;
+  return in % 4 == 0 || s.N > 1 ? kNoTile : nullptr;
 }
 
 const char* torch_reason_nchw(const Conv2dShape& s, int64_t in, bool backward) {
@@ -158,7 +169,7 @@ bool tiles_win(const Conv2dShape& s, ConvProduct product) {
 ConvChoice grouped_conv2d_choice(const Conv2dShape& s, ConvProduct product, ConvType type) {
   const bool backward = product != ConvProduct::forward, strided = s.stride_h > 1 || s.stride_w > 1;
   const int64_t in_group = s.C / s.groups, out_group = s.K / s.groups;
-  const double macs = double(s.N) * s.OH * s.OW * s.K * in_group * s.KH * s.KW;
+  const double macs = macs_of(s);
   const char* reason = nullptr;
   if (dense_policy() != Dense::automatic) return {dense_policy() == Dense::never, "asked for"};
   const bool copied = strided && !s.channels_last && s.W < 4, pixel = backward && s.N > 1 && s.H * s.W == 1;  // not small: mostly moved

@@ -203,14 +203,22 @@ def test_who_serves_is_decided_from_sizes():
     assert served("forward", (1, 192, 32, 32), (160, 192, 1, 1), True)[0] == "sparsekern"
     assert served("forward", (32, 64, 56, 56), (64, 1, 3, 3), True) == ("torch", "depthwise: torch is faster")
     assert served("forward", (8, 64, 56, 56), (64, 8, 3, 3), stride=2)[0] == "sparsekern"
-    assert served("forward", (8, 64, 56, 56), (64, 16, 3, 3), stride=2) == ("torch", "stride above 1: torch is faster")
+    assert (
+        served("forward", (8, 64, 56, 56), (64, 16, 3, 3), stride=2)[0] == served("forward", (1, 64, 28, 28), (64, 16, 3, 3), stride=2)[0]
+    )
+    assert served("forward", (1, 64, 28, 28), (64, 16, 3, 3), stride=2) == ("sparsekern", "own kernel")
+    assert served("forward", (8, 128, 14, 14), (128, 32, 3, 3), stride=2) == ("torch", "stride above 1: torch is faster")
     assert served("forward", (1, 3, 224, 224), (64, 3, 7, 7), True, stride=2) == ("sparsekern", "own kernel")
     assert served("forward", (1, 512, 14, 14), (512, 512, 3, 3), True, stride=2)[0] == "sparsekern"
     assert served("forward", (32, 128, 28, 28), (128, 16, 3, 3), True, stride=2)[0] == "sparsekern"
     assert served("forward", (32, 128, 56, 56), (128, 16, 3, 3), True, stride=2)[0] == "torch"
     assert served("forward", (32, 160, 10, 10), (320, 16, 3, 3), True)[0] == "torch"  # rows of 10 fill no tile
     assert served("forward", (1, 160, 10, 10), (320, 16, 3, 3), True)[0] == "sparsekern"
-    assert served("forward", (32, 96, 32, 32), (192, 12, 5, 5), True, stride=2)[0] == "torch"
+    assert served("forward", (32, 96, 32, 32), (192, 12, 5, 5), True, stride=2)[0] == "sparsekern"
+    assert served("forward", (32, 128, 32, 32), (128, 16, 5, 5), True, stride=2)[0] == "torch"
+    assert served("forward", (8, 128, 28, 28), (128, 32, 3, 3), True, stride=2)[0] == "sparsekern"
+    assert served("forward", (8, 128, 28, 28), (128, 16, 3, 3), True, stride=3)[0] == "torch"
+    assert served("forward", (2, 96, 28, 28), (96, 12, 3, 3), True, stride=3)[0] == "sparsekern"
     assert served("forward", (8, 3, 224, 224), (64, 3, 7, 7), True, stride=2)[0] == "torch"
     assert served("forward", (1, 3, 224, 224), (64, 3, 7, 7), False, stride=2)[0] == "torch"
     assert served("forward", (1, 256, 56, 56), (512, 256, 1, 1), True, stride=2)[0] == "sparsekern"
@@ -221,6 +229,12 @@ def test_who_serves_is_decided_from_sizes():
         served("forward", (1, 40, 9, 9), (40, 4, 7, 7), True)[0] == served("forward", (8, 40, 9, 9), (40, 2, 7, 7), True)[0] == "sparsekern"
     )
     assert served("forward", (8, 40, 9, 9), (40, 4, 7, 7), True)[0] == "torch"
+    assert (
+        served("forward", (8, 96, 14, 14), (96, 12, 7, 7), True)[0]
+        == served("forward", (1, 96, 14, 14), (96, 16, 7, 7), True)[0]
+        == "sparsekern"
+    )
+    assert served("forward", (8, 96, 14, 14), (96, 16, 7, 7), True)[0] == "torch"
     for in_group, server in ((24, "sparsekern"), (32, "torch")):
         assert served("grad_weight", (8, 96, 13, 27), (96, in_group, 5, 5), True)[0] == server
     assert served("forward", (32, 128, 28, 28), (128, 32, 3, 3), True, dtype=torch.bfloat16)[0] == "torch"
