@@ -69,6 +69,7 @@ SK_API bool grouped_conv2d_pack_shape(const int32_t* pack, int64_t length, Conv2
 // The blocks [blocks, C, *vectors * lanes] of a 1x1 convolution without groups, made for this processor; null for other packs.
 SK_API const float* grouped_conv2d_pointwise_blocks(const int32_t* pack, int64_t* vectors);
 SK_API void grouped_conv2d_unpack(const int32_t* pack, float* weight);  // -> [K, C/G, KH, KW], contiguous
+SK_API const float* grouped_conv2d_pack_natural(const int32_t* pack);   // the weight [K, C/G, KH, KW], if the pack keeps it as it is; else null
 SK_API bool grouped_conv2d_pack_has_blocks(const int32_t* pack);        // that are read on this processor
 // False, and nothing done, where the pack keeps the natural weight, was made for another processor, or fits no such image.
 SK_API bool grouped_conv2d_packed_fwd(const Conv2dShape& shape, const float* x, const int32_t* pack, const float* bias, const float* shortcut,

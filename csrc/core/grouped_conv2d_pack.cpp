@@ -177,6 +177,8 @@ void grouped_conv2d_unpack(const int32_t* pack, float* weight) {
   for_each_kept(job, weights, [&](int64_t natural, int64_t blocked) { weight[natural] = floats(pack)[blocked]; });
 }
 
+const float* grouped_conv2d_pack_natural(const int32_t* pack) { return pack[kBlocked] == kNatural ? floats(pack) : nullptr; }
+
 bool grouped_conv2d_pack_has_blocks(const int32_t* pack) { return readable_here(pack); }
 
 bool grouped_conv2d_packed_fwd(const Conv2dShape& shape, const float* x, const int32_t* pack, const float* bias, const float* shortcut, bool relu,

@@ -120,6 +120,7 @@ PyMethodDef functions[] = {{"quick_call", fast(quick_call), METH_FASTCALL, nullp
                            {"packed_linear", fast(packed_linear), METH_FASTCALL, nullptr},
                            {"linear_layer", fast(linear_layer), METH_FASTCALL, nullptr},
                            {"conv_layer", fast(conv_layer), METH_FASTCALL, nullptr},
+                           {"grouped_layer", fast(grouped_layer), METH_FASTCALL, nullptr},
                            {"use_reference", use_reference, METH_O, nullptr},
                            {}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_quick_call", nullptr, -1, functions, nullptr, nullptr, nullptr, nullptr};

@@ -5,6 +5,8 @@
 
 #include <optional>
 
+#include "core/core.h"
+
 namespace sk::quick {
 
 struct WithoutGil {
@@ -20,6 +22,8 @@ PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* use_reference(PyObject*, PyObject* flag);
 
 // quick_direct.cpp
+Pool pool();
+bool observed();  // by a profiler
 std::optional<at::Tensor> direct_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, const at::Tensor& index,
                                         const std::optional<at::Tensor>& plan);  // none: not a common case
 PyObject* packed_linear(PyObject*, PyObject* const* args, Py_ssize_t count);

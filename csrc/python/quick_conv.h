@@ -1,4 +1,4 @@
-// The short way of StochasticConv2d (quick_layer.cpp, quick_direct.cpp).
+// The short ways of StochasticConv2d and GroupedConv2d (quick_layer.cpp, quick_direct.cpp, quick_grouped.cpp).
 #pragma once
 #include <array>
 
@@ -14,5 +14,12 @@ struct Window {  // rows and columns
 std::optional<at::Tensor> direct_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, const at::Tensor& plan,
                                       int64_t rows, const Window& window);
 PyObject* conv_layer(PyObject*, PyObject* const* args, Py_ssize_t count);
+
+// x [N, C, H, W], weight [K, C/G, KH, KW] or a pack of one, whatever the window says of its size; none: not a common case
+std::optional<at::Tensor> direct_grouped(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, const Window& window,
+                                         int64_t groups, bool relu);
+std::optional<at::Tensor> direct_grouped_packed(const at::Tensor& x, const at::Tensor& packed, const std::optional<at::Tensor>& bias,
+                                                const Window& window, int64_t groups, bool relu);
+PyObject* grouped_layer(PyObject*, PyObject* const* args, Py_ssize_t count);
 
 }  // namespace sk::quick

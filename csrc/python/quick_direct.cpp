@@ -10,7 +10,6 @@
 #include "python/quick_conv.h"
 
 namespace sk::quick {
-namespace {
 
 using at::Tensor;
 using std::optional;
@@ -27,6 +26,9 @@ Pool pool() {
 }
 
 bool observed() { return at::getStepCallbacksUnlessEmpty(at::RecordScope::FUNCTION).has_value(); }
+
+namespace {
+
 bool is(const Tensor& t, at::ScalarType type) { return t.scalar_type() == type && t.is_contiguous(); }
 bool is(const optional<Tensor>& t, at::ScalarType type, int64_t size) { return !t || (is(*t, type) && t->dim() == 1 && t->size(0) == size); }
 

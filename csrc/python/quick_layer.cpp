@@ -1,6 +1,6 @@
-// SparseLinear.forward and StochasticConv2d.forward in one step: what the layer's attributes say is read here, where it costs no bytecode. What they
-// mean is decided by nn/sparse_linear.py, nn/stochastic_conv2d.py and nn/planned.py; whatever is not the everyday case is answered NotImplemented and
-// decided there.
+// SparseLinear.forward, StochasticConv2d.forward and GroupedConv2d.forward in one step: what the layer's attributes say is read here, where it costs
+// no bytecode. What they mean is decided by nn/sparse_linear.py, nn/stochastic_conv2d.py, nn/grouped_conv2d.py and nn/planned.py; whatever is not
+// the everyday case is answered NotImplemented and decided there.
 #include <array>
 
 #include "python/quick_conv.h"
@@ -12,8 +12,9 @@ struct Names {
   PyObject *packed = name("_packed"), *parameters = name("_parameters"), *buffers = name("_buffers"), *planned = name("_planned"),
            *plan = name("_plan"), *weight = name("weight"), *bias = name("bias"), *index = name("index"), *training = name("training"),
            *out_features = name("out_features"), *kept = name("_kept"), *indptr = name("indptr"), *in_channels = name("in_channels"),
-           *kernel_pads = name("_kernel_pads"), *kernel_size = name("kernel_size"), *stride = name("stride"), *padding = name("_kernel_padding"),
-           *dilation = name("dilation");
+           *kernel_pads = name("_kernel_pads"), *kernel_size = name("kernel_size"), *stride = name("stride"),
+           *kernel_padding = name("_kernel_padding"), *dilation = name("dilation"), *padding = name("padding"), *padding_mode = name("padding_mode"),
+           *groups = name("groups"), *activation = name("activation");
   static PyObject* name(const char* text) { return PyUnicode_InternFromString(text); }
 };
 
@@ -40,6 +41,12 @@ bool fits(PyObject* planned, std::initializer_list<PyObject*> tables) {
 bool belongs(PyObject* index, PyObject* weight) {
   const at::Tensor &table = THPVariable_Unpack(index), &kept = THPVariable_Unpack(weight);
   return table.dim() == 2 && kept.dim() >= 2 && table.sizes() == kept.sizes().slice(0, 2);
+}
+
+bool never_written(const at::Tensor& t) { return t.is_inference() || t._version() == 0; }  // so its seal, once read, still holds
+
+bool says(PyObject* object, const char* text) {
+  return object && PyUnicode_CheckExact(object) && PyUnicode_CompareWithASCIIString(object, text) == 0;
 }
 
 // (rows, columns)
@@ -110,7 +117,7 @@ PyObject* conv_layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!index || !indptr || !planned || !plan || !plain_tensor(plan) || !channels || !fits(planned, {index, indptr})) Py_RETURN_NOTIMPLEMENTED;
   Window window;
   const bool whole = read(in(layer, names.kernel_size), window.kernel_size) && read(in(layer, names.stride), window.stride) &&
-                     read(in(layer, names.padding), window.padding) && read(in(layer, names.dilation), window.dilation);
+                     read(in(layer, names.kernel_padding), window.padding) && read(in(layer, names.dilation), window.dilation);
   // held by themselves, as in quick_linear.cpp
   const at::Tensor x = THPVariable_Unpack(args[1]), w = THPVariable_Unpack(weight), p = THPVariable_Unpack(plan);
   const std::optional<at::Tensor> b = bias == Py_None ? std::nullopt : std::optional<at::Tensor>(THPVariable_Unpack(bias));
@@ -120,6 +127,40 @@ PyObject* conv_layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   {
     const WithoutGil no_gil;
     out = direct_conv(x, w, b, p, rows, window);
+  }
+  if (!out) Py_RETURN_NOTIMPLEMENTED;
+  return THPVariable_Wrap(std::move(*out));
+  END_HANDLE_TH_ERRORS
+}
+
+// grouped_layer(layer.__dict__, x) -> out, or NotImplemented: no gradient is wanted, and zeros are padded alike on both sides
+PyObject* grouped_layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  static const Names names;
+  HANDLE_TH_ERRORS
+  PyObject* layer = count == 2 ? args[0] : nullptr;
+  PyObject *parameters = in(layer, names.parameters), *weight = in(parameters, names.weight), *bias = in(parameters, names.bias);
+  if (!weight || !bias || !plain_state() || !plain_tensor(weight) || !plain_tensor(args[1])) Py_RETURN_NOTIMPLEMENTED;
+  if (bias != Py_None && !plain_tensor(bias)) Py_RETURN_NOTIMPLEMENTED;
+  PyObject* packed = in(layer, names.packed);                                                               // null: never packed
+  const bool frozen = packed && packed != Py_None, free = frozen && in(layer, names.training) == Py_False;  // as refuse_gradients says
+  if (at::GradMode::is_enabled() && (requires_grad(args[1]) || (!free && requires_grad(weight)) || (!frozen && requires_grad(bias))))
+    Py_RETURN_NOTIMPLEMENTED;
+  if (frozen && !(plain_tensor(packed) && never_written(THPVariable_Unpack(packed)))) Py_RETURN_NOTIMPLEMENTED;
+  PyObject *mode = in(layer, names.padding_mode), *groups = in(layer, names.groups), *activation = in(layer, names.activation);
+  const bool relu = says(activation, "relu");
+  Window window;
+  const bool whole = says(mode, "zeros") && (relu || says(activation, "none")) && groups && PyLong_CheckExact(groups) &&
+                     read(in(layer, names.stride), window.stride) && read(in(layer, names.padding), window.padding) &&
+                     read(in(layer, names.dilation), window.dilation);
+  const int64_t number = whole ? PyLong_AsLongLong(groups) : 0;
+  if (number < 1) return PyErr_Clear(), Py_NewRef(Py_NotImplemented);
+  // held by themselves, as in quick_linear.cpp
+  const at::Tensor x = THPVariable_Unpack(args[1]), w = THPVariable_Unpack(frozen ? packed : weight);
+  const std::optional<at::Tensor> b = bias == Py_None ? std::nullopt : std::optional<at::Tensor>(THPVariable_Unpack(bias));
+  std::optional<at::Tensor> out;
+  {
+    const WithoutGil no_gil;
+    out = frozen ? direct_grouped_packed(x, w, b, window, number, relu) : direct_grouped(x, w, b, window, number, relu);
   }
   if (!out) Py_RETURN_NOTIMPLEMENTED;
   return THPVariable_Wrap(std::move(*out));

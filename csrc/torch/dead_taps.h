@@ -1,36 +1,15 @@
-// Taps at the borders of a filter that never meet a pixel, wherever the filter stands (a dilated 3x3 on a map of one pixel keeps its middle):
-// the convolution goes on without them, with less padding and a cropped copy of the weight.
+// Dead taps (core/conv_window.h): the convolution goes on without them, with less padding and a cropped copy of the weight.
 #pragma once
-#include <algorithm>
 #include <cstring>
 
+#include "core/conv_window.h"
 #include "torch/grouped_conv2d.h"
 
 namespace sk::glue {
 
-// How many there are at either end of one direction; the result keeps its size if as many go at both. `outputs` positions.
-inline int64_t dead_taps(int64_t size, int64_t outputs, int64_t taps, int64_t stride, int64_t pad, int64_t dilation) {
-  const int64_t most = std::min((taps - 1) / 2, pad / dilation);
-  const auto lives = [&](int64_t tap) {  // the first position at which the tap is not left of the map must be there, and not right of it
-    const int64_t shift = pad - tap * dilation, first = shift > 0 ? (shift + stride - 1) / stride : 0;
-    return first < outputs && first * stride - shift < size;
-  };
-  int64_t dead = 0;
-  while (dead < most && !lives(dead) && !lives(taps - 1 - dead)) ++dead;
-  return dead;
+inline Window left_by(const DeadTaps& dead, const Window& w) {
+  return {w.stride_h, w.stride_w, w.pad_h - dead.rows * w.dilation_h, w.pad_w - dead.columns * w.dilation_w, w.dilation_h, w.dilation_w, w.groups};
 }
-
-struct DeadTaps {
-  int64_t rows, columns;
-  explicit DeadTaps(const Conv2dShape& s)
-      : rows(dead_taps(s.H, s.OH, s.KH, s.stride_h, s.pad_h, s.dilation_h)), columns(dead_taps(s.W, s.OW, s.KW, s.stride_w, s.pad_w, s.dilation_w)) {}
-  explicit operator bool() const { return rows + columns > 0; }
-  int64_t height(int64_t taps) const { return taps - 2 * rows; }
-  int64_t width(int64_t taps) const { return taps - 2 * columns; }
-  Window left_by(const Window& w) const {
-    return {w.stride_h, w.stride_w, w.pad_h - rows * w.dilation_h, w.pad_w - columns * w.dilation_w, w.dilation_h, w.dilation_w, w.groups};
-  }
-};
 
 // Calls row(values before it in `whole` [K, C/G, KH, KW], values before it in a contiguous tensor of the live taps, values) for each row of taps
 // that live; in a channels_last weight they lie between the channels.

@@ -122,25 +122,6 @@ class FloatOutput {
 
 // ---- torch's own operators, where they are the faster choice
 
-// oneDNN's 16-bit convolutions under torch 2.13 end the process where a window touches no pixel, are wrong for one output column by a
-// stride, and their weight gradient for a tap that touches no pixel: such calls stay here. `size` of x, windows of `taps` that lie `dilation` apart.
-inline bool each_window_touches(int64_t size, int64_t outputs, int64_t taps, int64_t stride, int64_t pad, int64_t dilation) {
-  for (int64_t o = 0; o < outputs; ++o) {
-    const int64_t first = o * stride - pad, skipped = first < 0 ? (-first + dilation - 1) / dilation : 0;  // taps before the image
-    if (skipped >= taps || first + skipped * dilation >= size) return false;
-  }
-  return true;
-}
-inline bool torch_can_run(const int64_t (&size)[2], const int64_t (&outputs)[2], const int64_t (&taps)[2], const int64_t (&stride)[2],
-                          const int64_t (&pad)[2], const int64_t (&dilation)[2]) {
-  if (outputs[1] == 1 && stride[1] > 1) return false;
-  for (int d = 0; d < 2; ++d) {
-    if (!each_window_touches(size[d], outputs[d], taps[d], stride[d], pad[d], dilation[d])) return false;
-    if (!each_window_touches(size[d], taps[d], outputs[d], dilation[d], pad[d], stride[d])) return false;  // so does each tap in some window
-  }
-  return true;
-}
-
 // The caller's tensors must not enter an autograd graph here.
 class NoGrad {
  public:

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "core/grouped_conv2d_bf16.h"
+#include "core/turn_filters.h"
 #include "torch/dead_taps.h"
 #include "torch/grouped_conv2d.h"
 
@@ -24,20 +25,6 @@ bool torch_wins(const Conv2dShape& s, ConvProduct product, ScalarType type) {
 
 using Ints = std::vector<int64_t>;
 
-// [filters][rows][columns] -> [filters][columns][rows]
-template <class T>
-void turn_filters(const T* from, int64_t filters, int64_t rows, int64_t columns, T* to, const Pool& threads) {
-  const int64_t size = rows * columns;
-  parallel(threads, filters, 1 + 65536 / size, [=](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k)
-      for (int64_t c = 0; c < columns; ++c) {
-        const T* in = from + k * size + c;
-        T* out = to + k * size + c * rows;
-        for (int64_t r = 0; r < rows; ++r, in += columns) out[r] = *in;
-      }
-  });
-}
-
 // torch's gradient of a weight comes in the layout of its images: -> contiguous, in less time than torch takes
 Tensor contiguous_weight(const Tensor& weight) {
   const int64_t K = weight.size(0), channels = weight.size(1), taps = weight.size(2) * weight.size(3);
@@ -47,11 +34,6 @@ Tensor contiguous_weight(const Tensor& weight) {
   else
     turn_filters(static_cast<const float*>(weight.const_data_ptr()), K, taps, channels, static_cast<float*>(out.mutable_data_ptr()), pool());
   return out;
-}
-
-Tensor torch_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Window& w) {
-  return call<9>("aten::convolution", "", x, weight, bias, Ints{w.stride_h, w.stride_w}, Ints{w.pad_h, w.pad_w}, Ints{w.dilation_h, w.dilation_w},
-                 false, Ints{0, 0}, w.groups);
 }
 
 // One of grad_x (product 0) and grad_weight (product 1). Only the sizes of the factor it is the gradient of are used.
@@ -77,18 +59,50 @@ Tensor torch_backward(const Tensor& grad_out, const Tensor& x, const Tensor& wei
   return results[product];
 }
 
+// Four dimensions of values that lie in another's memory, with the dtype of `like`; torch does not write them.
+Tensor view_of(const void* values, const Tensor& like, const int64_t* sizes, const int64_t* strides) {
+  int32_t dtype = 0;
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_create_tensor_from_blob(const_cast<void*>(values), 4, sizes, strides, 0, dtype, device_type(), device_index(like), &handle));
+  return Tensor(handle);
+}
+
+// Channels_last images meet a weight of their layout, which torch would else reorder on the way, and slowly: here into memory that the thread keeps.
+class TurnedWeight {
+ public:
+  TurnedWeight(const Tensor& weight, const Pool& threads) : memory_(size_t(weight.numel()) * (is_half(weight.scalar_type()) ? 2 : 4)) {
+    const int64_t K = weight.size(0), channels = weight.size(1), KH = weight.size(2), KW = weight.size(3);
+    if (is_half(weight.scalar_type()))
+      turn_filters(static_cast<const uint16_t*>(weight.const_data_ptr()), K, channels, KH * KW, memory_.as<uint16_t>(), threads);
+    else
+      turn_filters(static_cast<const float*>(weight.const_data_ptr()), K, channels, KH * KW, memory_.as<float>(), threads);
+    const int64_t sizes[] = {K, channels, KH, KW}, strides[] = {channels * KH * KW, 1, KW * channels, channels};
+    tensor_.emplace(view_of(memory_.as<void>(), weight, sizes, strides));
+  }
+  const Tensor& tensor() const { return *tensor_; }
+
+ private:
+  Scratch memory_;
+  std::optional<Tensor> tensor_;
+};
+
+Tensor torch_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Window& w, const Pool& threads) {
+  std::optional<TurnedWeight> turned;
+  if (channels_last(x) && weight.size(1) > 1 && weight.size(2) * weight.size(3) > 1 && !channels_last(weight) && weight.is_contiguous())
+    turned.emplace(weight, threads);
+  return call<9>("aten::convolution", "", x, turned ? turned->tensor() : weight, bias, Ints{w.stride_h, w.stride_w}, Ints{w.pad_h, w.pad_w},
+                 Ints{w.dilation_h, w.dilation_w}, false, Ints{0, 0}, w.groups);
+}
+
 // An image of which only the sizes matter, in memory that the thread keeps: a fresh one would take away the pages that torch's result
 // had last time.
 class StandIn {
  public:
   StandIn(const Tensor& like, const Conv2dShape& s) : memory_(size_t(s.N * s.C * s.H * s.W + 1) * bytes(like)) {
     const int64_t sizes[] = {s.N, s.C, s.H, s.W}, nchw[] = {s.C * s.H * s.W, s.H * s.W, s.W, 1}, nhwc[] = {s.C * s.H * s.W, 1, s.C * s.W, s.C};
-    int32_t dtype = 0;
-    AtenTensorHandle handle;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(memory_.as<void>(), 4, sizes, s.channels_last ? nhwc : nchw, 0, dtype, device_type(),
-                                                              device_index(like), &handle));
-    tensor_.emplace(handle);
+    tensor_.emplace(view_of(memory_.as<void>(), like, sizes, s.channels_last ? nhwc : nchw));
   }
   const Tensor& tensor() const { return *tensor_; }
 
@@ -136,14 +150,14 @@ Tensor grouped_conv2d(const Tensor& x, const Tensor& weight, const std::optional
   STD_TORCH_CHECK(fits_bias(bias, x, s.K), "grouped_conv2d: bias");
   STD_TORCH_CHECK(fits_shortcut(shortcut, x, s), "grouped_conv2d: shortcut");
   if (const DeadTaps dead(s); dead) {
-    const Window w = dead.left_by(window);
+    const Window w = left_by(dead, window);
     return grouped_conv2d(x, cropped(weight, dead), bias, shortcut, w.stride_h, w.stride_w, w.pad_h, w.pad_w, w.dilation_h, w.dilation_w, groups,
                           relu);
   }
   const Pool threads = pool();
   const std::optional<Tensor> added = shortcut ? std::optional<Tensor>(in_layout(*shortcut, cl)) : std::nullopt;
   if (torch_wins(s, ConvProduct::forward, x.scalar_type())) {
-    const Tensor y = promised(torch_forward(x, weight, bias, window), cl);
+    const Tensor y = promised(torch_forward(x, weight, bias, window, threads), cl);
     if (added) return add_shortcut_to(y, *added, relu, threads);
     return relu ? call<1>("aten::relu_", "", y) : y;
   }
@@ -176,7 +190,7 @@ Tensor grouped_conv2d_grad_x(const Tensor& grad_out, const Tensor& weight, int64
                                  !fp64 && channels_last(weight));
   STD_TORCH_CHECK(grad_out.size(1) == s.K && grad_out.size(2) == s.OH && grad_out.size(3) == s.OW, "grouped_conv2d: grad_out");
   if (const DeadTaps dead(s); dead) {
-    const Window w = dead.left_by(window);
+    const Window w = left_by(dead, window);
     return grouped_conv2d_grad_x(grad_out, cropped(weight, dead), height, width, w.stride_h, w.stride_w, w.pad_h, w.pad_w, w.dilation_h, w.dilation_w,
                                  groups);
   }
@@ -210,7 +224,7 @@ Tensor grouped_conv2d_grad_weight(const Tensor& grad_out, const Tensor& x, int64
   const Conv2dShape s = shape_of(x.size(0), x.size(1), x.size(2), x.size(3), grad_out.size(1), kernel_h, kernel_w, window, cl, false);
   STD_TORCH_CHECK(grad_out.size(2) == s.OH && grad_out.size(3) == s.OW, "grouped_conv2d: grad_out");
   if (const DeadTaps dead(s); dead) {
-    const Window w = dead.left_by(window);
+    const Window w = left_by(dead, window);
     const Tensor live = grouped_conv2d_grad_weight(grad_out, x, dead.height(kernel_h), dead.width(kernel_w), w.stride_h, w.stride_w, w.pad_h, w.pad_w,
                                                    w.dilation_h, w.dilation_w, groups);
     return uncropped(live, kernel_h, kernel_w, dead);
@@ -296,10 +310,13 @@ Tensor grouped_conv2d_packed(const Tensor& x, const Tensor& packed, const std::o
   }
   const std::array<int64_t, 4> sizes{s.K, s.C / groups, s.KH, s.KW};
   const std::array<int64_t, 4> strides{s.C / groups * s.KH * s.KW, s.KH * s.KW, s.KW, 1};
-  const Tensor weight = empty_strided(x, x.scalar_type(), sizes.data(), strides.data(), 4);
-  const FloatOutput natural(weight, threads);
-  grouped_conv2d_unpack(pack, natural.data());
-  natural.finish();
+  const float* kept = x.scalar_type() == ScalarType::Float ? grouped_conv2d_pack_natural(pack) : nullptr;
+  const Tensor weight = kept ? view_of(kept, x, sizes.data(), strides.data()) : empty_strided(x, x.scalar_type(), sizes.data(), strides.data(), 4);
+  if (!kept) {
+    const FloatOutput natural(weight, threads);
+    grouped_conv2d_unpack(pack, natural.data());
+    natural.finish();
+  }
   return grouped_conv2d(x, weight, bias, shortcut, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, relu);
 }
 
@@ -310,7 +327,7 @@ Tensor choose_grouped_conv2d(const Tensor& like, int64_t N, int64_t C, int64_t H
   const Window window{stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups};
   Conv2dShape s = shape_of(N, C, H, W, K, kernel_h, kernel_w, window, channels_last, false);
   if (const DeadTaps dead(s); dead)
-    s = shape_of(N, C, H, W, K, dead.height(kernel_h), dead.width(kernel_w), dead.left_by(window), channels_last, false);
+    s = shape_of(N, C, H, W, K, dead.height(kernel_h), dead.width(kernel_w), left_by(dead, window), channels_last, false);
   const ConvChoice choice = choice_of(s, ConvProduct(product), ConvType(type));
   const size_t length = std::strlen(choice.reason);
   const Tensor out = new_tensor(like, std::array<int64_t, 1>{int64_t(length) + 1});

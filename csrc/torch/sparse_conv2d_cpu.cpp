@@ -1,4 +1,5 @@
 // sparse_conv2d on the CPU: check, allocate, hand over to core/sparse_conv2d.cpp or, where that is faster, to torch's convolution.
+#include "core/conv_window.h"
 #include "core/sparse_conv2d_plan.h"
 #include "torch/glue.h"
 

@@ -18,6 +18,7 @@ from sparsekern.ops.grouped_conv2d_packed import explain_packed, grouped_conv2d_
 from sparsekern.topology import check_whole
 
 _compiling = torch.compiler.is_compiling
+_quick = backends.quick_call.grouped_layer if backends.quick_call and backends.missing is None else None
 
 
 def _check(condition: bool, arg: str, rule: str, got: Any) -> None:
@@ -142,6 +143,10 @@ class GroupedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, activation: str | None = None) -> Tensor:
         """``activation(conv(x) + shortcut)``; ``activation`` takes the place of the layer's own for this call."""
+        if shortcut is None and activation is None and _quick is not None and not _compiling():
+            out = _quick(self.__dict__, x)
+            if out is not NotImplemented:
+                return out
         padding: int | tuple[int, int] | str = self.padding
         parameters: dict[str, Any] = self._parameters  # what is not there is parametrized
         everyday = self._packed is None and shortcut is None and activation is None and self.padding_mode == "zeros" and not _compiling()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsekern.nn import SparseLinear, StochasticConv2d
+from sparsekern.nn import GroupedConv2d, SparseLinear, StochasticConv2d
 from sparsekern.ops import OPS, backends, pack_sparse_linear, sparse_linear, sparse_linear_packed
 
 quick = backends.quick_call
@@ -236,3 +238,126 @@ def test_a_convolution_is_called_in_one_step_only_as_its_attributes_allow():
     reflected = StochasticConv2d(32, 16, 3, padding=1, padding_mode="reflect", density=0.3, seed=0).requires_grad_(False)
     for padded in (uneven, reflected):
         assert quick.conv_layer(padded.__dict__, x) is NotImplemented, "padded before the kernel"
+
+
+GROUPS = {  # (in, out, kernel, the rest)
+    "groups": (32, 48, 3, dict(padding=1, groups=4, activation="relu")),
+    "plain_bias": (32, 32, (1, 3), dict(padding=(0, 2), stride=(2, 1), bias=False, groups=8)),
+    "pointwise": (24, 16, 1, dict()),
+    "dilated": (32, 32, 3, dict(padding=2, dilation=2, groups=2)),
+    "wide": (64, 64, 3, dict(stride=2, activation="relu")),
+    "depthwise": (32, 32, 3, dict(padding=1, groups=32)),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_groups_answer_as_the_doors_do(name, layout, dtype, monkeypatch):
+    inputs, outputs, kernel, rest = GROUPS[name]
+    served = 0
+    for images, dense, packed, last_weight in itertools.product((1, 3), ("auto", "never", "always"), (False, True), (False, True)):
+        torch.manual_seed(images)
+        layer = GroupedConv2d(inputs, outputs, kernel, dtype=dtype, **rest).requires_grad_(False)
+        layer = layer.to(memory_format=torch.channels_last) if last_weight else layer
+        x = torch.randn(images, inputs, 9, 7, dtype=dtype).contiguous(memory_format=layout)
+        with backends.use(backends.serves("grouped_conv2d"), dense=dense):
+            layer = layer.pack(x.shape) if packed else layer
+            out = quick.grouped_layer(layer.__dict__, x)
+            with monkeypatch.context() as patch:
+                patch.setattr(sys.modules["sparsekern.nn.grouped_conv2d"], "_quick", None)
+                want = layer(x)
+            if out is NotImplemented:
+                assert dtype == torch.bfloat16 or (packed and (dense == "always" or layout == torch.contiguous_format))
+                out = layer(x)
+            else:
+                served += 1
+            assert torch.equal(out, layer(x))
+        assert torch.equal(out, want) and out.stride() == want.stride() and out.dtype == dtype
+        weight, bias = layer.weight.double(), None if layer.bias is None else layer.bias.double()
+        window = layer.stride, layer.padding, layer.dilation, layer.groups
+        truth, size = (F.conv2d(f(x.double()), f(weight), bias if bias is None else f(bias), *window) for f in (torch.clone, torch.abs))
+        truth = truth.relu() if layer.activation == "relu" else truth
+        stored = 2**-8 if dtype == torch.bfloat16 else 0
+        assert ((out.double() - truth).abs() <= ((weight[0].numel() + 4) * 2**-24 + stored) * size).all()
+    least = 1 if dtype == torch.bfloat16 else 12 if layout == torch.contiguous_format else 20  # of 24
+    assert served >= least, served
+
+
+def test_groups_are_called_in_one_step_only_as_their_attributes_allow():
+    layer, x = GroupedConv2d(32, 16, 3, padding=1, groups=4), torch.randn(2, 32, 6, 6).contiguous(memory_format=torch.channels_last)
+
+    def everyday(x=x, layer=layer):
+        return quick.grouped_layer(layer.__dict__, x) is not NotImplemented
+
+    assert not everyday(), "the weight wants a gradient"
+    assert layer(x).requires_grad
+    with torch.no_grad():
+        assert everyday()
+    layer.requires_grad_(False)
+    assert everyday() and not everyday(x.clone().requires_grad_())
+    for state in (Listening(), Replacing(), torch.autocast("cpu", torch.bfloat16), forward_ad.dual_level(), backends.use("reference")):
+        with state:
+            assert not everyday(), state
+    with torch.profiler.profile():
+        assert not everyday()
+    others = (
+        x.double(),
+        x.bfloat16(),
+        x[0],
+        x[..., ::2],
+        x[:0],
+        x[:, :16],
+        torch._neg_view(x),
+        x.as_subclass(Subclass),
+        x.to("meta"),
+        x[:, :, :1, :1],
+    )
+    assert not any(map(everyday, others)), "another dtype, layout, size, no image, taps that meet no pixel"
+    for other in (x[0], x[..., ::2], x[:0], torch._neg_view(x), x[:, :, :1, :1]):
+        torch.testing.assert_close(layer(other), layer.to_dense()(other))
+    with pytest.raises(ValueError, match="grouped_conv2d: x must be"):
+        layer(x[:, :16])
+    with torch.no_grad():
+        layer.weight.mul_(2)
+        torch.testing.assert_close(layer(x), layer.to_dense()(x))
+    torch.testing.assert_close(layer(x, layer(x)), 2 * layer.to_dense()(x))
+    torch.testing.assert_close(layer(x, None, "relu"), layer.to_dense()(x).relu())
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", torch.nn.Identity())
+    assert not everyday(), "parametrized"
+    torch.nn.utils.parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    for attribute, value in {"stride": (0, 1), "padding": (-1, 0), "dilation": (2**40, 1), "groups": 3, "activation": "gelu"}.items():
+        before = getattr(layer, attribute)
+        setattr(layer, attribute, value)
+        assert not everyday(), attribute
+        with pytest.raises(ValueError, match=f"{'weight' if attribute == 'groups' else attribute} must be|x must be"):
+            layer(x)
+        setattr(layer, attribute, before)
+    assert everyday()
+    word = GroupedConv2d(32, 16, 3, padding="same", groups=4).requires_grad_(False)
+    reflected = GroupedConv2d(32, 16, 3, padding=1, padding_mode="reflect", groups=4).requires_grad_(False)
+    for padded in (word, reflected):
+        assert not everyday(layer=padded), "padded before the kernel"
+        torch.testing.assert_close(padded(x), padded.to_dense()(x))
+
+
+def test_packed_groups_are_called_in_one_step_too():
+    layer, x = GroupedConv2d(32, 16, 3, padding=1, groups=4).pack(), torch.randn(2, 32, 6, 6).contiguous(memory_format=torch.channels_last)
+
+    def everyday(x=x):
+        return quick.grouped_layer(layer.__dict__, x) is not NotImplemented
+
+    assert not everyday(), "a packed layer is not trained"
+    with pytest.raises(ValueError, match="unpacked to be trained"):
+        layer(x)
+    layer.eval()
+    assert everyday() and not layer(x).requires_grad and not everyday(x.clone().requires_grad_()) and not everyday(x.contiguous())
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+    layer._packed[40] += 1
+    assert not everyday(), "the pack was written"
+    with pytest.raises(ValueError, match="packed must be made by pack_grouped_conv2d"):
+        layer(x)
+    layer.groups = 8
+    layer.pack()
+    layer.groups = 4
+    assert not everyday(), "the pack is of other groups"
