@@ -51,7 +51,7 @@ EXPERIMENTS = {
     "patterns/junction_densities": "Sparse connectivity patterns, figure 3 (b, c): Morse code, how junctions share connections",
     "patterns/scatter": "Sparse connectivity patterns, section 3: Morse code, accuracy against scatter",
     "digits/density": "Digits of 8 x 8 pixels: accuracy against density, real images in seconds",
-    "deep-roots/accuracy": "Deep Roots, tables 2 and 8: accuracy of Network in Network in groups (with CIFAR-10)",
+    "deep-roots/accuracy": "Deep Roots, tables 2, 4 to 6 and 8: accuracy of networks in groups (with CIFAR-10 or ImageNet)",
     "sis/accuracy": "StochasticNet in StochasticNet, tables 1 and 2: accuracy (with CIFAR-10 or SVHN)",
     "simplenet/accuracy": "SimpleNet, tables 1 to 4 and 6: accuracy (with CIFAR, MNIST or SVHN)",
 }

@@ -4,6 +4,7 @@ from sparsekern.train import recipes
 from sparsekern.train.checkpoint import load_checkpoint, save_checkpoint
 from sparsekern.train.data import DATA, TrainingData, load_data
 from sparsekern.train.dynamic import DrawnAnew, MovingConnections
+from sparsekern.train.folders import ImageFolders
 from sparsekern.train.loop import Trained, train
 from sparsekern.train.model import build_model
 from sparsekern.train.recipe import Optimiser, Recipe, Schedule, get_recipe, list_recipes, register_recipe
@@ -11,6 +12,7 @@ from sparsekern.train.recipe import Optimiser, Recipe, Schedule, get_recipe, lis
 __all__ = [
     "DATA",
     "DrawnAnew",
+    "ImageFolders",
     "MovingConnections",
     "Optimiser",
     "Recipe",

@@ -14,7 +14,10 @@ from torch import Tensor
 from sparsekern import data as sets
 from sparsekern.data.augment import mirror, pad_crop
 from sparsekern.data.samples import Samples
+from sparsekern.train.folders import ImageFolders
 from sparsekern.train.recipe import Recipe, fold_seed
+
+AUGMENT = ("none", "pad_crop_mirror")
 
 
 @dataclass(frozen=True)
@@ -25,15 +28,20 @@ class TrainingData:
     val: Samples
     augment: str = "none"
     mean: Tensor | None = None  # [C, H, W] of the training images, in 0..1
+    val_step: int = 500  # images judged at a time
 
-    def batch(self, indices: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Training images ``[B, ...]`` float32 and labels ``[B]``; the same for the same indices and seed."""
+    def __post_init__(self) -> None:
+        if self.augment not in AUGMENT:
+            raise ValueError(f"train: augment must be one of {AUGMENT} for images in memory; got {self.augment!r}")
+
+    def batch(self, indices: Tensor, seed: int, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """``part`` of the training images ``[B, ...]`` float32 and labels ``[B]`` of a batch; the same for the same indices and seed."""
         x, y = self.train[indices]
         x = self._prepared(x)
         if self.augment == "pad_crop_mirror":
             draw = torch.Generator().manual_seed(seed)
             x = mirror(pad_crop(x, 4, generator=draw), generator=draw)
-        return x, y
+        return x[part], y[part]
 
     def val_batch(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         x, y = self.val[slice(first, last)]
@@ -65,18 +73,25 @@ def _files(read: Callable[..., Samples], path: Path | None, check: bool, split: 
     return read(path, split, check=check), read(path, "test", check=check)
 
 
+def _imagenet(path: Path | None, check: bool, **options: Any) -> tuple[sets.ImageNet, sets.ImageNet]:
+    if path is None:
+        raise ValueError("train: data must be given for imagenet: the folder that holds train and val, --data FOLDER; got none")
+    return sets.ImageNet(path, "train", check=check), sets.ImageNet(path, "val", check=check)
+
+
 #: Name of a data set to ``(path, check, **data_options) -> (train, val)``.
-DATA: dict[str, Callable[..., tuple[Samples, Samples]]] = {
+DATA: dict[str, Callable[..., tuple[Any, Any]]] = {
     "morse": _morse,
     "digits": _digits,
     "mnist": partial(_files, sets.mnist),
     "cifar10": partial(_files, sets.cifar10),
     "cifar100": partial(_files, sets.cifar100),
     "svhn": partial(_files, sets.svhn),
+    "imagenet": _imagenet,
 }
 
 
-def load_data(recipe: Recipe, path: str | Path | None = None, *, check: bool = True) -> TrainingData:
+def load_data(recipe: Recipe, path: str | Path | None = None, *, check: bool = True) -> TrainingData | ImageFolders:
     """Read or draw the data set of a recipe.
 
     Args:
@@ -95,6 +110,8 @@ def load_data(recipe: Recipe, path: str | Path | None = None, *, check: bool = T
         torch.Size([4, 1, 8, 8])
     """
     train, val = DATA[recipe.data](None if path is None else Path(path), check, **recipe.data_options)
+    if isinstance(train, sets.ImageNet):
+        return ImageFolders(train, val, recipe.augment, **recipe.data_options)
     mean = None
     if recipe.centre:
         total = sum(part.double().sum(0) for part in train.x.split(4096))

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from sparsekern.train.checkpoint import load_checkpoint, need_safetensors, save_checkpoint, under_prefix, with_prefix
 from sparsekern.train.data import TrainingData, load_data
 from sparsekern.train.dynamic import Fixed
+from sparsekern.train.folders import ImageFolders
 from sparsekern.train.log import plot_curves, write_log
 from sparsekern.train.model import build_model
 from sparsekern.train.optimiser import expected_shapes, make_optimiser, optimiser_tensors, restore_optimiser
@@ -28,7 +29,7 @@ from sparsekern.train.parallel import Processes, own_device, processes
 from sparsekern.train.recipe import Recipe, fold_seed
 from sparsekern.train.show import Quiet
 
-VAL_BATCH = 500
+AUXILIARY = 0.3  # of the loss of an auxiliary classifier: Szegedy et al., "Going deeper with convolutions", 2014
 LAST, BEST = "last.safetensors", "best.safetensors"
 
 
@@ -51,7 +52,7 @@ class Trained:
 
 def train(
     recipe: Recipe,
-    data: TrainingData | None = None,
+    data: TrainingData | ImageFolders | None = None,
     *,
     path: str | Path | None = None,
     check: bool = True,
@@ -63,6 +64,7 @@ def train(
     dynamic: Fixed | None = None,
     prepare: Callable[[nn.Module], None] | None = None,
     checkpoint_every: int | None = None,
+    record: bool = True,
     show: Quiet | None = None,
 ) -> Trained:
     """Train the network of a recipe.
@@ -79,6 +81,7 @@ def train(
         dynamic: a changing topology, see :mod:`sparsekern.train.dynamic`.
         prepare: called with the fresh network, for example to set connections of one's own.
         checkpoint_every: steps between two checkpoints, beside the one after every epoch.
+        record: False writes ``last.safetensors`` alone, to resume from.
         show: where progress goes, for example :class:`~sparsekern.train.show.Live`.
 
     Under ``torchrun`` every process takes its part of each batch, and the loss is that of one process with the whole batch; batch-norm
@@ -105,7 +108,7 @@ def train(
         if prepare is not None:
             prepare(model)
         trainer = Trainer(recipe, data, model, seed=seed, device=device, amp=amp, dynamic=dynamic or Fixed(), group=group)
-        trainer.out, trainer.checkpoint_every = (None if out is None else Path(out)), checkpoint_every
+        trainer.out, trainer.checkpoint_every, trainer.record = (None if out is None else Path(out)), checkpoint_every, record
         trainer.show = show if show is not None and group.first else Quiet()
         if trainer.out is not None:
             trainer.open_out(resume)
@@ -118,7 +121,7 @@ class Trainer:
     def __init__(
         self,
         recipe: Recipe,
-        data: TrainingData,
+        data: TrainingData | ImageFolders,
         model: nn.Module,
         *,
         seed: int,
@@ -131,15 +134,16 @@ class Trainer:
         self.dynamic, self.group = dynamic, group
         self.model = model.to(device)
         self.optimiser = make_optimiser(recipe.optimiser, self.model)
-        self.dynamic.begin(self.model, self.optimiser, group, seed)
-        self.net = group.wrap(self.model)
         self.batches = self._batches(len(data.train))
+        self.dynamic.begin(self.model, self.optimiser, group, seed, self.batches)
+        self.net = group.wrap(self.model)
         self.epoch = self.batch_number = 0  # where training stands: the next batch
         self.sums = torch.zeros(3, dtype=torch.float64)  # loss, correct, samples of this epoch so far, of this process
         self.seconds = 0.0
         self.rows: list[dict[str, Any]] = []
         self.out: Path | None = None
         self.checkpoint_every: int | None = None
+        self.record = True
         self.show = Quiet()
         self._facts: dict[str, Any] | None = None
 
@@ -207,21 +211,22 @@ class Trainer:
     def _step(self, indices: Tensor) -> None:
         step = self._step_number
         self._seed_generators(fold_seed(self.seed, "step", step, self.group.rank))
-        x, y = self.data.batch(indices, fold_seed(self.seed, "augment", step))
-        part = self.group.part(len(indices))
-        x, y = x[part].to(self.device), y[part].to(self.device)
+        x, y = self.data.batch(indices, fold_seed(self.seed, "augment", step), self.group.part(len(indices)))
+        x, y = x.to(self.device), y.to(self.device)
         rate = self._rate(step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.dynamic.before_forward(step, self._steps)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             scores = self.net(x)
-        total = F.cross_entropy(scores.float(), y, reduction="sum")
+        scores, *auxiliary = scores if isinstance(scores, tuple) else (scores,)
+        own = F.cross_entropy(scores.float(), y, reduction="sum")
+        total = own + sum(AUXILIARY * F.cross_entropy(one.float(), y, reduction="sum") for one in auxiliary)
         self.optimiser.zero_grad()
         (total * (self.group.world / len(indices))).backward()  # processes are averaged: together the mean over the whole batch
         if not self.dynamic.instead_of_step(step, self._steps):
             self.optimiser.step()
-        loss = total.item()
+        loss = own.item()
         if not math.isfinite(loss):
             raise ArithmeticError(f"train: loss must be finite; got {loss} in step {step}")
         self.sums += torch.tensor([loss, (scores.argmax(1) == y).sum().item(), len(y)], dtype=torch.float64)
@@ -240,8 +245,8 @@ class Trainer:
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64)
         part = self.group.part(len(self.data.val))
-        for first in range(part.start, part.stop, VAL_BATCH):
-            x, y = self.data.val_batch(first, min(first + VAL_BATCH, part.stop))
+        for first in range(part.start, part.stop, self.data.val_step):
+            x, y = self.data.val_batch(first, min(first + self.data.val_step, part.stop))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
                 scores = self.model(x.to(self.device)).float()
             y = y.to(self.device)
@@ -281,13 +286,13 @@ class Trainer:
         at = {"epoch": self.epoch, "batch_number": self.batch_number, "sums": sums.tolist(), "seconds": self.seconds}
         facts = {"run": self.facts(), "at": at, "rows": self.rows}
         whole = model | with_prefix("optimiser", optimiser_tensors(self.optimiser, self.model))
-        if best:  # first: stopped in between, the epoch is repeated, and the best with it
+        if best and self.record:  # first: stopped in between, the epoch is repeated, and the best with it
             save_checkpoint(self.out / BEST, model, facts)
         save_checkpoint(self.out / LAST, whole | with_prefix("topology", self.dynamic.tensors()), facts)
 
     def write_record(self) -> None:
         """The log, and the curves once all epochs are there; both come from the rows of the last checkpoint alone."""
-        if self.out is None or not self.group.first:
+        if self.out is None or not self.record or not self.group.first:
             return
         write_log(self.out, self.facts(), self.rows)
         if self.epoch < self.recipe.epochs:

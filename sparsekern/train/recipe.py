@@ -55,7 +55,7 @@ class Recipe:
         optimiser, schedule, epochs, batch: as usual; ``batch`` is that of all processes together.
         options: of ``create_model``.
         data_options: of the data set.
-        augment: ``"none"`` or ``"pad_crop_mirror"``.
+        augment: ``"none"`` or ``"pad_crop_mirror"``; of ImageNet, ``"crop_mirror"`` or ``"full_imagenet"``.
         centre: subtract the mean image of the training set.
         bias: what the biases of linear layers start at; None: what the model gives them.
         bn_momentum: of every batch-norm, in torch's sense (weight of the new batch); None: the model's own.

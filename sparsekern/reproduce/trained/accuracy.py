@@ -1,4 +1,4 @@
-"""The accuracy columns of three papers' tables, trained on the user's files of CIFAR, MNIST and SVHN."""
+"""The accuracy columns of three papers' tables, trained on the user's files of CIFAR, MNIST, SVHN and ImageNet."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ SIMPLENET = {
     "310k": ("simplenet/table6/310K", ("cifar10", "mnist", "svhn", "cifar100")),
     "460k": ("simplenet/table6/460K", ("cifar10", "cifar100")),
 }
+IMAGENET = {"deep_roots_resnet50": "ResNet-50", "deep_roots_resnet200": "ResNet-200", "deep_roots_googlenet": "GoogLeNet"}  # top-1
 ALONE = {"5m_mnist": "99.75", "5m_svhn": "98.21"}  # tables 3 and 4, which print nothing else of the net
 
 
@@ -25,7 +26,16 @@ def _deep_roots_points(preset: str) -> list[Point]:
     for row in paper_rows("deep_roots_nin"):
         facts = {"FLOPs 1e8": f"{row['flops'] / 1e8:.2f}", "parameters": f"{row['params']:,}"}
         printed = float(row["printed"]["accuracy"])
-        points.append(Point(row["row"], get_recipe(f"deep-roots/{row['model']}"), row["flops"] / 1e8, printed, facts=facts))
+        recipe = get_recipe(f"deep-roots/{row['model']}")
+        points.append(Point(row["row"], recipe, row["flops"] / 1e8, printed, panel="NiN, CIFAR-10", facts=facts))
+    for table, net in IMAGENET.items():
+        for row in paper_rows(table):
+            flops, params = row.get("true_flops", row["flops"]), row.get("true_params", row["params"])
+            facts = {"FLOPs 1e8": f"{flops / 1e8:.2f}", "parameters": f"{params:,}"}
+            told = row["printed"]
+            printed = float(told["top1"]) if "top1" in told else round(1 - float(told["top1_err"]), 4)
+            recipe = get_recipe(f"deep-roots/{row['model']}")
+            points.append(Point(f"{net} {row['row']}", recipe, flops / 1e8, printed, panel=f"{net}, ImageNet", facts=facts))
     return points
 
 
@@ -56,8 +66,9 @@ def _simplenet_points(preset: str) -> list[Point]:
 
 
 DEEP_ROOTS = Experiment(
-    "deep-roots/accuracy", "Network in Network in filter groups on CIFAR-10: accuracy against FLOPs",
-    paper_table("deep_roots_nin")["source"], _deep_roots_points, "FLOPs x 10^8", split="test",
+    "deep-roots/accuracy", "Networks in filter groups: accuracy (top-1) against FLOPs",
+    "Deep Roots: Improving CNN Efficiency with Hierarchical Filter Groups, tables 2, 4, 5, 6 and 8", _deep_roots_points,
+    "FLOPs x 10^8", split="test",
 )  # fmt: skip
 SIS = Experiment(
     "sis/accuracy", "StochasticNet in StochasticNet: accuracy against synapses",

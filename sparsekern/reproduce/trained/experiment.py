@@ -24,7 +24,6 @@ class Point:
         panel: of the plot.
         tables: ``seed -> [index table of junction 1, 2, ...]``, connections to train with in place of the drawn ones.
         facts: further columns.
-        seeds: how many of the seeds are trained; None: all.
     """
 
     label: str
@@ -34,7 +33,6 @@ class Point:
     panel: str = ""
     tables: Callable[[int], list[Tensor]] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    seeds: int | None = None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ SHARED = {
 }
 ONLY_FULL = {(128, 56), (768, 16), (384, 8)}  # between points of which something is claimed
 PRINTED = {(16, 31): 0.36, (16, 63): 0.36, (496, 1): 0.67, (1008, 1): 0.75}
-EVERY_SEED = {(256, 48), (512, 32)}  # a difference of a point is claimed of these; in the reduced preset one seed is enough for others
 
 
 def _label(fan_out: tuple[int, int]) -> str:
@@ -69,7 +68,7 @@ DENSITY = Experiment(
 
 def _junction_points(preset: str) -> list[Point]:
     return [
-        _point(fan_out, fan_out[0] / NEURONS[1], panel=panel, seeds=None if preset == "full" or fan_out in EVERY_SEED else 1)
+        _point(fan_out, fan_out[0] / NEURONS[1], panel=panel)
         for panel, fan_outs in SHARED.items()
         for fan_out in fan_outs
         if preset == "full" or fan_out not in ONLY_FULL

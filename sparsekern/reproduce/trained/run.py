@@ -1,13 +1,16 @@
 """Train the points of an experiment, print the paper beside ours, write numbers and the figure.
 
-Every finished training is kept in ``<out>/<experiment>_runs.json``: what was stopped goes on where it was.
+Every finished training is kept in ``<out>/<experiment>_runs.json``, and one under way in a checkpoint of its last epoch beside it: what
+was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,7 @@ from torch import nn
 
 from sparsekern.measure.machine import machine_card
 from sparsekern.reproduce.trained.experiment import Claim, Experiment, Point, Result, Results
-from sparsekern.train import TrainingData, load_data, train
+from sparsekern.train import ImageFolders, TrainingData, load_data, train
 from sparsekern.train.checkpoint import write_whole
 from sparsekern.train.recipe import Recipe, fold_seed
 from sparsekern.train.show import Quiet
@@ -87,7 +90,7 @@ def _train_all(
 ) -> tuple[Results, list[str]]:
     """Results by label, and one line per point whose data are not there."""
     done = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    data: dict[str, TrainingData | str] = {}
+    data: dict[str, TrainingData | ImageFolders | str] = {}
     results, missing = {}, []
     for point in points:
         found = _data_of(point.recipe, args, data)
@@ -95,19 +98,27 @@ def _train_all(
             missing.append(found)
             continue
         accuracies = {}
-        for seed in seeds[: point.seeds]:
+        for seed in seeds:
             key = f"{point.label}, seed {seed}, {_key(point, seed, found):08x}"
             if key not in done:
+                under_way = kept.with_suffix("") / f"{_key(point, seed, found):08x}_{seed}" if find_spec("safetensors") else None
                 show = _Line(console, f"{point.label}, seed {seed}")
-                trained = train(point.recipe, found, seed=seed, show=show, prepare=_prepare(point, seed))
-                done[key] = {"best": trained.best, "last": trained.last, "seconds": sum(row["seconds"] for row in trained.rows)}
+                trained = train(
+                    point.recipe, found, seed=seed, show=show, prepare=_prepare(point, seed), out=under_way, resume=True, record=False
+                )
+                seconds = sum(row["seconds"] for row in trained.rows)
+                done[key] = {"best": trained.best, "last": trained.last, "seconds": seconds}
                 write_whole(kept, lambda file: Path(file).write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8"))
+                if under_way is not None:
+                    shutil.rmtree(under_way)
+                told = f"{point.label}, seed {seed}: {trained.best:.4f} in {len(trained.rows)} epochs, {seconds:.0f} s"
+                console.print(told, soft_wrap=True)
             accuracies[seed] = done[key][measure]
         results[point.label] = Result(point, accuracies)
     return results, list(dict.fromkeys(missing))
 
 
-def _data_of(recipe: Recipe, args: Any, cache: dict[str, TrainingData | str]) -> TrainingData | str:
+def _data_of(recipe: Recipe, args: Any, cache: dict[str, TrainingData | ImageFolders | str]) -> TrainingData | ImageFolders | str:
     """The data of a recipe, read once; or why they are not there."""
     key = json.dumps([recipe.data, recipe.data_options, recipe.augment, recipe.centre])
     if key not in cache:
@@ -131,17 +142,17 @@ def _prepare(point: Point, seed: int):
     return prepare
 
 
-def _key(point: Point, seed: int, data: TrainingData) -> int:
+def _key(point: Point, seed: int, data: TrainingData | ImageFolders) -> int:
     """Everything that decides the accuracy."""
     tables = [table.tolist() for table in point.tables(seed)] if point.tables else None
     return fold_seed(json.dumps(point.recipe.facts(), sort_keys=True), json.dumps(data.facts()), tables)
 
 
 class _Line(Quiet):
-    """One line per training, at its end; on a terminal the epoch of the moment."""
+    """On a terminal, the epoch of the moment."""
 
     def __init__(self, console: Console, label: str) -> None:
-        self.console, self.label, self.rows = console, label, []
+        self.label = label
         self.status = console.status(label) if console.is_terminal else None
 
     def begin(self, title: str, epoch: int, epochs: int, step: int, steps: int) -> None:
@@ -149,16 +160,9 @@ class _Line(Quiet):
             self.status.start()
             self.status.update(f"{self.label}: epoch {epoch + 1} of {epochs}")
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-
     def end(self) -> None:
         if self.status:
             self.status.stop()
-        if self.rows:
-            best = max(row["val_accuracy"] for row in self.rows)
-            seconds = sum(row["seconds"] for row in self.rows)
-            self.console.print(f"{self.label}: {best:.4f} in {len(self.rows)} epochs, {seconds:.0f} s", soft_wrap=True)
 
 
 # ---- what is said
@@ -196,7 +200,7 @@ def _print(console: Console, experiment: Experiment, results: Results, claims: S
 def _caption(experiment: Experiment, results: Results, args: Any, seeds: Sequence[int]) -> str:
     recipe = next(iter(results.values())).point.recipe
     size = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in recipe.data_options.items())
-    return f"up to {len(seeds)} seeds, {recipe.epochs} epochs" + (f", {size}" if size else "") + f"; {experiment.measured}"
+    return f"{len(seeds)} seeds, {recipe.epochs} epochs" + (f", {size}" if size else "") + f"; {experiment.measured}"
 
 
 def _document(
