@@ -13,14 +13,15 @@ from typing import Any
 from sparsekern.drawing import BLUE, RUST, new_figure, save
 from sparsekern.train.checkpoint import write_whole
 
+COLUMNS = ("epoch", "steps", "rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "samples_per_s")
+
 
 def write_log(out: Path, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """``log.csv`` with a line per epoch, and ``log.json`` with the same and what was trained. Rewritten whole: no epoch is in it twice."""
     text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     document = json.dumps({**facts, "epochs": list(rows)}, indent=1) + "\n"
     for name, content in (("log.csv", text.getvalue()), ("log.json", document)):
         write_whole(out / name, partial(_write_text, content))

@@ -101,6 +101,8 @@ def test_killed_between_two_files(tmp_path, monkeypatch, file):
         good, found = load_checkpoint(tmp_path / "whole" / name)[0], load_checkpoint(out / name)[0]
         assert good.keys() == found.keys() and all(torch.equal(good[key], found[key]) for key in good), name
     assert json.loads((out / "log.json").read_text(encoding="utf-8"))["epochs"] == resumed.rows and len(resumed.rows) == 2
+    heads = [(folder / "log.csv").read_text(encoding="utf-8").partition("\n")[0] for folder in (tmp_path / "whole", out)]
+    assert heads[0] == heads[1] and heads[0].startswith("epoch,steps,rate,train_loss")
     assert (out / "log.csv").read_text(encoding="utf-8").count("\n") == 3 and (out / "curves.png").stat().st_size > 5000
 
 
