@@ -227,7 +227,7 @@ def explain_linear(
         panels = cuda_cost.is_panels(door, rows, tuple(block_size))
         kernel = "shared words" if tuple(block_size) == (1, 1) else "picked lines" if panels else "matrix blocks"
         e = cuda_cost.linear(door, rows, in_features, tuple(index_shape), tuple(block_size), dtype, tf32, card)
-        kernel += f", {e.way}" if e.way else ""
+        kernel = f"{e.way} lines" if e.way else kernel
         out[door] = {
             "kernel": "dense" if takes_torch(e, torch.device(device)) else kernel,
             "ours_us": round(e.ours_us, 1),

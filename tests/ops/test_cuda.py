@@ -361,7 +361,7 @@ def test_wide_panels_go_by_wgmma_where_a_card_has_it():
         assert way(**other) == "", other
     assert [cuda_cost.tile_of_wide_panels(rows, 6, 128, 132) for rows in (4096, 8192)] == [(128, 128), (128, 256)]
     kernels = [cuda.explain_linear(rows, 4096, index, block, torch.bfloat16, "cpu")["forward"]["kernel"] for rows in (4096, 64)]
-    assert kernels == ["picked lines, wgmma", "picked lines"]
+    assert kernels == ["wgmma lines", "picked lines"]
 
 
 def test_the_way_is_handed_to_the_kernel(monkeypatch):
@@ -420,6 +420,7 @@ def test_explain_on_a_gpu_prints_both_estimates(monkeypatch, provider):
     assert text.startswith("GroupedConv2d 96 -> 192") and text.count("modelled: ") == 3 and f"served by {provider}" in text
     text = sk.SparseLinear(4096, 4096, density=0.1, block_size=64).to(torch.bfloat16).explain(rows=4096)
     assert text.count("estimated") == 3 and "matrix blocks" in text
+    assert "wgmma lines    est" in sk.SparseLinear(4096, 4096, density=0.1, block_size=(128, 1)).to(torch.bfloat16).explain(rows=4096)
     assert "dense" in sk.SparseLinear(512, 512, density=0.5).to(torch.bfloat16).explain(rows=4096)
     assert "reference" in sk.SparseLinear(64, 64, density=0.5).double().explain()
     text = sk.StochasticConv2d(96, 192, 5, padding=2, density=0.067).explain((128, 96, 16, 16))
