@@ -40,7 +40,7 @@ void run(int N, bool by_row) {
 int main() {
   check::in_every_way([](const char* way) {
     try {
-      run<64>(43, true), run<128>(131, false);
+      run<64>(139, true), run<128>(131, false);
     } catch (const emu::Fault& fault) {
       check::fail("fault: %s, %s", fault.what(), way);
     }
