@@ -11,7 +11,12 @@ is the key by which rows of two runs are compared. FLOPs count multiply and add 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LINEAR_SHAPES = ((3072, 768), (768, 3072), (4096, 512), (784, 224), (64, 1024), (1024, 64))  # (in, out)
 LINEAR_DENSITIES = (0.5, 0.25, 0.1, 0.05, 0.01)
@@ -62,7 +67,7 @@ class Case:
     quick: bool = field(default=False, kw_only=True, compare=False)
     runs: tuple[tuple[str, str], ...] = field(default=(("fwd", "hot"),), kw_only=True, compare=False)  # (mode, cache), by default
 
-    def with_(self, **changes) -> Case:
+    def with_(self, **changes: Any) -> Self:
         """The same case with other values: ``case.with_(batch=8)``."""
         return replace(self, **changes)
 
@@ -179,6 +184,9 @@ class GemmCase(Case):
         return {"m": self.m, "k": self.k, "n": self.n}
 
 
+AnyCase = LinearCase | ConvCase | GemmCase
+
+
 # what `bench check` asserts: (layer, groups) and (layer, granularity, share, density), one image
 QUICK_GROUPS = (("nin_conv2a", 8), ("nin_conv2a", 16), ("nin_conv3a", 4), ("nin_conv3a", 8), ("rn_128_28", 8), ("rn_256_14", 4))
 QUICK_MASKS = (
@@ -200,7 +208,7 @@ def linear_cases() -> list[LinearCase]:
     ]
 
 
-def _linear(shape: tuple[int, int], batch: int, density: float, **more) -> LinearCase:
+def _linear(shape: tuple[int, int], batch: int, density: float, **more: Any) -> LinearCase:
     """The case of one layer; the feed-forward shapes also as a training step and with cold weights, where those differ most."""
     case = LinearCase(f"{shape[0]}-{shape[1]}", batch, in_features=shape[0], out_features=shape[1], density=density, **more)
     runs = [("fwd", "hot")]
@@ -273,7 +281,7 @@ def conv_cases() -> list[ConvCase]:
     """Filter groups, in both layouts, and stochastic masks, whose rows of the other layout are timed beside them ("ours_other")."""
     cases = []
     for name, (channels, out_channels, size, kernel, padding, all_groups) in CONV_LAYERS.items():
-        shape = dict(channels=channels, out_channels=out_channels, size=size, kernel=kernel, padding=padding)
+        shape: dict[str, Any] = dict(channels=channels, out_channels=out_channels, size=size, kernel=kernel, padding=padding)
         for batch in CONV_BATCHES:
             for layout in ("nchw", "channels_last"):
                 for groups in all_groups:
@@ -308,7 +316,9 @@ def _other_conv_cases() -> list[ConvCase]:
     """Layers that the papers' nets do not have, padded so that a stride of 1 keeps the map's size."""
     cases = []
     for name, (channels, out_channels, size, kernel, stride, dilation, all_groups) in OTHER_CONV_LAYERS.items():
-        shape = dict(channels=channels, out_channels=out_channels, size=size, kernel=kernel, stride=stride, dilation=dilation)
+        shape: dict[str, Any] = dict(
+            channels=channels, out_channels=out_channels, size=size, kernel=kernel, stride=stride, dilation=dilation
+        )
         for batch in CONV_BATCHES:
             for layout in ("nchw", "channels_last"):
                 padding = dilation * (kernel // 2)
@@ -334,8 +344,8 @@ def gemm_cases() -> list[GemmCase]:
 
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-LAYOUTS = {"linear": ("rows", "features"), "conv": ("nchw", "channels_last"), "gemm": ()}
-BUILDERS = {"linear": linear_cases, "conv": conv_cases, "gemm": gemm_cases}
+LAYOUTS: dict[str, tuple[str, ...]] = {"linear": ("rows", "features"), "conv": ("nchw", "channels_last"), "gemm": ()}
+BUILDERS: dict[str, Callable[[], Sequence[AnyCase]]] = {"linear": linear_cases, "conv": conv_cases, "gemm": gemm_cases}
 
 
 def select(
@@ -347,7 +357,7 @@ def select(
     dtypes: tuple[str, ...] = (),
     layouts: tuple[str, ...] = (),
     quick: bool = False,
-) -> list[Case]:
+) -> list[AnyCase]:
     """The cases of "linear", "conv" or "gemm" that fit.
 
     Args:
@@ -367,7 +377,7 @@ def select(
     for arg, given, allowed in (("dtypes", dtypes, DTYPES), ("layouts", layouts, LAYOUTS[kind])):
         if not set(given) <= set(allowed):
             raise ValueError(f"bench: {arg} of {kind} must be among {', '.join(allowed) or 'none'}; got {', '.join(given)}")
-    chosen: dict[str, Case] = {}
+    chosen: dict[str, AnyCase] = {}
     printed = {f"{density:.3g}" for density in densities}
     known = {case.id: case for case in BUILDERS[kind]()}
     for base in known.values():

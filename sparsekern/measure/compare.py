@@ -39,7 +39,7 @@ def compare(a: Iterable[Row], b: Iterable[Row]) -> tuple[list[Comparison], list[
     first = {row.key: row for row in a if row.p50_us}
     second = {row.key: row for row in b if row.p50_us}
     both = [
-        Comparison(key, row.p50_us, second[key].p50_us, VERDICTS[judge(_interval(second[key]), _interval(row))])
+        Comparison(key, row.interval_us[1], second[key].interval_us[1], VERDICTS[judge(second[key].interval_us, row.interval_us)])
         for key, row in first.items()
         if key in second
     ]
@@ -76,9 +76,6 @@ def check(rows: Iterable[Row], committed: Iterable[Row] = ()) -> list[Check]:
         for rival, floor in floors.items():
             if rival in row.ratios:
                 old = before.get(row.key, {}).get(rival)
-                checks.append(Check(row.key, rival, tuple(row.ratios[rival]), floor, old[1] if old else None))
+                low, middle, high = row.ratios[rival]
+                checks.append(Check(row.key, rival, (low, middle, high), floor, old[1] if old else None))
     return checks
-
-
-def _interval(row: Row) -> tuple[float, float, float]:
-    return row.p20_us, row.p50_us, row.p80_us

@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsekern.measure.protocol import SAME_WITHIN
 from sparsekern.measure.rows import Row
@@ -170,7 +170,7 @@ def _draw(page: tuple[str, ...], found: list[Curve], file: Path) -> None:
     batches = sorted({curve.batch for curve in found})
     size = 1.2 + 2.5 * len(batches), 1.3 + 2.15 * len(layers)
     figure, grid = plt.subplots(len(layers), len(batches), figsize=size, squeeze=False, sharex="row", sharey="row", layout="constrained")
-    handles: dict[str, object] = {}
+    handles: dict[str, Any] = {}
     for axes in grid.flat:
         axes.set_visible(False)
     for curve in found:
@@ -233,7 +233,7 @@ def _in_words(name: str, ratios: list[tuple[float, float]]) -> str:
     return f"{LINES[name][0]}: wins {what}"
 
 
-def _lines(axes, curve: Curve) -> dict[str, object]:
+def _lines(axes: Any, curve: Curve) -> dict[str, Any]:
     """Draw a line per provider, as times faster than dense; the lines by provider."""
     drawn = {}
     for name, (_, colour, style, width) in LINES.items():

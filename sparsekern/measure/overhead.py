@@ -109,7 +109,7 @@ def checked_calls(pair: Pair, mode: str) -> tuple[dict[str, Callable[[], Any]], 
 
 def _checked(pair: Pair, layer: nn.Module, x: Tensor) -> float:
     """The error of ours against what computes the same densely, relative to the largest magnitude."""
-    parts = list(layer) if isinstance(layer, nn.Sequential) else [layer]
+    parts: list[Any] = list(layer) if isinstance(layer, nn.Sequential) else [layer]
     dense = nn.Sequential(*(part.to_dense() for part in parts))
     with torch.no_grad():
         truth = dense.double()(x.double())
@@ -148,9 +148,9 @@ def overhead_table(rows: list[Row]) -> Table:
         if row.provider != "ours":
             continue
         other = torchs[row.key[:-1]]
-        more_us = row.p50_us - other.p50_us
+        more_us = row.interval_us[1] - other.interval_us[1]
         low, middle, high = row.ratios["torch"]
-        said = protocol.judge((row.p20_us, row.p50_us, row.p80_us), (other.p20_us, other.p50_us, other.p80_us))
+        said = protocol.judge(row.interval_us, other.interval_us)
         out.add_row(
             row.case.split("/")[1], row.sizes["x"], row.mode, f"{row.p50_us:.2f}", f"{other.p50_us:.2f}", f"{more_us:+.2f}",
             f"{middle:.2f}x", f"{low:.2f}..{high:.2f}", f"{row.error:.0e}", said,

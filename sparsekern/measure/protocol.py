@@ -90,7 +90,7 @@ def interleave(
     cpu: dict[str, list[float]] = {name: [] for name in callables}
     with _no_garbage_collection():
         for done in range(rounds):
-            order = list(callables) if done % 2 == 0 else list(reversed(callables))
+            order = list(callables) if done % 2 == 0 else list(callables)[::-1]
             for position, name in enumerate(order):
                 if before_each:
                     before_each()

@@ -6,6 +6,7 @@ A layer's time means little alone; as a share of the roof it says how much is le
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -57,7 +58,7 @@ def _measure_with_torch(seconds: float) -> Roof:
 
     from sparsekern.measure.protocol import one_thread
 
-    def best_rate(work, amount: float) -> float:
+    def best_rate(work: Callable[[], object], amount: float) -> float:
         best, deadline = 0.0, time.perf_counter() + seconds
         while time.perf_counter() < deadline or not best:
             begin = time.perf_counter()

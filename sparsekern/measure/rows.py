@@ -12,9 +12,10 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from sparsekern.measure import protocol
-from sparsekern.measure.cases import Case
+from sparsekern.measure.cases import AnyCase
 from sparsekern.measure.machine import machine_card
 
 Key = tuple[str, str, str, str, str]  # case, mode, cache, threads, provider
@@ -79,6 +80,13 @@ class Row:
         """GF/s of a dense kernel that would take as long."""
         return self.dense_flops / self.p50_us / 1e3 if self.p50_us else None
 
+    @property
+    def interval_us(self) -> tuple[float, float, float]:
+        """p20, median and p80 of a row that was measured; ValueError for one that could not run."""
+        if self.p20_us is None or self.p50_us is None or self.p80_us is None:
+            raise ValueError(f"row: {self.provider} of {self.case} must be measured; got {self.reason}")
+        return self.p20_us, self.p50_us, self.p80_us
+
     def best_rival(self) -> tuple[str, list[float]] | None:
         """The strongest gated rival and our ratio to it; None for rivals and for cases without one."""
         known = {name: self.ratios[name] for name in self.gated if name in self.ratios}
@@ -86,7 +94,7 @@ class Row:
 
 
 def measure(
-    case: Case,
+    case: AnyCase,
     *,
     mode: str = "fwd",
     cold: bool = False,
@@ -119,7 +127,7 @@ def measure(
         raise ValueError("bench: clock must be wall for more than one thread; got cpu")
     setup = SETUPS[case.op](case, mode, layer)
     errors = setup.check()
-    calls = {name: provider.call for name, provider in setup.available.items()}
+    calls = {provider.name: provider.call for provider in setup.providers if provider.call is not None}
     times = protocol.interleave(
         calls,
         rounds=3 * rounds if cold else rounds,
@@ -132,7 +140,8 @@ def measure(
     walls = {name: t.median_us for name, t in times.items()}
     times = {name: t.by(clock) for name, t in times.items()}
     for provider in setup.providers:
-        name, taken = provider.name, {"clock": clock}
+        name = provider.name
+        taken: dict[str, Any] = {"clock": clock}
         if name in times:
             t = times[name]
             taken |= dict(
@@ -211,7 +220,7 @@ def read_rows(path: str | Path) -> list[Row]:
     return rows
 
 
-def _rounded(value):
+def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):

@@ -91,12 +91,12 @@ def memory(rows: Iterable[Row]) -> Table | None:
         if "ours" not in held or "dense" not in held:
             continue
 
-        def cell(provider: str, *parts: str, held=held) -> str:
+        def cell(provider: str, *parts: str, held: dict[str, dict[str, int]] = held) -> str:
             kept = held.get(provider, {})
             size = sum(kept.get(part, 0) for part in parts or kept)
             return f"{size / 1e6:.3g}" if provider in held else "-"
 
-        def share(provider: str, held=held) -> str:
+        def share(provider: str, held: dict[str, dict[str, int]] = held) -> str:
             return f"{sum(held[provider].values()) / sum(held['dense'].values()):.2f}" if provider in held else "-"
 
         csr = held.get("csr")
@@ -123,7 +123,7 @@ def threads(rows: Iterable[Row]) -> Table | None:
         out.add_column(head, justify="right")
     cases: dict[str, dict[int, float]] = {}
     for row in rows:
-        cases.setdefault(f"{row.case} {row.mode} {row.cache} {row.provider}", {})[row.threads] = row.p50_us
+        cases.setdefault(f"{row.case} {row.mode} {row.cache} {row.provider}", {})[row.threads] = row.interval_us[1]
     for name, times in cases.items():
         if len(times) == len(counts):
             out.add_row(name, *(f"{times[count]:.4g}" for count in counts), f"{times[counts[0]] / times[counts[-1]]:.2f}x")
@@ -134,10 +134,10 @@ def versus(ours: Row | None, rival: Row) -> str:
     """How ours did against ``rival``: ``2.3x``, or ``no winner (1.02x)`` where the intervals overlap."""
     if ours is None or rival.provider == ours.provider:
         return ""
-    times = rival.p50_us / ours.p50_us
+    times = rival.interval_us[1] / ours.interval_us[1]
     if rival.provider in ours.ratios:
         times = ours.ratios[rival.provider][1]
-    said = judge((ours.p20_us, ours.p50_us, ours.p80_us), (rival.p20_us, rival.p50_us, rival.p80_us))
+    said = judge(ours.interval_us, rival.interval_us)
     return f"{times:.2f}x" if said in ("faster", "slower") else f"no winner ({times:.2f}x)"
 
 
@@ -173,7 +173,7 @@ def plot(rows: Iterable[Row], path: str | Path, title: str = "") -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    bars = [(row, row.best_rival()) for row in rows if row.ours and row.best_rival()]
+    bars = [(row, best) for row in rows if row.ours and (best := row.best_rival())]
     if not bars:
         raise ValueError("plot: rows must hold a measurement of ours with a rival; got none")
     labels = [f"{row.case}\n{row.mode}, {row.cache}, {row.provider} vs {best[0]}" for row, best in bars]

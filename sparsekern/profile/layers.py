@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,7 +129,7 @@ def profile(
         >>> [(layer.name, layer.kind, layer.flops) for layer in found.layers if layer.flops]
         [('0', 'Linear', 128)]
     """
-    options = {"backward": backward, "rounds": rounds, "twins": twins, "memory": memory}
+    options: dict[str, Any] = {"backward": backward, "rounds": rounds, "twins": twins, "memory": memory}
     name = name or type(model).__name__
     return profile_together({name: model}, example_input, **options)[name]
 
@@ -191,7 +192,8 @@ class _Session:
         counted = self.counted
         forward_ms = _median([t.forward[""] for t in self.timed])
         found = dense_twins(counted.seen, counted.parents, self.backward, rounds) if twins else {}
-        held, counted_before = self._held(), set()
+        held = self._held()
+        counted_before: set[int] = set()
         layers = [self._layer(path, seen, held[path], counted_before, found) for path, seen in reversed(counted.seen.items())][::-1]
         shown = [
             layer
@@ -218,7 +220,9 @@ class _Session:
 
     def _held(self) -> dict[str, list[Tensor]]:
         """By path, the tensors of each module that ran and of those below it that did not, unless a module further below holds them."""
-        counted, held, taken = self.counted, {}, set()
+        counted = self.counted
+        held: dict[str, list[Tensor]] = {}
+        taken: set[int] = set()
         for path in sorted(counted.seen, key=lambda path: -len(_and_above(path))):
             module = counted.seen[path].module
             below = [sub for child, sub in module.named_modules() if child and not counted.saw(path, child)]

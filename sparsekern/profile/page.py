@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from sparsekern.profile.diff import compare
 from sparsekern.profile.layers import Profile
@@ -74,12 +75,14 @@ def _rows(found: Profile, root: Node) -> list[dict]:
 
 def _against(found: Profile, against: Profile) -> dict:
     both, only_first, only_second = compare(found, against)
-    rows, above = [], []
+    rows: list[dict] = []
+    above: list[int] = []
     for number, difference in enumerate(both):
         first, second, depth = difference.first, difference.second, difference.depth
         above = [*above[:depth], number]
         parent = above[depth - 1] if depth else None
-        row = {"id": number, "parent": parent, "depth": depth, "path": difference.path, "name": first.name, "all": parent is None}
+        row: dict[str, Any] = {"id": number, "parent": parent, "depth": depth, "path": difference.path}
+        row |= {"name": first.name, "all": parent is None}
         row |= {"flops": first.flops, "other_flops": second.flops, "total_ms": first.total_ms, "other_ms": second.total_ms}
         row |= {name: getattr(difference, name) for name in ("fewer_flops", "less_time", "realised", "verdict")}
         rows.append(row)

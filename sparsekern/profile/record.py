@@ -76,7 +76,7 @@ def _step(name: str, args: tuple, kwargs: dict, out: Any) -> Step | None:
     out = out[0] if isinstance(out, tuple) else out  # pooling may return indices too
     if kind is None or not isinstance(out, Tensor):
         return None
-    x = args[0] if args else kwargs.get("input")
+    x: Any = args[0] if args else kwargs.get("input")
     if kind == "add":
         other = args[1] if len(args) > 1 else kwargs.get("other")
         two_maps = isinstance(x, Tensor) and isinstance(other, Tensor) and x.shape == other.shape
@@ -132,7 +132,7 @@ class Recorder(TorchFunctionMode):
         self._seen.add(id(parameter))
         return parameter.numel()
 
-    def layer(self, name: str, module: nn.Module, x: Tensor, out: Tensor) -> None:
+    def layer(self, name: str, module: Any, x: Tensor, out: Tensor) -> None:
         """Note one run of a layer with weights."""
         weight = module.weight
         before = self.layers.get(name)
@@ -192,7 +192,7 @@ class Recorder(TorchFunctionMode):
 
         return hook
 
-    def _add_relu(self, name: str, module: nn.Module) -> Callable:
+    def _add_relu(self, name: str, module: Any) -> Callable:
         compute = module.add_relu
 
         def add_relu(x: Tensor, shortcut: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from sparsekern.measure.roof import Roof
 from sparsekern.profile.layers import LayerProfile, Profile
@@ -68,7 +69,7 @@ def read_json(path: str | Path) -> Profile:
         ValueError: ``profile: <file> must be a profile written by --json; got <what is wrong>``
     """
     try:
-        values = json.loads(Path(path).read_text())
+        values: dict[str, Any] = json.loads(Path(path).read_text())
         layers = [LayerProfile(**{k: _tuples(v) for k, v in layer.items() if k in _names(LayerProfile)}) for layer in values["layers"]]
         values |= {"layers": layers, "roof": Roof(**values["roof"])}
         return Profile(**{k: v if k == "layers" else _tuples(v) for k, v in values.items() if k in _names(Profile)})
@@ -91,7 +92,7 @@ def _names(kind: type) -> set[str]:
     return {field.name for field in fields(kind)}
 
 
-def _tuples(value: object) -> object:
+def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 

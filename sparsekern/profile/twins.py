@@ -28,7 +28,7 @@ class Twin:
     speedup: tuple[float, float, float]  # p20, median, p80
 
 
-def dense_twin(module: nn.Module) -> nn.Module | None:
+def dense_twin(module: Any) -> nn.Module | None:
     """A dense layer of the same shape, in the same mode; None for what is dense, or has no such thing.
 
     Example:
@@ -43,13 +43,14 @@ def dense_twin(module: nn.Module) -> nn.Module | None:
         return module.to_dense().train(module.training)
     if isinstance(module, nn.Sequential):  # computes with layers that it does not call
         twins = [dense_twin(child) for child in module]
-        dense = nn.Sequential(*(child if twin is None else twin for child, twin in zip(module, twins)))
-        return dense.train(module.training) if any(twin is not None for twin in twins) else None
+        joined = nn.Sequential(*(child if twin is None else twin for child, twin in zip(module, twins)))
+        return joined.train(module.training) if any(twin is not None for twin in twins) else None
     if type(module) is nn.Conv2d and module.groups > 1:
         weight = module.weight
+        conv: Any = module  # torch types what it stores as tuples of any length
         dense = nn.Conv2d(
-            module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding, module.dilation, 1,
-            module.bias is not None, module.padding_mode, device=weight.device, dtype=weight.dtype,
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, 1,
+            conv.bias is not None, conv.padding_mode, device=weight.device, dtype=weight.dtype,
         )  # fmt: skip
         return dense.train(module.training)
     return None
@@ -70,13 +71,14 @@ def dense_twins(seen: dict[str, Seen], containers: set[str], backward: bool, rou
         key = (repr(layer.module), layer.like, layer.module.training)
         if key not in known:
             known[key] = _measured(layer.module, layer.like, backward, rounds)
-        if known[key] is not None:
-            found[path] = known[key]
+        twin = known[key]
+        if twin is not None:
+            found[path] = twin
     return found
 
 
 def _measured(module: nn.Module, likes: tuple[Like, ...], backward: bool, rounds: int) -> Twin | None:
-    dense = dense_twin(module)
+    dense: Any = dense_twin(module)
     if dense is None:
         return None
     xs = [like.make() for like in likes]

@@ -15,7 +15,7 @@ def paper_table(name: str) -> dict:
         >>> paper_table("deep_roots_nin")["columns"]["cpu_ms"]
         'CPU (ms)'
     """
-    return json.loads(resources.files(__package__).joinpath("data", f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads(resources.files(__package__).joinpath("data").joinpath(f"{name}.json").read_text(encoding="utf-8"))
 
 
 def paper_rows(name: str) -> list[dict]:

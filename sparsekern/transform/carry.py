@@ -63,7 +63,7 @@ def is_pruned(layer: nn.Module, name: str = "weight") -> bool:
 
 
 @torch.no_grad()
-def value(layer: nn.Module, name: str) -> Tensor | None:
+def value(layer: Any, name: str) -> Tensor | None:
     """The parameter as the next call will use it."""
     if is_pruned(layer, name):
         return layer._parameters[f"{name}_orig"] * layer._buffers[f"{name}_mask"]
@@ -71,9 +71,9 @@ def value(layer: nn.Module, name: str) -> Tensor | None:
     return None if found is None else found.detach()
 
 
-def mask_of(layer: nn.Module) -> Tensor | None:
+def mask_of(layer: Any) -> Tensor | None:
     """Bool of the weight's shape: what pruning keeps, else what is not 0; None where that is everything."""
-    mask = layer.weight_mask.bool() if is_pruned(layer) else value(layer, "weight") != 0
+    mask: Any = layer.weight_mask.bool() if is_pruned(layer) else value(layer, "weight") != 0
     return None if bool(mask.all()) else mask
 
 
@@ -82,12 +82,13 @@ def trains(layer: nn.Module, name: str) -> bool:
     return any(p.requires_grad for key, p in layer.named_parameters() if {name, f"{name}_orig"} & {*key.split(".")})
 
 
-def plain(layer: nn.Module) -> nn.Module:
+def plain(layer: Any) -> Any:
     """The layer of torch (or a :class:`GroupedConv2d`) with the same weight and bias, shared, and nothing else: no hooks, no masks."""
     weight, bias = value(layer, "weight"), value(layer, "bias")
     if isinstance(layer, nn.Linear):
         twin: nn.Module = nn.Linear(layer.in_features, layer.out_features, bias is not None, device="meta")
     else:
+        kind: Any
         kind, more = (GroupedConv2d, {"activation": layer.activation}) if isinstance(layer, GroupedConv2d) else (nn.Conv2d, {})
         twin = kind(
             layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups,
@@ -110,7 +111,7 @@ def as_trained(old: nn.Module, new: nn.Module) -> nn.Module:
     return new.train(old.training)
 
 
-def carry_over(old: nn.Module, new: nn.Module) -> nn.Module:
+def carry_over(old: nn.Module, new: Any) -> nn.Module:
     """Give ``new`` the hooks of ``old``, and what somebody has hung on it; returns it."""
     pruning = {key for key, hook in old._forward_pre_hooks.items() if isinstance(hook, BasePruningMethod)}
     for name in HOOKS:
@@ -126,7 +127,7 @@ def carry_over(old: nn.Module, new: nn.Module) -> nn.Module:
     return new
 
 
-def _own_attributes(layer: nn.Module) -> list[str]:
+def _own_attributes(layer: Any) -> list[str]:
     """What somebody has hung on a layer of torch's (or a :class:`GroupedConv2d`) beside what it is made of, or on what it was before."""
     if hasattr(layer, "_carried"):
         return [name for name in layer._carried if name in vars(layer)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,26 +31,29 @@ class RootChain(nn.Sequential):
         self.names, self.gain = names, gain
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, activation: str | None = None) -> Tensor:
-        first, last = self[0], self[-1]
-        options = {
+        convolutions: list[Any] = list(self)
+        first, last = convolutions[0], convolutions[-1]
+        options: dict[str, Any] = {
             "stride": first.stride, "padding": first.padding, "dilation": first.dilation, "groups": first.groups,
             "activation": first.activation, "last_activation": last.activation if activation is None else activation, "shortcut": shortcut,
         }  # fmt: skip
         packed = first._packed is not None
-        tensors = [t for layer in self for t in (layer._packed if packed else layer.weight, layer.bias)]
+        tensors: list[Any] = [t for layer in convolutions for t in (layer._packed if packed else layer.weight, layer.bias)]
         tensors += [None] * (2 * STAGES - len(tensors))
         if packed:
-            refuse_gradients(self, x, shortcut)
-            tensors = [None if t is None else t.detach() for t in tensors]
-            return root_conv2d_packed(x, *tensors, last.out_channels, first.kernel_size, **options)
+            refuse_gradients(convolutions, x, shortcut)
+            one: Any
+            two: Any
+            one, bias1, two, bias2, three, bias3 = (None if t is None else t.detach() for t in tensors)
+            return root_conv2d_packed(x, one, bias1, two, bias2, three, bias3, last.out_channels, first.kernel_size, **options)
         return root_conv2d(x, *tensors, **options)
 
 
-def _can_begin(conv: nn.Module | None) -> bool:
+def _can_begin(conv: Any) -> bool:
     return isinstance(conv, GroupedConv2d) and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
 
-def _can_follow(conv: nn.Module | None) -> bool:
+def _can_follow(conv: Any) -> bool:
     plain = isinstance(conv, GroupedConv2d) and conv.kernel_size == (1, 1) and conv.stride == (1, 1)
     return plain and conv.padding in ((0, 0), 0, "valid", "same")
 
@@ -88,7 +92,7 @@ def fuse_chains(graph: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]], le
     found: dict[tuple, float] = {}
     for chain in find_chains(graph):
         convolutions = [module_of(graph, node) for node in chain]
-        names = tuple(node.target for node in chain)
+        names = tuple(str(node.target) for node in chain)
         shape = shapes.get(names[0])
         if shape is None or len(shape) != 4:
             continue
@@ -105,7 +109,7 @@ def fuse_chains(graph: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]], le
 
 def _gain(chain: RootChain, shape: tuple[int, ...], shortcut: bool) -> float:
     """Time one by one over time together, on random images of this shape in channels_last."""
-    weight = chain[0].weight
+    weight: Any = chain[0].weight
     x = torch.rand(shape, dtype=weight.dtype, device=weight.device).contiguous(memory_format=torch.channels_last)
     end = (torch.rand_like(chain(x)), "relu") if shortcut else ()
 
@@ -119,7 +123,7 @@ def _gain(chain: RootChain, shape: tuple[int, ...], shortcut: bool) -> float:
 
 
 def _put(graph: fx.GraphModule, chain: list[fx.Node], made: RootChain) -> None:
-    parent, _, name = chain[0].target.rpartition(".")
+    parent, _, name = str(chain[0].target).rpartition(".")
     target = add_module(graph, parent, f"{name}_chain", made)
     first, last = chain[0], chain[-1]
     with graph.graph.inserting_before(last):

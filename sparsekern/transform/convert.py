@@ -84,13 +84,14 @@ def convert(
     calls = None if example is None else calls_of(holder, list(chosen), example)
     swaps = sparse_twins(holder.model, chosen, calls, report, seed, rounds)
     if example is not None:
-        leave_misfits(holder, swaps, calls, example, report)
+        leave_misfits(holder, swaps, calls or {}, example, report)
         time_whole(holder, swaps, example, report, rounds)
     Places(holder, modules(swaps)).keep()
     for entry, made in swaps.values():
         entry.swapped, entry.made_by = True, entry.rule.as_made(made)
-    holder.model.report = report
-    return holder.model
+    converted: Any = holder.model
+    converted.report = report
+    return converted
 
 
 # ---- arguments
@@ -120,7 +121,8 @@ def _chosen(model: nn.Module, plan: Plan) -> dict[nn.Module, tuple[str, Rule]]:
     names: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     found = {name: layer for name, layer in names.items() if isinstance(layer, LAYERS)}
     if isinstance(plan, Rule):
-        plan = {lambda name, layer, takes=plan.takes: isinstance(layer, takes): plan}
+        takes = plan.takes
+        plan = {lambda name, layer: isinstance(layer, takes): plan}
     rules: dict[nn.Module, Rule | None] = {}
     for key, rule in plan.items():
         matched = fnmatch.filter(found, key) if isinstance(key, str) else [name for name, layer in found.items() if key(name, layer)]
@@ -130,4 +132,4 @@ def _chosen(model: nn.Module, plan: Plan) -> dict[nn.Module, tuple[str, Rule]]:
             raise ValueError(f"convert: plan must match layers of the model ({known}); got {got}")
         rules |= {found[name]: rule for name in matched}
     first = {layer: name for name, layer in reversed(found.items())}
-    return {layer: (first[layer], rules[layer]) for layer in found.values() if rules.get(layer) is not None}
+    return {layer: (first[layer], rule) for layer in found.values() if (rule := rules.get(layer)) is not None}

@@ -45,7 +45,7 @@ class LayerReport:
     @property
     def measured(self) -> float | None:
         """The dense layer's time over the sparse one's."""
-        return None if self.after_us is None else self.before_us / self.after_us
+        return None if self.after_us is None or self.before_us is None else self.before_us / self.after_us
 
 
 @dataclass
@@ -85,7 +85,7 @@ class ConvertReport:
     def plan(self) -> dict[str, Rule]:
         """What was swapped, as a plan that gives a fresh model the same structure, whatever its weights: ``convert(fresh, report.plan,
         policy="always").load_state_dict(...)``."""
-        return {layer.name: layer.made_by for layer in self.layers if layer.swapped}
+        return {layer.name: layer.made_by for layer in self.layers if layer.made_by is not None}
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The report with the machine it was measured on as JSON; also written to ``path``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -22,18 +23,18 @@ def dense_where_faster(graph: fx.GraphModule, shapes: Mapping[str, tuple[int, ..
     """
     swapped = []
     for node, layer in layers(graph, StochasticConv2d):
-        shape = shapes.get(node.target)
+        shape = shapes.get(str(node.target))
         plain = type(layer) is StochasticConv2d or "activation" in vars(type(layer))  # no class that computes something else
         if shape is None or not (plain and only_call(graph, node) and layer._kernel_pads):
             continue
-        made = layer.to_dense()
-        conv = made[0] if isinstance(made, nn.Sequential) else made  # the other one is the layer's own ReLU
-        dense = GroupedConv2d.from_dense(conv).eval().requires_grad_(False)
+        made: Any = layer.to_dense()
+        conv: Any = made[0] if isinstance(made, nn.Sequential) else made  # the other one is the layer's own ReLU
+        dense: Any = GroupedConv2d.from_dense(conv).eval().requires_grad_(False)
         dense.activation = getattr(layer, "activation", "none")
         dense.pack(shape)
         planes = torch.rand(shape)  # what a sequence hands to a sparse convolution and takes from it
         pixels = planes.contiguous(memory_format=torch.channels_last)
         if ratio(lambda: layer(planes), lambda: dense(pixels)) > CLEARLY:  # noqa: B023 (called here and now)
             replace_module(graph, node, dense)
-            swapped.append(node.target)
+            swapped.append(str(node.target))
     return swapped

@@ -93,7 +93,9 @@ def depth_first(graph: fx.GraphModule, example: tuple, images: int) -> fx.GraphM
 
 
 def _split(graph: fx.GraphModule, read: list[fx.Node], part: list[fx.Node], results: list[fx.Node], images: int) -> fx.GraphModule:
-    inner, outer, inside, outside = fx.Graph(), fx.Graph(), {}, {}
+    inner, outer = fx.Graph(), fx.Graph()
+    inside: dict[fx.Node, fx.Node] = {}
+    outside: dict[fx.Node, fx.Node] = {}
     for node in read:
         inside[node] = inner.placeholder(node.name)
     for node in part:

@@ -20,7 +20,8 @@ class Example:
     """Inputs to call a model with: a tensor, a tuple of positional arguments, or a mapping of keyword arguments."""
 
     def __init__(self, given: Any) -> None:
-        self.args, self.kwargs = (), {}
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
         if isinstance(given, Mapping):
             self.kwargs = dict(given)
         else:
@@ -133,7 +134,7 @@ def _waited_for(way: Callable[[], object], device: torch.device) -> Callable[[],
 def layer_pass(layer: nn.Module, call: Call, training: bool) -> Callable[[], object]:
     """A call of the layer as the model makes it: forward, or forward and every gradient that training asks for."""
     x = call.x.detach().clone()
-    wanted = [p for p in layer.parameters() if p.requires_grad]
+    wanted: list[Tensor] = [p for p in layer.parameters() if p.requires_grad]
     if training and x.is_floating_point() and not call.is_input:
         wanted = [x.requires_grad_(), *wanted]
     if not (training and wanted):
@@ -155,6 +156,6 @@ def model_pass(model: nn.Module, example: Example, training: bool) -> Callable[[
         sums = [out.float().sum() for out in flat(example.run(model)) if out.requires_grad]
         parameters = [p for p in model.parameters() if p.requires_grad]
         if sums and parameters:
-            torch.autograd.grad(sum(sums), parameters, allow_unused=True)
+            torch.autograd.grad(sum(sums[1:], sums[0]), parameters, allow_unused=True)
 
     return torch.enable_grad()(step)

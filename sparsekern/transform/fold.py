@@ -6,6 +6,7 @@ y = (W x + b - mean) * s + beta, s = gamma / sqrt(var + eps)   =   (s W) x + (b 
 from __future__ import annotations
 
 from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -65,7 +66,7 @@ def fold_batch_norm(graph: fx.GraphModule) -> list[str]:
     that went."""
     folded = []
     for node, norm in layers(graph, *BATCH_NORMS):
-        source = node.args[0] if one_argument(node) else None
+        source: Any = node.args[0] if one_argument(node) else None
         layer = module_of(graph, source)
         if type(layer) not in rows.registry or norm.running_var is None or getattr(layer, "activation", "none") != "none":
             continue  # a class derived from torch's may do more than its weight says
@@ -84,5 +85,5 @@ def fold_batch_norm(graph: fx.GraphModule) -> list[str]:
             if getattr(layer, "_packed", None) is not None:
                 layer.unpack()  # it holds the weight as it was
         drop(graph, node, source)
-        folded.append(node.target)
+        folded.append(str(node.target))
     return folded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -37,7 +38,7 @@ def drop_identities(graph: fx.GraphModule) -> None:
     """Modules that hand their input on in inference."""
     for node, module in layers(graph, nn.Dropout, nn.Dropout2d, nn.Identity):
         if type(module) in (nn.Dropout, nn.Dropout2d, nn.Identity) and one_argument(node) and not hooked(module):
-            drop(graph, node, node.args[0])
+            drop(graph, node, node.all_input_nodes[0])
 
 
 def swap_convolutions(graph: fx.GraphModule) -> list[str]:
@@ -46,7 +47,7 @@ def swap_convolutions(graph: fx.GraphModule) -> list[str]:
     for node, conv in layers(graph, nn.Conv2d):
         if type(conv) is nn.Conv2d and only_call(graph, node):
             replace_module(graph, node, GroupedConv2d.from_dense(conv).eval().requires_grad_(False))
-            swapped.append(node.target)
+            swapped.append(str(node.target))
     return swapped
 
 
@@ -73,14 +74,15 @@ def _sum_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node] | N
     is_add = node.target in _ADD_FUNCTIONS if node.op == "call_function" else node.op == "call_method" and node.target in ("add", "add_")
     if not is_add or len(node.args) != 2 or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
         return None
-    for source, shortcut in (node.args, node.args[::-1]):
+    read: tuple[Any, ...] = node.args
+    for source, shortcut in (read, read[::-1]):
         conv = module_of(graph, source)
         ours = isinstance(conv, GroupedConv2d) and conv.activation == "none" and one_argument(source) and source is not shortcut
         if not (ours and only_reader(source) and only_call(graph, source)):
             continue
         if seen(source) is None or seen(source) != seen(shortcut) or not follows_inputs(shortcut):
             continue  # spread over the images, the channels or the places, perhaps for another batch only; or of another dtype
-        if writes(graph, node) and node.args[0] is shortcut and not only_reader(shortcut):
+        if writes(graph, node) and read[0] is shortcut and not only_reader(shortcut):
             continue  # x += conv(y), and x is read again
         if not written_between(graph, source.args[0], source, node):
             return source, shortcut
@@ -103,7 +105,7 @@ def fuse_add_relu(graph: fx.GraphModule) -> list[str]:
         conv.args = (*conv.args, shortcut, "relu")
         drop(graph, node, conv)
         graph.graph.erase_node(added)
-        fused.append(conv.target)
+        fused.append(str(conv.target))
     return fused
 
 
@@ -111,12 +113,12 @@ def fuse_relu(graph: fx.GraphModule) -> list[str]:
     """A ReLU that alone reads a convolution of ours becomes that convolution's activation."""
     fused = []
     for node in list(graph.graph.nodes):
-        source = node.args[0] if node.args else None
+        source: Any = node.args[0] if node.args else None
         conv = module_of(graph, source)
         if not (isinstance(conv, GroupedConv2d) and one_argument(source) and conv.activation == "none" and is_relu(graph, node)):
             continue
         if only_reader(source) and only_call(graph, source):
             conv.activation = "relu"
             drop(graph, node, source)
-            fused.append(source.target)
+            fused.append(str(source.target))
     return fused

@@ -77,7 +77,7 @@ def seen_dim(node: fx.Node | object) -> int | None:
     return None if found is None else len(found[0])
 
 
-def copied(example: tuple) -> tuple:
+def copied(example: Any) -> Any:
     """The inputs, for a model that may write into them."""
     return torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, example)
 
@@ -97,10 +97,10 @@ def follows_inputs(node: fx.Node) -> bool:
 # ---- who calls, who reads
 
 
-def module_of(graph: fx.GraphModule, node: fx.Node | object) -> nn.Module | None:
-    """The module that a node calls, if it calls one."""
+def module_of(graph: fx.GraphModule, node: fx.Node | object) -> Any:
+    """The module that a node calls, if it calls one, of whatever class; else None."""
     if isinstance(node, fx.Node) and node.op == "call_module":
-        return graph.get_submodule(node.target)
+        return graph.get_submodule(str(node.target))
     return None
 
 
@@ -124,7 +124,7 @@ def one_argument(node: fx.Node) -> bool:
     return len(node.args) == 1 and not node.kwargs
 
 
-def layers(graph: fx.GraphModule, *kinds: type[nn.Module]) -> Iterator[tuple[fx.Node, nn.Module]]:
+def layers(graph: fx.GraphModule, *kinds: type[nn.Module]) -> Iterator[tuple[fx.Node, Any]]:
     """The nodes, in the order they run, that call a module of one of these kinds."""
     for node in list(graph.graph.nodes):
         module = module_of(graph, node)
@@ -133,7 +133,7 @@ def layers(graph: fx.GraphModule, *kinds: type[nn.Module]) -> Iterator[tuple[fx.
 
 
 def replace_module(graph: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
-    parent, _, name = node.target.rpartition(".")
+    parent, _, name = str(node.target).rpartition(".")
     setattr(graph.get_submodule(parent), name, module)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -32,16 +34,20 @@ class Joined(nn.ModuleList):
             self.register_buffer(f"bias{i}", conv.weight.new_zeros(conv.out_channels) if conv.bias is None else None, persistent=False)
 
     def forward(self, *xs: Tensor) -> Tensor:
-        refuse_gradients(self, *xs)
-        biases = [getattr(self, f"bias{i}") if conv.bias is None else conv.bias.detach() for i, conv in enumerate(self)]
-        return joined_conv2d_packed(xs, [conv._packed for conv in self], biases, self.windows, self[0].activation)
+        convolutions = self._convolutions()
+        refuse_gradients(convolutions, *xs)
+        biases = [getattr(self, f"bias{i}") if conv.bias is None else conv.bias.detach() for i, conv in enumerate(convolutions)]
+        return joined_conv2d_packed(xs, [conv._packed for conv in convolutions], biases, self.windows, convolutions[0].activation)
+
+    def _convolutions(self) -> list[Any]:
+        return list(self)
 
     def to_dense(self) -> DenseJoined:
         """The same in torch's dense convolutions and a concatenation: what a profile times it against."""
-        return DenseJoined([conv.to_dense() for conv in self])
+        return DenseJoined([conv.to_dense() for conv in self._convolutions()])
 
 
-def by_channel(node: fx.Node) -> bool:
+def by_channel(node: Any) -> bool:
     """Whether the node is a concatenation ``[N, C, H, W]`` along C."""
     if node.op != "call_function" or node.target not in CONCATENATIONS or not set(node.kwargs) <= {"dim"}:
         return False
@@ -55,7 +61,7 @@ def _can_join(graph: fx.GraphModule, node: fx.Node, end: fx.Node) -> bool:
     if not (isinstance(conv, GroupedConv2d) and conv._packed is not None and conv.padding_mode == "zeros"):
         return False
     alone = only_reader(node) and only_call(graph, node) and one_argument(node) and seen_dim(node) in (None, 4)
-    return alone and not isinstance(conv.padding, str) and not written_between(graph, node.args[0], node, end)
+    return alone and not isinstance(conv.padding, str) and not written_between(graph, node.all_input_nodes[0], node, end)
 
 
 def join_convolutions(graph: fx.GraphModule) -> list[tuple[str, ...]]:

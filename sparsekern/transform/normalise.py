@@ -39,5 +39,5 @@ def swap_local_response_norms(graph: fx.GraphModule) -> list[str]:
     for node, norm in layers(graph, nn.LocalResponseNorm):
         if type(norm) is nn.LocalResponseNorm and norm.beta == 0.75 and norm.size > 0 and only_call(graph, node) and seen_dim(node) == 4:
             replace_module(graph, node, LocalResponseNorm(norm))
-            swapped.append(node.target)
+            swapped.append(str(node.target))
     return swapped

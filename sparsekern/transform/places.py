@@ -28,7 +28,7 @@ class Places:
             Entry(parent._modules, name, child, swaps[child])
             for parent in modules
             for name, child in parent._modules.items()
-            if child in swaps
+            if child is not None and child in swaps
         ]
         for module in modules:
             if isinstance(module, nn.TransformerEncoderLayer) and {module.linear1, module.linear2} & swaps.keys():
@@ -57,7 +57,7 @@ def restore_fast_paths(model: nn.Module) -> None:
     """Let the encoders whose linear layers are torch's again do what they did before."""
     for module in model.modules():
         if FAST_PATH in vars(module):
-            layers = _fused(module) or [module]
+            layers: list[Any] = _fused(module) or [module]
             if all(isinstance(linear, nn.Linear) for layer in layers for linear in (layer.linear1, layer.linear2)):
                 key, before = vars(module).pop(FAST_PATH)
                 setattr(module, key, before)

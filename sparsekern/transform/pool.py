@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, fx, nn
 
 from sparsekern.ops import pool2d
@@ -11,9 +13,9 @@ from sparsekern.transform.graph import layers, only_call, replace_module
 class Pool2d(nn.Module):
     """What ``nn.MaxPool2d``, ``nn.AvgPool2d`` or ``nn.AdaptiveAvgPool2d(1)`` computes."""
 
-    def __init__(self, pool: nn.Module):
+    def __init__(self, pool: nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d):
         super().__init__()
-        self.options = {"pooling": "max" if isinstance(pool, nn.MaxPool2d) else "average"}
+        self.options: dict[str, Any] = {"pooling": "max" if isinstance(pool, nn.MaxPool2d) else "average"}
         if not isinstance(pool, nn.AdaptiveAvgPool2d):
             self.options |= {"kernel_size": pool.kernel_size, "stride": pool.stride, "padding": pool.padding, "ceil_mode": pool.ceil_mode}
         if isinstance(pool, nn.AvgPool2d):
@@ -26,7 +28,7 @@ class Pool2d(nn.Module):
         return ", ".join(f"{name}={value}" for name, value in self.options.items())
 
 
-def can_pool(pool: nn.Module) -> bool:
+def can_pool(pool: Any) -> bool:
     """Whether :func:`~sparsekern.ops.pool2d` computes what a pooling of torch's does."""
     if type(pool) is nn.MaxPool2d:
         return pool.dilation in (1, (1, 1)) and not pool.return_indices
@@ -41,5 +43,5 @@ def swap_pools(graph: fx.GraphModule) -> list[str]:
     for node, pool in layers(graph, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d):
         if can_pool(pool) and only_call(graph, node):
             replace_module(graph, node, Pool2d(pool))
-            swapped.append(node.target)
+            swapped.append(str(node.target))
     return swapped

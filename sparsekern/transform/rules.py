@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class Rule:
         raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
-        return {"rule": type(self).__name__, **{key: value for key, value in asdict(self).items() if value is not None}}
+        return {"rule": type(self).__name__, **{key: value for key, value in asdict(cast(Any, self)).items() if value is not None}}
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,14 @@ class FanIn(Rule):
         _check(self, self.source != "mask" or self.topology == "random", "topology", "'random' with source='mask'", repr(self.topology))
 
     def make(self, layer: nn.Linear, mask: Tensor | None, seed: int | None) -> SparseLinear:
-        amount = {"fan_in": self.fan_in} if self.density is None else {"density": self.density}
+        amount: dict[str, Any] = {"fan_in": self.fan_in} if self.density is None else {"density": self.density}
         if self.source == "mask":
-            index = _masked_index(layer.weight, mask, self.block_size, self.density, self.fan_in)
+            index = _masked_index(layer.weight, cast(Tensor, mask), self.block_size, self.density, self.fan_in)
             return SparseLinear.from_dense(layer, index=index, block_size=self.block_size)
         options = {**amount, "block_size": self.block_size, "topology": self.topology, "seed": seed}
         if self.source == "magnitude":
             return SparseLinear.from_dense(layer, **options)
-        like = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+        like: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         return SparseLinear(layer.in_features, layer.out_features, layer.bias is not None, **options, **like)
 
     def describe(self, made: SparseLinear) -> str:
@@ -142,7 +142,7 @@ class Groups(_InGroups):
     """
 
     def make(self, layer: nn.Conv2d, mask: Tensor | None, seed: int | None) -> GroupedConv2d:
-        made = GroupedConv2d.from_dense(layer, groups=self.groups, activation=getattr(layer, "activation", "none"))
+        made: Any = GroupedConv2d.from_dense(layer, groups=self.groups, activation=getattr(layer, "activation", "none"))
         if self.source == "random":
             made.reset_parameters()
         return made
@@ -173,9 +173,10 @@ class Root(_InGroups):
     def make(self, layer: nn.Conv2d, mask: Tensor | None, seed: int | None) -> RootModule:
         plain = layer.padding_mode == "zeros" and tuple(layer.dilation) == (1, 1) and layer.groups == 1
         _check(self, plain, "layer", "a dense convolution without dilation, padded with zeros", layer)
+        window: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding}
         made = RootModule(
-            layer.in_channels, layer.out_channels, layer.out_channels, layer.kernel_size, groups=self.groups, stride=layer.stride,
-            padding=layer.padding, bias=layer.bias is not None, device=layer.weight.device, dtype=layer.weight.dtype,
+            layer.in_channels, layer.out_channels, layer.out_channels, cast(Any, layer.kernel_size), groups=self.groups, **window,
+            bias=layer.bias is not None, device=layer.weight.device, dtype=layer.weight.dtype,
         )  # fmt: skip
         made.pointwise.activation = getattr(layer, "activation", "none")
         if self.source == "dense":
@@ -230,16 +231,17 @@ class Stochastic(Rule):
         relu = getattr(layer, "activation", "none") != "none"
         _check(self, not relu, "layer", "a convolution without a ReLU of its own", layer)
         granularity = self.granularity or ("synapse" if self.source == "mask" else "spatial")
-        amount = {"fan_in": self.fan_in} if self.density is None else {"density": self.density}
-        options = {"granularity": granularity, "share": self.share}
+        amount: dict[str, Any] = {"fan_in": self.fan_in} if self.density is None else {"density": self.density}
+        options: dict[str, Any] = {"granularity": granularity, "share": self.share}
         if self.source == "mask" and self.density is self.fan_in is None:
             return StochasticConv2d.from_dense(layer, mask=mask, **options)
         if self.source != "random":
             return StochasticConv2d.from_dense(layer, seed=seed, **amount, **options)
+        window: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        like: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         return StochasticConv2d(
-            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups,
-            layer.bias is not None, layer.padding_mode, layer.weight.device, layer.weight.dtype, count=self.count, seed=seed,
-            **amount, **options,
+            layer.in_channels, layer.out_channels, cast(Any, layer.kernel_size), groups=layer.groups, bias=layer.bias is not None,
+            padding_mode=layer.padding_mode, count=self.count, seed=seed, **window, **like, **amount, **options,
         )  # fmt: skip
 
     def describe(self, made: StochasticConv2d) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -36,14 +38,15 @@ class Sequence2d(nn.ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         refuse_gradients((), x)
-        tensors = []
+        tensors: list[Any] = []
         for layer in self:
             if isinstance(layer, StochasticConv2d):
                 own, tables = layer._parameters, layer._buffers
                 tensors += [own["weight"], tables["indptr"], tables["index"], layer._current_plan()]
                 tensors += [] if layer.bias is None else [layer.bias]
             elif not isinstance(layer, Pool2d):
-                for conv in layer if isinstance(layer, RootChain) else (layer,):
+                convolutions: Any = layer if isinstance(layer, RootChain) else (layer,)
+                for conv in convolutions:
                     tensors += [conv._packed] if conv.bias is None else [conv._packed, conv.bias]
         return sequence2d(x, tensors, self.numbers, self.images)
 
@@ -51,7 +54,7 @@ class Sequence2d(nn.ModuleList):
         """The same in torch's dense convolutions, called one after the other: what a profile times it against."""
         parts: list[nn.Module] = []
         for layer, relu in zip(self, self.relus):
-            own = list(layer) if isinstance(layer, RootChain) else [layer]
+            own: list[Any] = list(layer) if isinstance(layer, RootChain) else [layer]
             parts += [part.to_dense() if hasattr(part, "to_dense") else part for part in own]
             parts += [nn.ReLU()] if relu else []
         return nn.Sequential(*parts)
@@ -60,7 +63,7 @@ class Sequence2d(nn.ModuleList):
         return f"images={self.images or 'all'}"
 
 
-def _stages(layer: nn.Module, relu: bool) -> list[Stage]:
+def _stages(layer: Any, relu: bool) -> list[Stage]:
     """A layer as the op's numbers say it; a chain is as many stages as it has convolutions."""
     if isinstance(layer, Pool2d):
         options = layer.options
@@ -72,22 +75,22 @@ def _stages(layer: nn.Module, relu: bool) -> list[Stage]:
         return [Stage(POOL, way, int(options["ceil_mode"]), False, *(v for pair in pairs for v in _pair(pair)))]
     if isinstance(layer, StochasticConv2d):
         return [_convolution(layer, SPARSE_CONV, relu or getattr(layer, "activation", "none") == "relu", False, 1)]
-    convolutions = list(layer) if isinstance(layer, RootChain) else [layer]
+    convolutions: list[Any] = list(layer) if isinstance(layer, RootChain) else [layer]
     last = convolutions[-1]
     return [_convolution(c, PACKED_CONV, c.activation == "relu" or (relu and c is last), c is not last, c.groups) for c in convolutions]
 
 
-def _convolution(layer: nn.Module, kind: int, relu: bool, with_next: bool, groups: int) -> Stage:
+def _convolution(layer: Any, kind: int, relu: bool, with_next: bool, groups: int) -> Stage:
     padding = layer._kernel_padding if kind == SPARSE_CONV else _pair(layer.padding)
-    window = (*layer.kernel_size, *layer.stride, *padding, *layer.dilation)
-    return Stage(kind, int(relu), int(layer.bias is not None), int(with_next), *window, groups, layer.out_channels)
+    window: tuple[int, ...] = (*layer.kernel_size, *layer.stride, *padding, *layer.dilation)
+    return Stage._make((kind, int(relu), int(layer.bias is not None), int(with_next), *window, groups, layer.out_channels))
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def _can_take(layer: nn.Module | None) -> bool:
+def _can_take(layer: Any) -> bool:
     if isinstance(layer, RootChain):
         return all(_can_take(conv) for conv in layer)
     if isinstance(layer, GroupedConv2d):
@@ -101,7 +104,8 @@ def _can_take(layer: nn.Module | None) -> bool:
 
 def _runs(graph: fx.GraphModule) -> list[tuple[list[fx.Node], list[fx.Node | None]]]:
     """Layers, each the only reader of the one before, and the ReLU node behind each if it has one."""
-    runs, taken = [], set()
+    runs: list[tuple[list[fx.Node], list[fx.Node | None]]] = []
+    taken: set[fx.Node] = set()
 
     def begins(node: fx.Node) -> bool:
         good = node not in taken and _can_take(module_of(graph, node)) and only_call(graph, node) and one_argument(node)
@@ -110,7 +114,9 @@ def _runs(graph: fx.GraphModule) -> list[tuple[list[fx.Node], list[fx.Node | Non
     for node in graph.graph.nodes:
         if not begins(node):
             continue
-        layers, relus, last = [node], [None], node
+        layers: list[fx.Node] = [node]
+        relus: list[fx.Node | None] = [None]
+        last = node
         while only_reader(last):
             reader = next(iter(last.users))
             is_conv = not isinstance(module_of(graph, layers[-1]), Pool2d)
@@ -132,7 +138,7 @@ def join_sequences(graph: fx.GraphModule, images: int) -> list[tuple[str, ...]]:
     """Put every run of layers into one call, ``images`` at a time (0: all); their names, one tuple for each."""
     joined = []
     for layers, relus in _runs(graph):
-        names = tuple(node.target for node in layers)
+        names = tuple(str(node.target) for node in layers)
         parent, _, name = names[0].rpartition(".")
         modules = [module_of(graph, node) for node in layers]
         target = add_module(graph, parent, f"{name}_sequence", Sequence2d(names, modules, [r is not None for r in relus], images))

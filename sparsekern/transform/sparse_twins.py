@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sparsekern.topology.draw import named_seed
 from sparsekern.transform.carry import as_trained, carry_over, is_pruned, mask_of, plain, torch_type
@@ -69,7 +72,7 @@ class _Surroundings:
                 if parameter is not None:
                     self.owners.setdefault(id(parameter), []).append((name, module))
 
-    def refuse(self, layer: nn.Module, rule: Rule) -> str:
+    def refuse(self, layer: Any, rule: Rule) -> str:
         """Why the layer cannot be swapped; empty if it can."""
         kind = torch_type(layer)
         dense = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
@@ -93,8 +96,8 @@ class _Surroundings:
             return "its weight is parametrized: source='mask' takes the weight as it is; or remove the parametrization first"
         if "weight" not in layer._parameters and not pruned and "parametrizations" not in layer._modules:
             return "its weight is no parameter"
-        weight = layer.weight
-        if isinstance(weight, nn.parameter.UninitializedTensorMixin) or weight.is_meta:
+        weight: Any = layer.weight
+        if is_lazy(weight) or weight.is_meta:
             return "its weight has no values yet"
         if type(weight.data) is not Tensor:
             return f"its weight is a {type(weight.data).__name__}"
@@ -107,7 +110,7 @@ class _Surroundings:
         return ""
 
 
-def _made(layer: nn.Module, dense: nn.Module, rule: Rule, seed: int | None, entry: LayerReport) -> nn.Module:
+def _made(layer: nn.Module, dense: Any, rule: Rule, seed: int | None, entry: LayerReport) -> nn.Module:
     """The layer's sparse twin, ready to take its place; what it is goes into the report."""
     mask = mask_of(layer) if rule.source == "mask" else None
     with torch.random.fork_rng(devices=[], enabled=rule.source != "random"):  # weights that are drawn and overwritten
@@ -121,7 +124,7 @@ def _made(layer: nn.Module, dense: nn.Module, rule: Rule, seed: int | None, entr
 
 def _bytes(layer: nn.Module) -> int:
     """Of parameters, masks, index tables and plans."""
-    plans = [module._plan for module in layer.modules() if isinstance(getattr(module, "_plan", None), Tensor)]
+    plans = [plan for module in layer.modules() if isinstance(plan := getattr(module, "_plan", None), Tensor)]
     return sum(tensor.nbytes for tensor in (*layer.parameters(), *layer.buffers(), *plans))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -64,7 +65,7 @@ def _found(module: nn.Module) -> Iterator[nn.Module]:
             yield from _found(child)
 
 
-def dense_of(layer: nn.Module, keep_groups: bool = False) -> nn.Module:
+def dense_of(layer: Any, keep_groups: bool = False) -> nn.Module:
     """The layer of torch that computes what a layer of ours does, in its place."""
     if isinstance(layer, RootModule):
         return carry_over(layer, nn.Sequential(OrderedDict((name, dense_of(part, keep_groups)) for name, part in layer.named_children())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from sparsekern.transform.depth_first import CONVOLUTIONS as IMAGE_CONVOLUTIONS
 from sparsekern.transform.depth_first import depth_first
 from sparsekern.transform.fold import fold_batch_norm
 from sparsekern.transform.fuse import drop_identities, fuse_add_relu, fuse_relu, swap_convolutions
-from sparsekern.transform.graph import copied, layers, record, seen, seen_dim, tidy, traced
+from sparsekern.transform.graph import copied, layers, record, seen, tidy, traced
 from sparsekern.transform.join import Joined, join_convolutions
 from sparsekern.transform.normalise import swap_local_response_norms
 from sparsekern.transform.pool import swap_pools
@@ -66,7 +67,7 @@ def ways(
         batch = max(_batches(example), default=0)
         yield PACKED, lambda: _as_given(_packed(last, recorded, report, batch), example, recorded)
         for images in _few_images(example):
-            yield f"{PACKED}, {images} images at a time", lambda images=images: _a_few_at_a_time(last, example, recorded, images, report)
+            yield f"{PACKED}, {images} images at a time", partial(_a_few_at_a_time, last, example, recorded, images, report)
 
 
 def _rewritten(graph: fx.GraphModule, recorded: tuple, pack: bool, pool: bool, report: OptimizeReport) -> fx.GraphModule:
@@ -91,7 +92,7 @@ def _packed_where_they_stand(model: nn.Module, report: OptimizeReport) -> nn.Mod
 
 def _a_few_at_a_time(last: fx.GraphModule, example: tuple, recorded: tuple, images: int, report: OptimizeReport) -> nn.Module | None:
     packed = _packed(last, recorded, report, images, together=images)
-    loose = [node for node, _ in layers(packed, *IMAGE_CONVOLUTIONS) if not isinstance(packed.get_submodule(node.target), Sequence2d)]
+    loose = [node for node, layer in layers(packed, *IMAGE_CONVOLUTIONS) if not isinstance(layer, Sequence2d)]
     in_sequence = any(layers(packed, Sequence2d)) and not loose
     split = packed if in_sequence else depth_first(packed, example, images)
     return None if split is None else _as_given(split, example, recorded)
@@ -107,7 +108,8 @@ def _batches(example: tuple) -> list[int]:
 
 def packed_names(model: nn.Module) -> list[str]:
     """The convolutions with packed weights, as the model called them."""
-    names, inside = [], set()
+    names: list[str] = []
+    inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if isinstance(module, Sequence2d):
             loose = [(n, conv) for n, conv in zip(module.names, module) if isinstance(conv, GroupedConv2d)]
@@ -133,21 +135,23 @@ def _pack(model: nn.Module) -> list[str]:
 def _packed(graph: fx.GraphModule, recorded: tuple, report: OptimizeReport, images: int, together: int = 0) -> fx.GraphModule:
     """The same with the weights of every ``GroupedConv2d`` in float32 in the order that so many images ask for, chains, and sequences
     that take ``together`` images at a time (0: all)."""
-    graph, shapes = copy.deepcopy(graph), {}
+    graph = copy.deepcopy(graph)
+    shapes: dict[str, tuple[int, ...]] = {}
+    weights: dict[str, Tensor] = {}
     record(graph, recorded)
     batch = max(_batches(recorded), default=0)
-    for node, _ in layers(graph, GroupedConv2d, StochasticConv2d):
-        if node.args and seen_dim(node.args[0]) == 4:
-            count, *sizes = seen(node.args[0])[0]
-            shapes[node.target] = (images if count == batch else count, *sizes)
-    ours = {name: shape for name, shape in shapes.items() if _on_our_kernels(graph.get_submodule(name).weight)}
+    for node, layer in layers(graph, GroupedConv2d, StochasticConv2d):
+        found = seen(node.args[0]) if node.args else None
+        if found is not None and len(found[0]) == 4:
+            count, *sizes = found[0]
+            weights[str(node.target)] = layer.weight
+            shapes[str(node.target)] = (images if count == batch else count, *sizes)
+    ours = {name: shape for name, shape in shapes.items() if _on_our_kernels(weights[name])}
     report.densified = dense_where_faster(graph, {name: (min(shape[0], MOST_IMAGES), *shape[1:]) for name, shape in ours.items()})
     for node, conv in layers(graph, GroupedConv2d):
-        if node.target in ours:
-            conv.pack(ours[node.target])
-    fuse_chains(
-        graph, {name: shape for name, shape in shapes.items() if graph.get_submodule(name).weight.dtype == torch.float32}, report.left
-    )
+        if str(node.target) in ours:
+            conv.pack(ours[str(node.target)])
+    fuse_chains(graph, {name: shape for name, shape in shapes.items() if weights[name].dtype == torch.float32}, report.left)
     report.joined = join_convolutions(graph)
     if backends.has_kernels("cpu"):
         join_sequences(graph, together)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +26,15 @@ class Subject:
     """
 
     name: str
-    make: Callable[..., nn.Module]
+    make: Callable[..., Any]
     x: Callable[[int], Tensor]
-    densify: Callable[[nn.Module, Tensor], Tensor]
+    densify: Callable[[Any, Tensor], Tensor]
     dense: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    flops: Callable[[nn.Module], int]
+    flops: Callable[[Any], int]
     wide: Callable[[], tuple[nn.Module, Tensor]] | None = None  # a layer whose indices pass the int16 limits
     ragged: Callable[[], nn.Module] | None = None  # a layer some of whose outputs keep nothing
 
-    def reference(self, layer: nn.Module, x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    def reference(self, layer: Any, x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         """What the layer should compute, by torch's dense op in ``dtype``; differentiable."""
         bias = None if layer.bias is None else layer.bias.to(dtype)
         return self.dense(x.to(dtype), self.densify(layer, layer.weight).to(dtype), bias)
@@ -60,7 +61,7 @@ def same(what: str, value: Tensor, expected: Tensor) -> None:
     assert torch.equal(value, expected), f"{what} must be the same bits; differs by {relative_error(value, expected):.1e}"
 
 
-def compare(subject: Subject, layer: nn.Module, x: Tensor, grad_out: Tensor | None = None) -> None:
+def compare(subject: Subject, layer: Any, x: Tensor, grad_out: Tensor | None = None) -> None:
     """Output and the gradients of x, weight and bias against float64."""
     parameters = [layer.weight] + ([] if layer.bias is None else [layer.bias])
     leaf = x.detach().requires_grad_()  # keeps the strides

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,12 +26,12 @@ def subjects() -> list[Subject]:
     ]
 
 
-def _linear(name: str, in_features: int, out_features: int, **settings) -> Subject:
-    def make(seed: int = 0, bias: bool = True, **more) -> nn.Module:
+def _linear(name: str, in_features: int, out_features: int, **settings: Any) -> Subject:
+    def make(seed: int = 0, bias: bool = True, **more: Any) -> nn.Module:
         torch.manual_seed(seed)
         return layer_of("SparseLinear")(in_features, out_features, bias, seed=seed, **settings, **more)
 
-    def densify(layer: nn.Module, weight: Tensor) -> Tensor:
+    def densify(layer: Any, weight: Tensor) -> Tensor:
         return dense_weight(weight, layer.index, layer.in_features)[0]
 
     def wide() -> tuple[nn.Module, Tensor]:
@@ -47,16 +49,16 @@ def _linear(name: str, in_features: int, out_features: int, **settings) -> Subje
     )
 
 
-def _stochastic(name: str, **settings) -> Subject:
+def _stochastic(name: str, **settings: Any) -> Subject:
     channels, out_channels, kernel, size = 20, 40, 3, 9  # large and sparse enough that our kernels serve it, not dense
 
-    def make(seed: int = 0, bias: bool = True, density: float = 0.1, channels: int = channels, **more) -> nn.Module:
+    def make(seed: int = 0, bias: bool = True, density: float = 0.1, channels: int = channels, **more: Any) -> nn.Module:
         torch.manual_seed(seed)
         return layer_of("StochasticConv2d")(
             channels, out_channels, kernel, padding=1, bias=bias, density=density, seed=seed, **settings, **more
         )
 
-    def densify(layer: nn.Module, weight: Tensor) -> Tensor:
+    def densify(layer: Any, weight: Tensor) -> Tensor:
         case = ConvCase(name, 1, channels=layer.in_channels, out_channels=out_channels, kernel=kernel)
         return dense_stochastic(weight, layer.indptr, layer.index, case)[0]
 
@@ -76,7 +78,7 @@ def _stochastic(name: str, **settings) -> Subject:
 
 
 def _grouped(name: str) -> Subject:
-    def make(seed: int = 0, bias: bool = True, **more) -> nn.Module:
+    def make(seed: int = 0, bias: bool = True, **more: Any) -> nn.Module:
         torch.manual_seed(seed)
         return layer_of("GroupedConv2d")(20, 36, 3, padding=1, groups=4, bias=bias, **more)
 

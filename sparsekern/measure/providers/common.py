@@ -95,7 +95,7 @@ class Setup:
         Raises:
             ArithmeticError: ``<case>: <provider> must be within <bound> of float64 in <output>; got <error>``
         """
-        results = {name: p.outputs(p.call()) for name, p in self.available.items()}
+        results = {p.name: p.outputs(p.call()) for p in self.providers if p.call is not None}
         for name, outputs in results.items():
             worst, dtype = 0.0, self.available[name].dtype or self.dtype
             for output, truth in self.reference.items():
@@ -157,7 +157,7 @@ def layer_of(name: str) -> type:
     return getattr(sparsekern.nn, name)
 
 
-def served_by(op: str, layer: torch.nn.Module, x: Tensor, mode: str) -> str:
+def served_by(op: str, layer: Any, x: Tensor, mode: str) -> str:
     """Who serves ``op`` on x's device, and, in the layer's own words, which kernels it chooses for this input."""
     from sparsekern.ops import backends
 

@@ -14,7 +14,8 @@ A name ends in ``_other`` where input and output have the other memory format th
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from sparsekern.measure.providers.common import Setup, gradients_of, layer_of, l
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def conv_setup(case: ConvCase, mode: str = "fwd", layer: nn.Module | None = None, seed: int = 0) -> Setup:
+def conv_setup(case: ConvCase, mode: str = "fwd", layer: Any = None, seed: int = 0) -> Setup:
     """All providers of ``case``; ``layer`` is ours, by default ``GroupedConv2d`` or ``StochasticConv2d``."""
     dtype = getattr(torch, case.dtype)
     generator = torch.Generator().manual_seed(seed)
@@ -68,7 +69,7 @@ def conv_setup(case: ConvCase, mode: str = "fwd", layer: nn.Module | None = None
 
 def _add_inference(
     setup: Setup,
-    layer: nn.Module,
+    layer: Any,
     layout: str,
     x: Tensor,
     weight: Tensor,
@@ -98,7 +99,7 @@ def _add_inference(
 
 def _add_training(
     setup: Setup,
-    layer: nn.Module,
+    layer: Any,
     layout: str,
     x: Tensor,
     weight: Tensor,
@@ -110,10 +111,10 @@ def _add_training(
     mask = densify(layer.weight.detach())[1]
     keep = mask.to(x.dtype).contiguous(memory_format=FORMATS[layout])
 
-    def ours(grads) -> dict[str, Tensor]:
+    def ours(grads: Sequence[Tensor]) -> dict[str, Tensor]:
         return {"grad_x": grads[0], "grad_weight": densify(grads[1])[0], "grad_bias": grads[2]}
 
-    def dense(grads) -> dict[str, Tensor]:
+    def dense(grads: Sequence[Tensor]) -> dict[str, Tensor]:
         return {"grad_x": grads[0], "grad_weight": grads[1].double() * mask, "grad_bias": grads[2]}
 
     def conv(groups: int) -> Callable:

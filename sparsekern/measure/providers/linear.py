@@ -19,19 +19,20 @@ sparseprop, sparselab   their layers, forward and training
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsekern.measure.cases import LinearCase
 from sparsekern.measure.providers import mkl, packages
 from sparsekern.measure.providers.common import Setup, gradients_of, layer_of, leaf, served_by, to_bsr, to_csr
 
 
-def linear_setup(case: LinearCase, mode: str = "fwd", layer: nn.Module | None = None, seed: int = 0) -> Setup:
+def linear_setup(case: LinearCase, mode: str = "fwd", layer: Any = None, seed: int = 0) -> Setup:
     """All providers of ``case``.
 
     Args:
@@ -74,7 +75,7 @@ def linear_setup(case: LinearCase, mode: str = "fwd", layer: nn.Module | None = 
     return setup
 
 
-def make_layer(case: LinearCase, seed: int = 0) -> nn.Module:
+def make_layer(case: LinearCase, seed: int = 0) -> Any:
     """``sparsekern.nn.SparseLinear`` of the case's sizes, float32, no kept weight zero."""
     sizes = case.in_features, case.out_features
     layer = layer_of("SparseLinear")(*sizes, fan_in=case.fan_in, block_size=case.block_size, topology=case.topology, seed=seed)
@@ -83,7 +84,7 @@ def make_layer(case: LinearCase, seed: int = 0) -> nn.Module:
     return layer
 
 
-def _add_inference(setup: Setup, layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> None:
+def _add_inference(setup: Setup, layer: Any, x: Tensor, weight: Tensor, bias: Tensor) -> None:
     layout, batch = setup.layout, x.size(0)
     # a single row is both row-major and feature-major, so nothing has to be transposed for it
     other = layout if batch == 1 else "features"
@@ -125,7 +126,7 @@ def _add_inference(setup: Setup, layer: nn.Module, x: Tensor, weight: Tensor, bi
 def _add_mkl(setup: Setup, x: Tensor, weight: Tensor, bias: Tensor) -> None:
     """MKL on x as the case has it, and with free transposes where those would cost something."""
     layout, block = setup.layout, setup.case.block_size
-    about = dict(packed=True, outside=True, served_by="MKL")
+    about: dict[str, Any] = dict(packed=True, outside=True, served_by="MKL")
     if x.dtype != torch.float32:
         setup.missing("mkl_ie", "MKL's sparse product is timed in float32 only", layout=layout, **about)
         return
@@ -141,14 +142,26 @@ def _add_mkl(setup: Setup, x: Tensor, weight: Tensor, bias: Tensor) -> None:
     else:
         ways = {"mkl_ie": (layout, [mkl.transposed, mkl.column]), "mkl_ie_features": ("features", [mkl.features])}
     for name, (taken, calls) in ways.items():
-        setup.add(name, lambda calls=calls: mkl.fastest(calls, weights(), bias, x), layout=taken, **about)
+        setup.add(name, partial(_fastest_mkl, calls, weights, bias, x), layout=taken, **about)
+
+
+def _fastest_mkl(calls: list, weights: Callable[[], list[Tensor]], bias: Tensor, x: Tensor) -> Callable[[], Tensor]:
+    return mkl.fastest(calls, weights(), bias, x)
+
+
+def _forward(layer: Any, x: Tensor) -> Callable[[], Tensor]:
+    return lambda: layer(x)
+
+
+def _step(layer: Any, leaves: list[Any], grad_out: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    return lambda: torch.autograd.grad(layer(leaves[0]), leaves, grad_out)
 
 
 def _add_packages(setup: Setup, x: Tensor, weight: Tensor, bias: Tensor, grad_out: Tensor) -> None:
     """The layers of other packages: forward, or forward and their gradients as dense tensors."""
     kept = weight.nonzero(as_tuple=True)
     for name, make in (("sparseprop", packages.sparseprop_layer), ("sparselab", packages.sparselab_layer)):
-        about = dict(layout=setup.layout, outside=True, served_by=name)
+        about: dict[str, Any] = dict(layout=setup.layout, outside=True, served_by=name)
         if x.dtype != torch.float32:
             setup.missing(name, "float32 only", **about)
             continue
@@ -160,31 +173,31 @@ def _add_packages(setup: Setup, x: Tensor, weight: Tensor, bias: Tensor, grad_ou
         about["memory"] = packages.memory(layer)
         if setup.mode == "fwd":
             layer.requires_grad_(False)
-            setup.add(name, lambda layer=layer: lambda: layer(x), **about)
+            setup.add(name, partial(_forward, layer, x), **about)
             continue
         leaves = [leaf(x), values, layer.bias]
 
-        def outputs(grads, weight=weight):
+        def outputs(grads: Sequence[Tensor]) -> dict[str, Tensor]:
             dense = torch.zeros_like(weight).index_put_(kept, grads[1].flatten())
             return {"grad_x": grads[0], "grad_weight": dense, "grad_bias": grads[2]}
 
         setup.add(
             name,
-            lambda layer=layer, leaves=leaves: lambda: torch.autograd.grad(layer(leaves[0]), leaves, grad_out),
+            partial(_step, layer, leaves, grad_out),
             outputs=outputs,
             **about,
         )
 
 
-def _add_training(setup: Setup, layer: nn.Module, x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor, grad_out: Tensor) -> None:
+def _add_training(setup: Setup, layer: Any, x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor, grad_out: Tensor) -> None:
     layout = setup.layout
     layer.requires_grad_(True)
     ours = [leaf(x), layer.weight, layer.bias]
 
-    def dense_grads(grads) -> dict[str, Tensor]:
+    def dense_grads(grads: Sequence[Tensor]) -> dict[str, Tensor]:
         return {"grad_x": grads[0], "grad_weight": grads[1].double() * mask, "grad_bias": grads[2]}
 
-    def our_grads(grads) -> dict[str, Tensor]:
+    def our_grads(grads: Sequence[Tensor]) -> dict[str, Tensor]:
         return {
             "grad_x": grads[0],
             "grad_weight": dense_weight(grads[1], layer.index, x.size(1))[0],
@@ -233,18 +246,20 @@ def _prepacked(x: Tensor, weight: Tensor, bias: Tensor) -> Callable[[], Tensor]:
     if x.dtype == torch.float32:
         packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, x.size(0))
 
-        def run() -> Tensor:
-            return torch.ops.mkl._mkl_linear(x, packed, weight, bias, x.size(0))
-
-        run.memory = {"weight": weight.nbytes, "bias": bias.nbytes, "pack": torch.ops.mkldnn._nbytes(packed)}  # the op takes both
-        return run
+        return remembered(
+            lambda: torch.ops.mkl._mkl_linear(x, packed, weight, bias, x.size(0)),
+            {"weight": weight.nbytes, "bias": bias.nbytes, "pack": torch.ops.mkldnn._nbytes(packed)},  # the op takes both
+        )
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, x.size(0))
 
-    def run_half() -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    held = {"bias": bias.nbytes, "pack": torch.ops.mkldnn._nbytes(packed)}
+    return remembered(lambda: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], ""), held)
 
-    run_half.memory = {"bias": bias.nbytes, "pack": torch.ops.mkldnn._nbytes(packed)}
-    return run_half
+
+def remembered(call: Any, memory: dict[str, int]) -> Callable[[], Tensor]:
+    """The call, with what it holds between calls in ``memory``, where :meth:`Setup.add` looks."""
+    call.memory = memory
+    return call
 
 
 def _reference(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor, grad_out: Tensor, mode: str) -> dict[str, Tensor]:
@@ -254,7 +269,7 @@ def _reference(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor, grad_out: 
     return {"grad_x": grad_out @ weight, "grad_weight": (grad_out.t() @ x) * mask, "grad_bias": grad_out.sum(0)}
 
 
-def layer_memory(layer: nn.Module) -> dict[str, int]:
+def layer_memory(layer: Any) -> dict[str, int]:
     """Bytes that a SparseLinear holds between calls; a packed one keeps its natural weight too, to be unpacked again."""
     held = {name: t.nbytes for name, t in (("weight", layer.weight), ("index", layer.index), ("bias", layer.bias)) if t is not None}
     derived = {"plan": getattr(layer, "_plan", None), "pack": getattr(layer, "_packed", None)}

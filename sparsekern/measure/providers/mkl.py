@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable
 from ctypes import byref, c_float, c_int, c_size_t, c_void_p
 from functools import cache
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +70,7 @@ def library_file() -> str:
         raise ImportError('the mkl wheel is not installed (pip install "sparsekern[bench]")') from None
     for file in files:
         if re.fullmatch(r"libmkl_rt\.so(\.\d+)*", file.name):
-            return str(file.locate().resolve())
+            return str(Path(file.locate()).resolve())
     raise ImportError("the mkl wheel holds no libmkl_rt.so (x86-64 Linux only)")
 
 
@@ -218,7 +220,7 @@ def _trial_s(call: Callable[[], Tensor], tries: int = 3) -> float:
     return min(taken)
 
 
-def _labelled(run: Callable[[], Tensor], product: Product, bias: Tensor, way: str) -> Callable[[], Tensor]:
+def _labelled(run: Any, product: Product, bias: Tensor, way: str) -> Callable[[], Tensor]:
     stored = "CSR" if product.block == 1 else f"BSR {product.block}"
     run.served_by = f"MKL {metadata.version('mkl')}, {stored}, {way}"
     run.memory = product.memory | {"bias": bias.nbytes}

@@ -11,6 +11,7 @@ import ctypes
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ def sparselab_layer(weight: Tensor, bias: Tensor) -> tuple[nn.Module, nn.Paramet
     return layer, layer._values
 
 
-def memory(layer: nn.Module) -> dict[str, int]:
+def memory(layer: Any) -> dict[str, int]:
     """Bytes of kept weights, index and bias of a layer of either package."""
     if hasattr(layer, "W_idx"):
         weight, index = layer.W_val, sum(t.nbytes for t in layer.W_idx)
@@ -47,7 +48,7 @@ def memory(layer: nn.Module) -> dict[str, int]:
     return {"weight": weight.nbytes, "index": index, "bias": layer.bias.nbytes}
 
 
-def _import(module: str):
+def _import(module: str) -> Any:
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:

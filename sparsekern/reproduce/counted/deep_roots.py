@@ -40,10 +40,10 @@ def cells(table: str) -> list[Cell]:
             continue
         if claim["of"] in ("cpu_ms", "gpu_ms"):  # a claim about times can be held against the printed times only
             part, whole = (Fraction(r["printed"][claim["of"]]) for r in (row, dense))
-            quantities = {claim["of"]: (part, whole)}
+            quantities: dict[str, tuple] = {claim["of"]: (part, whole)}
         else:
-            part, whole = recount(row), recount(dense)
-            quantities = {key: (part[key], whole[key]) for key in part}
+            counts, twin = recount(row), recount(dense)
+            quantities = {key: (counts[key], twin[key]) for key in counts}
         found.append(_claim(claim, quantities))
     return found
 

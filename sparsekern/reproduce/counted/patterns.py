@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +42,7 @@ def _densities(row: dict) -> Counts:
     }
 
 
-def _savings(row: dict) -> Counts:
+def _savings(row: dict) -> dict[str, Any]:
     found = _count(row)
     junctions = _junctions(found)
     fc, sparse = _full(junctions), sum(w for _, _, w in junctions)

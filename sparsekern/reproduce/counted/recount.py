@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ Counts = Mapping[str, Value]  # key of a column to what was counted
 
 
 @cache
-def counted(model: str, convention: str, **options) -> Count:
+def counted(model: str, convention: str, **options: Any) -> Count:
     """Count a registered model on the meta device: sizes alone, nothing allocated.
 
     Example:
@@ -96,8 +97,8 @@ def key_and_unit(column: str) -> tuple[str, int]:
 
 
 def in_units(value: Value | None, unit: int) -> Value | None:
-    """``value / unit``, exactly."""
-    if value is None or unit == 1:
+    """``value / unit``, exactly; several numbers are printed in no unit."""
+    if value is None or isinstance(value, tuple) or unit == 1:
         return value
     return Fraction(value) / unit
 

@@ -10,6 +10,7 @@ from fractions import Fraction
 
 from torch import nn
 
+from sparsekern.profile.count import Count
 from sparsekern.reproduce.counted.cells import Cell
 from sparsekern.reproduce.counted.recount import Counts, counted, row_cells, table_data
 
@@ -53,6 +54,6 @@ def _operations(model: str) -> Counts:
     }
 
 
-def _count(model: str):
+def _count(model: str) -> Count:
     # The table leaves batch-norm out. torch's convolution keeps every ReLU where the published files have it: behind pool4.
     return counted(model, "netscope", batch_norm=False, conv=nn.Conv2d)

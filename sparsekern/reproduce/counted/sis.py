@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sparsekern.profile.count import LayerCount
 from sparsekern.reproduce.counted.cells import Cell, judge_draw
@@ -42,7 +42,7 @@ def cells(table: str) -> list[Cell]:
 
     def as_draw(cell: Cell) -> Cell:
         row = rows[cell.id]
-        return make_cell(row, "cl", cell.column, cell.printed, cell.recomputed, judge_draw(cell.printed, *draw_of(row)))
+        return make_cell(row, "cl", cell.column, cell.printed, cell.recomputed, judge_draw(cell.printed or "", *draw_of(row)))
 
     return [as_draw(cell) if cell.id in rows else cell for cell in row_cells(data["rows"], data["columns"], recount)]
 
@@ -69,7 +69,7 @@ def _synapses(row: dict) -> dict[str, int]:
     return {"cl": sum(layer.weights for layer in convs), "mp": mp, "total": int(row["printed"]["cl"]) + mp}
 
 
-def _split(model: str, **options) -> tuple[list[LayerCount], list[LayerCount]]:
+def _split(model: str, **options: Any) -> tuple[list[LayerCount], list[LayerCount]]:
     """The convolutional layers (CL) and the 1x1 layers of the multilayer perceptrons (MP)."""
     layers = counted(model, "sis", **options).layers
     spatial = ("conv1a", "conv2a", "conv3a")

@@ -10,6 +10,7 @@ from sparsekern.reproduce.counted.cells import SUFFIXES, Cell, Value, parse_prin
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
     from rich.text import Text
 
 STYLES = {"exact": "green", "realisation of a random mask": "green", "printed": "dim", "not printed": "dim"}  # others: yellow
@@ -184,8 +185,11 @@ class _Grid:
 
 def in_printed_unit(cell: Cell) -> str:
     """The recomputed number in the unit that is printed, to five digits: 12,269,063,808 beside "12270 M" is "12269M"."""
-    suffix = parse_printed(cell.printed).suffix if cell.printed and isinstance(cell.recomputed, int) else ""
-    return f"{cell.recomputed / SUFFIXES[suffix]:.5g}{suffix}" if suffix in ("K", "M", "B") else show_value(cell.recomputed)
+    if cell.printed and isinstance(cell.recomputed, int):
+        suffix = parse_printed(cell.printed).suffix
+        if suffix in ("K", "M", "B"):
+            return f"{cell.recomputed / SUFFIXES[suffix]:.5g}{suffix}"
+    return show_value(cell.recomputed)
 
 
 def _style(cell: Cell) -> str:
@@ -201,8 +205,8 @@ def _claims_table(claims: list[Cell], notes: Notes) -> RenderableType:
     from rich.text import Text
 
     table = _plain_table("Other tables, and numbers of the text")
-    for head, justify in (("", "left"), ("", "left"), ("printed", "right"), ("recomputed", "right"), ("status", "left"), ("where", "left")):
-        table.add_column(head, justify=justify, overflow="fold")
+    for head in ("", "", "printed", "recomputed", "status", "where"):
+        table.add_column(head, justify="right" if head in ("printed", "recomputed") else "left", overflow="fold")
     for cell in claims:
         marked = f"{show_value(cell.recomputed)}{notes.mark(cell)}"
         table.add_row(cell.row, cell.column, cell.printed or "", marked, Text(cell.status, style=_style(cell) or "green"), cell.where)
@@ -214,7 +218,7 @@ def _complaint(cell: Cell) -> str:
     return f"UNEXPECTED {cell.id}: expected {cell.expected}{wanted}; got {cell.status}, {show_value(cell.recomputed) or 'nothing'}"
 
 
-def _plain_table(title: str):
+def _plain_table(title: str) -> Table:
     from rich import box
     from rich.table import Table
 

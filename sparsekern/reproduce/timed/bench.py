@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ class Bench:
             pools = {path: x for path, x in helper_inputs.items() if path not in self.layers}
             fixed = helpers.choose(plain, NCHW, {path: x for path, x in helper_inputs.items() if path in self.layers})
             self.helpers = {layout: fixed | helpers.choose(plain, layout, pools) for layout in FORMATS}
-            self.our_pools = {path: Pool2d(pool) for path in pools if can_pool(pool := plain.get_submodule(path))}
+            self.our_pools = {path: Pool2d(pool) for path in pools if can_pool(pool := cast(Any, plain.get_submodule(path)))}
             self._num_sums = sum(terms(layer) for layer in self.layers.values())
             self._expected = copy.deepcopy(plain).double()(images[self.images_compared].double())
 
@@ -149,7 +150,8 @@ def _record(model: nn.Module, plain: nn.Module, images: Tensor) -> tuple[dict[st
 
         return hook
 
-    handles, layers = [], []
+    handles = []
+    layers: list[str] = []
     for path, module in model.named_modules():
         if any(path.startswith(f"{layer}.") for layer in layers):
             continue  # part of a layer

@@ -10,6 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,11 @@ class Competitor:
                     _pack_at_first_forward(layer)
         if self.images:
             return FewImages(built, self.images)
-        return optimize(built, self.prepare(example), pool=self.our_pooling, progress=progress) if self.optimizes else built
+        if not self.optimizes:
+            return built
+        if example is None:
+            raise ValueError("reproduce: example must be given to a competitor that optimizes; got None")
+        return optimize(built, self.prepare(example), pool=self.our_pooling, progress=progress)
 
     def _in_place_of(self, layer: nn.Module) -> nn.Module | None:
         if self.conv is not None and is_conv(layer):
@@ -97,7 +102,7 @@ class Competitor:
         """``x [N, C, H, W]`` in this competitor's layout; ``x [N, features]`` as it is."""
         return x.contiguous(memory_format=FORMATS[self.layout]) if x.dim() == 4 else x
 
-    def served(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, str]:
+    def served(self, model: Any, inputs: Mapping[str, Tensor]) -> dict[str, str]:
         """Who serves each layer's forward and why, in the words of its ``explain``; empty for layers without."""
         if self.optimizes:
             return {"whole model": f"sparsekern optimize: {model.report.chosen}"}
@@ -135,7 +140,7 @@ def _to_channels_last(model: nn.Module, weights: dict[tuple, nn.Parameter]) -> N
                 module._parameters[name] = weights[key]
 
 
-def _served(layer: nn.Module, x: Tensor, channels_last: bool) -> str:
+def _served(layer: Any, x: Tensor, channels_last: bool) -> str:
     """``sparsekern own kernel``, ``torch dense 1x1 ...``, ``sparsekern tile``: the server first."""
     if not is_conv(layer):
         lines = layer.explain(rows=x.numel() // x.shape[-1]).splitlines()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ def some_images(batch: int) -> list[int]:
     return sorted({0, batch - 1})
 
 
-def terms(layer: nn.Module) -> int:
+def terms(layer: Any) -> int:
     """The most terms that one output of ``layer`` sums up: its nonzero weights and the bias."""
     weight = layer.weight_dense() if hasattr(layer, "weight_dense") else layer.weight
     return int((weight != 0).flatten(1).sum(1).max()) + 1
@@ -70,7 +71,7 @@ def layer_truth(layer: nn.Module, x: Tensor) -> LayerTruth:
     """
     images = some_images(len(x))
     x64 = x[images].double()
-    plain = torch_conv(layer, nn.Conv2d) if is_conv(layer) else torch_linear(layer)
+    plain: Any = torch_conv(layer, nn.Conv2d) if is_conv(layer) else torch_linear(layer)
     plain = getattr(plain, "conv", plain)
     weight, bias = plain.weight.double(), None if plain.bias is None else plain.bias.double()
 
@@ -82,7 +83,7 @@ def layer_truth(layer: nn.Module, x: Tensor) -> LayerTruth:
     return LayerTruth(images, out.relu_() if has_relu(layer) else out, magnitude, terms(layer), has_relu(layer))
 
 
-def check_layer(layer: nn.Module, x: Tensor, truth: LayerTruth, who: str) -> None:
+def check_layer(layer: Any, x: Tensor, truth: LayerTruth, who: str) -> None:
     """Raise :class:`WrongResult` unless ``layer`` is within its bound on ``x``, with a shortcut too where it adds one.
 
     Args:

@@ -46,7 +46,8 @@ class _MaxPoolViaOneDNN(nn.Module):
         self.ceil_mode = pool.ceil_mode
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.mkldnn_max_pool2d(x.to_mkldnn(), *self.window, self.ceil_mode).to_dense()
+        kernel_size, stride, padding, dilation = self.window
+        return torch.mkldnn_max_pool2d(x.to_mkldnn(), kernel_size, stride, padding, dilation, self.ceil_mode).to_dense()
 
 
 class _Mean(nn.Module):

@@ -107,8 +107,8 @@ def models_table(case: ModelCase, result: Result) -> Table:
     from rich import box
     from rich.table import Table
 
-    title = {"title": _title(case, result), "title_justify": "left", "title_style": "bold"}
-    table = Table(**title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    title = _title(case, result)
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("model", no_wrap=True)
     heads = ["FLOPs\n÷", "dense best\nms", "ours\nms", "ours\n×", "p20..p80", "torch's\nlayers ×", "like for\nlike ×"]
     if case.mode == "fwd":
@@ -130,9 +130,11 @@ def _cells(case: ModelCase, result: Result, row: Row) -> Iterator[str]:
     yield row.of.variant.name
     yield f"{row.flop_reduction:.2f}"
     for role in ("dense", "ours"):
-        yield f"{row.best('model', role).median_us / 1e3 / result.batch:.3f}"
-    yield f"[bold]{ours[1]:.2f}[/]" if ours[1] >= row.flop_reduction else f"{ours[1]:.2f}"
-    yield f"{ours[0]:.2f}..{ours[2]:.2f}"
+        best = row.best("model", role)
+        yield "–" if best is None else f"{best.median_us / 1e3 / result.batch:.3f}"
+    middle = _middle(ours)
+    yield f"[bold]{middle}[/]" if ours is not None and ours[1] >= row.flop_reduction else middle
+    yield "–" if ours is None else f"{ours[0]:.2f}..{ours[2]:.2f}"
     yield _middle(row.speedup("model", case.table.sparse_role))
     yield _middle(row.speedup("model", "ours", "ours_dense"))
     if case.mode == "fwd":

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 COLORS = {"root": "#1b6ca8", "tree": "#2a7f62", "column": "#b5523b", "other": "#6b4c9a"}
 MARKERS = {"root": "o", "tree": "^", "column": "s", "other": "D"}
@@ -57,7 +58,7 @@ def plot_speedups(
     axes.axhline(1.0, color="black", linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
 
     for point, name in zip(points, names, strict=True):
-        style = {"marker": MARKERS[point.family], "linestyle": "none", "zorder": 3}
+        style: dict[str, Any] = {"marker": MARKERS[point.family], "linestyle": "none", "zorder": 3}
         color = COLORS[point.family]
         if point.paper:
             axes.plot(point.flop_reduction, point.paper, markersize=5, color=GREY, fillstyle="none", **style)
@@ -79,8 +80,8 @@ def plot_speedups(
         axes.spines[side].set_visible(False)
     _legend(axes, points, role)
     figure.text(0.08, 1 - 0.3 / height_in, title, fontsize=11, fontweight="bold")
-    style = {"fontsize": 7, "va": "top", "color": "#444444", "linespacing": 1.35}
-    figure.text(0.08, (below_in - 0.65) / height_in, "\n".join(lines), **style)
+    small: dict[str, Any] = {"fontsize": 7, "va": "top", "color": "#444444", "linespacing": 1.35}
+    figure.text(0.08, (below_in - 0.65) / height_in, "\n".join(lines), **small)
     figure.savefig(path)
 
 
@@ -93,7 +94,7 @@ def _names(points: Sequence[Point]) -> tuple[list[str], list[str]]:
     return letters, ["; ".join(f"{letter}: {label}" for letter, label in zip(letters, labels, strict=True)) + "."]
 
 
-def _limits(axes, points: Sequence[Point]) -> tuple[tuple[float, float], tuple[float, float]]:
+def _limits(axes: Any, points: Sequence[Point]) -> tuple[tuple[float, float], tuple[float, float]]:
     """(left, right), (low, high): all of the points, and on the speedup axis 1 and the largest FLOP reduction too."""
     reductions = [point.flop_reduction for point in points]
     values = [v for p in points for s in (p.ours, p.torch) if s for v in s] + [p.paper for p in points if p.paper]
@@ -113,11 +114,12 @@ def _limits(axes, points: Sequence[Point]) -> tuple[tuple[float, float], tuple[f
     return (left, right), (min([1.0, *values]) - 0.1, max([right, *values]) + 0.1)
 
 
-def _name(axes, point: Point, name: str, color: str) -> None:
+def _name(axes: Any, point: Point, name: str, color: str) -> None:
     """Variants of one degree stand close together, in the order root, column, tree: name left, above and right."""
     from matplotlib.patheffects import withStroke
 
-    middle, top = point.ours[1], max(s[2] for s in (point.ours, point.torch) if s)
+    drawn = [speedup for speedup in (point.ours, point.torch) if speedup]
+    middle, top = drawn[0][1], max(speedup[2] for speedup in drawn)
     y, dx, dy, align = {
         "root": (middle, -7, 4, "right"),
         "column": (top, 0, 5, "center"),
@@ -130,14 +132,14 @@ def _name(axes, point: Point, name: str, color: str) -> None:
     axes.annotate(name, at, offset, textcoords="offset points", ha=align, **style)
 
 
-def _whisker(axes, x: float, speedup: tuple[float, float, float], color: str) -> None:
+def _whisker(axes: Any, x: float, speedup: tuple[float, float, float], color: str) -> None:
     axes.plot([x, x], [speedup[0], speedup[2]], color=color, linewidth=1.0, alpha=0.6, zorder=2)
 
 
-def _legend(axes, points: Sequence[Point], role: str) -> None:
+def _legend(axes: Any, points: Sequence[Point], role: str) -> None:
     from matplotlib.lines import Line2D
 
-    def key(label: str, marker: str, color: str, **style) -> Line2D:
+    def key(label: str, marker: str, color: str, **style: Any) -> Line2D:
         return Line2D([], [], marker=marker, color=color, linestyle="none", label=label, **style)
 
     families = [family for family in COLORS if any(point.family == family for point in points)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, is_dataclass
+from typing import Any
 
 from sparsekern.reproduce.paper import paper_table
 from sparsekern.reproduce.timed.bench import PARTS, Key
@@ -35,11 +36,11 @@ def result_json(result: Result, cells: Iterable = ()) -> dict:
         "machine": result.machine,
         "rows": [_row(row, result) for row in result.rows],
     }
-    kept = [_plain(asdict(cell) if is_dataclass(cell) else cell) for cell in cells]
+    kept = [_plain(asdict(cell) if is_dataclass(cell) and not isinstance(cell, type) else cell) for cell in cells]
     return document | ({"cells": kept} if kept else {})
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """``value`` as JSON can hold it; fractions become floats."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ class PrepackedConv2d(nn.Conv2d):
     Takes the arguments of ``nn.Conv2d`` and ``activation``. The weight is packed at the first forward and never again.
     """
 
-    def __init__(self, *args, activation: str = "none", **options):
+    def __init__(self, *args: Any, activation: str = "none", **options: Any):
         super().__init__(*args, **options)
         self.activation = activation
         self._packed: Tensor | None = None
@@ -117,7 +118,7 @@ def has_relu(layer: nn.Module) -> bool:
     return getattr(layer, "activation", "none") == "relu"
 
 
-def torch_conv(layer: nn.Module, conv: ConvFactory) -> nn.Module:
+def torch_conv(layer: Any, conv: ConvFactory) -> nn.Module:
     """``layer`` as ``conv`` computes it, in ``layer``'s equal groups or else dense with zeros, with its ReLU.
 
     The parameters are ``layer``'s own where they can be.
@@ -126,7 +127,7 @@ def torch_conv(layer: nn.Module, conv: ConvFactory) -> nn.Module:
     if not isinstance(layer, nn.Conv2d) or weight is None:  # a mask or unequal groups go by the dense weight
         weight = nn.Parameter(layer.weight_dense().detach(), requires_grad=False)
     bias = layer.bias_dense() if hasattr(layer, "bias_dense") else layer.bias
-    options = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+    options: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
     options |= {"groups": layer.in_channels // weight.shape[1], "bias": bias is not None}
     if layer.padding_mode != "zeros":
         options["padding_mode"] = layer.padding_mode
@@ -141,7 +142,7 @@ def torch_conv(layer: nn.Module, conv: ConvFactory) -> nn.Module:
     return ConvReLU(made) if has_relu(layer) and not fuses else made
 
 
-def torch_linear(layer: nn.Module, linear: Callable[..., nn.Linear] = nn.Linear) -> nn.Linear:
+def torch_linear(layer: Any, linear: Callable[..., nn.Linear] = nn.Linear) -> nn.Linear:
     """``layer`` as ``linear`` computes it, dense with zeros where ``layer`` has no weight."""
     with torch.device("meta"):
         made = linear(layer.in_features, layer.out_features, layer.bias is not None)

@@ -23,8 +23,8 @@ from sparsekern.reproduce.timed.variants import PaperRow, timed_rows
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-QUICK = {"seconds_budget": 20.0, "max_rounds": 5}
-FULL = {"seconds_budget": 100.0, "max_rounds": 31}
+QUICK: dict[str, Any] = {"seconds_budget": 20.0, "max_rounds": 5}
+FULL: dict[str, Any] = {"seconds_budget": 100.0, "max_rounds": 31}
 PATCH_SIZES = range(1, 428)  # the photographs are 427 pixels high
 
 

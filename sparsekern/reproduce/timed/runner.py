@@ -21,6 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ from sparsekern.reproduce.timed.rounds import LONG_MS, MAX_ROUNDS, better_clock,
 from sparsekern.reproduce.timed.steps import StepBench
 from sparsekern.reproduce.timed.tables import TimedTable
 from sparsekern.reproduce.timed.variants import PaperRow, Variant
+
+AnyBench = Any  # a Bench or, in training, a StepBench, which has the same face
 
 Images = Callable[[tuple[int, ...]], Tensor]  # shape of one image -> [batch, *shape]
 Progress = Callable[[str, float], object]
@@ -98,9 +101,10 @@ class Row:
         roles = ("ours", "ours_torchs_pooling")
         plain = [t for (part, role, who), t in self.timings.items() if part == "model" and role in roles and who not in pooled]
         ours = self.speedup("model", "ours", "dense_our_pooling")
-        if not plain or ours is None:
+        dense = self.best("model", "dense")
+        if not plain or ours is None or dense is None:
             return {}
-        return {"torch's": ratio(min(plain, key=lambda t: t.median_us), self.best("model", "dense")), "our": ours}
+        return {"torch's": ratio(min(plain, key=lambda t: t.median_us), dense), "our": ours}
 
     def share(self, role: str, clock: str) -> float | None:
         """What the sparse layers still take of the whole model's time; None for a dense net."""
@@ -166,7 +170,7 @@ class Runner:
             raise ValueError("reproduce: rows must have a registered model; got none")
         start, done = time.monotonic(), []
         self._helpers = FastestHelpers()
-        self._dense: tuple[Variant, Bench | StepBench, dict[Key, Call]] | None = None
+        self._dense: tuple[Variant, AnyBench, dict[Key, Call]] | None = None
         self._behind: dict[Key, float] = {}  # calls of the dense twin that a row before has left out: milliseconds
         with threads(self.threads_count):
             for i, row in enumerate(rows):
@@ -181,15 +185,15 @@ class Runner:
         spent = time.monotonic() - start
         return Result(self.table, done, clock, share, self.images_name, self.batch, self.threads_count, card, spent)
 
-    def _bench(self, variant: Variant, steps: _Steps) -> Bench | StepBench:
+    def _bench(self, variant: Variant, steps: _Steps) -> AnyBench:
         images = self.images(variant.input_shape)
         if self.mode == "fwd_bwd":
             return StepBench(variant, images, convention=self.table.convention)
-        options = {"convention": self.table.convention, "stack_of": self.table.stack_of, "device": self.device}
+        options: dict[str, Any] = {"convention": self.table.convention, "stack_of": self.table.stack_of, "device": self.device}
         options["progress"] = lambda doing: steps(f"{variant.model}, {doing}", 0.0)
         return Bench(variant, images, self._helpers, **options)
 
-    def _dense_twin(self, variant: Variant, steps: _Steps) -> tuple[Bench | StepBench, dict[Key, Call]]:
+    def _dense_twin(self, variant: Variant, steps: _Steps) -> tuple[AnyBench, dict[Key, Call]]:
         """The bench and the calls of a dense net, kept as long as the rows have the same twin."""
         if self._dense is None or self._dense[0] != variant:
             self._dense, self._behind = None, {}  # frees the last one before the next is made
@@ -251,7 +255,7 @@ class Runner:
                 key[2]: timing.median_us for key, timing in timings.items() if key[:2] == ("model", role) and competitors[key[2]].by_layers
             }
             if found:
-                name = names[role] = min(found, key=found.get)
+                name = names[role] = min(found, key=found.__getitem__)
                 models[role] = bench.models[name], bench.prepared(competitors[name], bench.images)
                 paths[role] = list(bench.layers)
                 slow |= found[name] >= LONG_MS * 1e3
@@ -279,7 +283,8 @@ def _as(roles: tuple[str, str], key: Key) -> Key:
 
 def _facts(bench: Bench) -> list[LayerFacts]:
     found = []
-    for path, layer in bench.layers.items():
+    layers: dict[str, Any] = bench.layers
+    for path, layer in layers.items():
         weight, kept = layer._parameters.get("weight"), ""
         if hasattr(layer, "weight_dense") and not isinstance(layer, nn.Conv2d):
             weight, kept = layer.weight_dense(), f", {100 * layer.density:.3g} % kept"

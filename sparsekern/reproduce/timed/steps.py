@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,8 @@ class StepBench:
     has_sparse_linear = False
 
     def __init__(self, variant: Variant, images: Tensor, *, convention: str = "deep_roots"):
-        self.variant, self.images, self.models = variant, images, {}
+        self.variant, self.images = variant, images
+        self.models: dict[str, nn.Module] = {}
         self.served: dict[str, dict[str, str]] = {}
         self.layers: dict[str, nn.Module] = {}  # none is timed by itself
         self.model = variant.build(training=True)
@@ -90,7 +92,7 @@ class StepBench:
         loss.backward()
         found = [loss.detach(), _gradient(x)]
         for path in self._weights:
-            layer = model.get_submodule(path)
+            layer: Any = model.get_submodule(path)
             layer = layer.conv if isinstance(layer, ConvReLU) else layer
             gradient = _in_place(layer, _gradient(layer.weight))
             found.append(gradient * self._kept[path] if path in self._kept else gradient)

@@ -112,8 +112,10 @@ def part_titles(result: Result) -> dict[str, str]:
 def paper_cpu_speedup(row: Row, result: Result) -> float | None:
     """The paper's CPU milliseconds of the dense twin over those of this row, where it printed both."""
     dense = next((r.of for r in result.rows if r.of.variant == row.of.variant.dense), None)
-    found = [_printed_ms(of.paper) for of in (dense, row.of) if of is not None]
-    return None if dense is None or dense is row.of or None in found else found[0] / found[1]
+    if dense is None or dense is row.of:
+        return None
+    whole, part = _printed_ms(dense.paper), _printed_ms(row.of.paper)
+    return None if whole is None or part is None else whole / part
 
 
 def _printed_ms(paper: dict) -> float | None:
@@ -135,11 +137,11 @@ def _ms(ms: float | None) -> str:
 
 
 def _speedup(row: Row, part: str, role: str, rival: str = "dense", emphasis: bool = False) -> str:
-    found = row.speedup(part, role, rival)
-    if found is None:
+    found, ours, theirs = row.speedup(part, role, rival), row.best(part, role), row.best(part, rival)
+    if found is None or ours is None or theirs is None:
         return "–"
     text = f"{found[1]:.2f}"
-    if verdict(row.best(part, role), row.best(part, rival)) not in ("faster", "slower"):
+    if verdict(ours, theirs) not in ("faster", "slower"):
         return f"({text})"
     return f"[bold]{text}[/]" if emphasis else text
 

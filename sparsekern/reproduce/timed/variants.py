@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,8 @@ class Variant:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Of one image; the paper's unless an option says another."""
-        return tuple(dict(self.options).get("input_shape", model_card(self.model).input_shape))
+        options: dict[str, Any] = dict(self.options)
+        return tuple(options.get("input_shape", model_card(self.model).input_shape))
 
     @property
     def dense(self) -> Variant:
@@ -77,7 +79,8 @@ class PaperRow:
 
 def timed_rows(rows: Iterable[dict]) -> list[PaperRow]:
     """The rows whose model exists here, each once; rows of other people's networks are data only."""
-    registered, found = set(list_models()), {}
+    registered = set(list_models())
+    found: dict[Variant, PaperRow] = {}
     for row in rows:
         if row.get("model") in registered:
             options = {key: tuple(v) if isinstance(v, list) else v for key, v in row.get("options", {}).items()}

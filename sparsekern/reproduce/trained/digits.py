@@ -36,6 +36,7 @@ def _claims(results: Results, preset: str) -> list[Claim]:
     return [
         Claim(f"{label}: within 2 points of {r.point.paper}", abs(r.mean - r.point.paper) <= WITHIN, f"{r.mean:.4f}")
         for label, r in results.items()
+        if r.point.paper is not None
     ]
 
 

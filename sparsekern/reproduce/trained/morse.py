@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def _label(fan_out: tuple[int, int]) -> str:
     return f"fan-out {fan_out[0]}, {fan_out[1]}"
 
 
-def _point(fan_out: tuple[int, int], x: float, **more) -> Point:
+def _point(fan_out: tuple[int, int], x: float, **more: Any) -> Point:
     densities = fan_out[0] / NEURONS[1], fan_out[1] / NEURONS[2]
     told = {"junction 1": f"{densities[0]:.1%}", "junction 2": f"{densities[1]:.1%}", "overall": f"{sum(densities) / 2:.1%}"}
     recipe = get_recipe("patterns/morse").with_(options={"fan_out": fan_out})

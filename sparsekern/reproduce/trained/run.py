@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -129,14 +129,15 @@ def _data_of(recipe: Recipe, args: Any, cache: dict[str, TrainingData | ImageFol
     return cache[key]
 
 
-def _prepare(point: Point, seed: int):
+def _prepare(point: Point, seed: int) -> Callable[[nn.Module], None] | None:
     """Connections of the point's own, with weights as they were drawn."""
-    if point.tables is None:
+    tables = point.tables
+    if tables is None:
         return None
 
     def prepare(model: nn.Module) -> None:
-        for number, table in enumerate(point.tables(seed), start=1):
-            junction = model.get_submodule(f"junction{number}")
+        for number, table in enumerate(tables(seed), start=1):
+            junction: Any = model.get_submodule(f"junction{number}")
             junction.set_topology(table, junction.weight.detach().clone())
 
     return prepare
@@ -153,6 +154,7 @@ class _Line(Quiet):
 
     def __init__(self, console: Console, label: str) -> None:
         self.label = label
+        self.rows: list[dict[str, Any]] = []
         self.status = console.status(label) if console.is_terminal else None
 
     def begin(self, title: str, epoch: int, epochs: int, step: int, steps: int) -> None:
