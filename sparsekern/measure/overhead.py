@@ -36,7 +36,7 @@ class Pair:
     packed: bool = False  # has no training step
 
 
-def _ours(name: str, *args: Any, **options: Any) -> Callable[[], nn.Module]:
+def _ours(name: str, *args: Any, **options: Any) -> Callable[[], Any]:
     return lambda: layer_of(name)(*args, **options)
 
 
