@@ -22,17 +22,33 @@ PYTEST = [sys.executable, "-m", "pytest", "-q", "--no-header", "-n", os.environ.
 ENVIRONMENT = {**os.environ, "MALLOC_PERTURB_": "128", "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 
 
-def cpp(sanitize: str = "") -> list[list[str]]:
-    """The torch-free core, once per instruction set."""
-    build = ROOT / "build" / ("cpp-" + sanitize.replace(",", "-") if sanitize else "cpp")
+def core(build: Path, *options: str) -> list[list[str]]:
+    """The torch-free core and its tests: configured, built, run once per instruction set."""
     tool = lambda name: str(Path(sys.executable).parent / name)  # noqa: E731
+    configure = [tool("cmake"), "-S", str(ROOT), "-B", str(build), "-GNinja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
+    configure += ["-DSPARSEKERN_TORCH=OFF", "-DSPARSEKERN_PYTHON=OFF", "-DSPARSEKERN_TESTS=ON", *options]
+    run = [tool("ctest"), "--test-dir", str(build), "-j2", "--output-on-failure"]
+    return [configure, [tool("cmake"), "--build", str(build)], run]
+
+
+def cpp(sanitize: str = "") -> list[list[str]]:
+    """The core on this machine."""
     if not shutil.which(os.environ.get("CXX", "g++")):
         print("no C++ compiler: the C++ tests are skipped")
         return []
-    configure = [tool("cmake"), "-S", str(ROOT), "-B", str(build), "-GNinja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
-    options = ["-DSPARSEKERN_TORCH=OFF", "-DSPARSEKERN_PYTHON=OFF", "-DSPARSEKERN_TESTS=ON", f"-DSPARSEKERN_SANITIZE={sanitize}"]
-    run = [tool("ctest"), "--test-dir", str(build), "-j2", "--output-on-failure"]
-    return [configure + options, [tool("cmake"), "--build", str(build)], run]
+    name = "cpp-" + sanitize.replace(",", "-") if sanitize else "cpp"
+    return core(ROOT / "build" / name, f"-DSPARSEKERN_SANITIZE={sanitize}")
+
+
+def aarch64() -> list[list[str]]:
+    """The core on 64-bit Arm: cross-compiled, and run in qemu's user emulation."""
+    if not shutil.which("aarch64-linux-gnu-g++"):
+        print("no aarch64-linux-gnu-g++: the tests on 64-bit Arm are skipped (Debian: apt install g++-aarch64-linux-gnu)")
+        return []
+    if not (shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")):
+        print("no qemu-aarch64: the tests on 64-bit Arm are skipped (Debian: apt install qemu-user)")
+        return []
+    return core(ROOT / "build" / "aarch64", f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'tests' / 'cpp' / 'aarch64.cmake'}")
 
 
 def cuda(sanitize: str = "") -> list[list[str]]:
@@ -86,6 +102,7 @@ FULL = {
     "sanitize": lambda: cpp("address,undefined"),
     "sanitize_threads": lambda: cpp("thread"),
     "sanitize_cuda": lambda: cuda("address,undefined"),
+    "aarch64": aarch64,
     "package": lambda: [[*PYTEST[:-2], "tests/test_packaging.py"]],
     "wheels": lambda: [[sys.executable, f"tests/wheels/{name}.py", *rest] for name, *rest in (("make_wheel",), ("matrix", "dist"))],
 }

@@ -31,6 +31,8 @@ inline void expect(const float* out, const float* shortcut, int64_t pixel, int64
     for (int64_t c = 0; c < channels; c += 16) {
 #if defined(__x86_64__)
       asm volatile("prefetchw %0" : : "m"(out[p * pixel + c]));
+#else
+      __builtin_prefetch(out + p * pixel + c, 1, 3);
 #endif
       if (shortcut) __builtin_prefetch(shortcut + p * pixel + c, 0, 3);
     }

@@ -1,0 +1,11 @@
+# Cross-compiles the torch-free core and its tests for 64-bit Arm and runs them in qemu's user emulation: cmake --toolchain tests/cpp/aarch64.cmake
+# (Debian: apt install g++-aarch64-linux-gnu qemu-user)
+set(CMAKE_SYSTEM_NAME Linux)
+set(CMAKE_SYSTEM_PROCESSOR aarch64)
+set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
+set(CMAKE_FIND_ROOT_PATH /usr/aarch64-linux-gnu)
+set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
+set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)
+set(CMAKE_FIND_ROOT_PATH_MODE_INCLUDE ONLY)
+find_program(SK_QEMU NAMES qemu-aarch64 qemu-aarch64-static REQUIRED)
+set(CMAKE_CROSSCOMPILING_EMULATOR ${SK_QEMU} -L /usr/aarch64-linux-gnu)
