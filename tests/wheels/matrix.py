@@ -1,4 +1,5 @@
-"""The wheel in fresh environments: `python tests/wheels/matrix.py WHEEL [--only TORCH:PYTHON ...]`. Ends in a table of them.
+"""The wheel in fresh environments: `python tests/wheels/matrix.py WHEEL [--only TORCH:PYTHON ...]`. Ends in a table of them, as
+the page docs/wheels.md has it.
 
 Every torch that pip offers from 2.10 on (the newest of each minor version), each with one of the Pythons of this machine, so that every
 Python has its turn. An environment holds torch, the wheel with its [cli] and pytest, sees no compiler, and is deleted at once: with
@@ -21,6 +22,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 OLDEST = (2, 10)
 ROOM_BYTES = 12e9
+HEAD = ("torch", "Python", "op cases against float64", "short calls", "`sparsekern probe`", "seconds", "result")
+KEYS = ("torch", "python", "cases", "quick", "probe", "seconds", "outcome")
 
 
 def call(*command: object, **kwargs) -> subprocess.CompletedProcess:
@@ -41,15 +44,15 @@ def pythons() -> dict[str, str]:
 
 
 def torches() -> list[str]:
-    """The newest version of each minor one that pip offers, oldest first; of equals the build for the CPU."""
+    """The newest version of each minor one that pip offers, oldest first. Of builds for CUDA and for the CPU pip takes the latter."""
     said = call(sys.executable, "-m", "pip", "index", "versions", "torch").stdout
     listed = re.search(r"Available versions: (.*)", said)
-    newest: dict[tuple[int, int], tuple] = {}
+    newest: dict[tuple[int, int], int] = {}
     for version in listed.group(1).split(", ") if listed else []:
         major, minor, patch = map(int, version.partition("+")[0].split(".")[:3])
         if (major, minor) >= OLDEST:
-            newest[major, minor] = max(newest.get((major, minor), (-1,)), (patch, "+" in version, version))
-    return [newest[key][-1] for key in sorted(newest)]
+            newest[major, minor] = max(newest.get((major, minor), 0), patch)
+    return [f"{major}.{minor}.{patch}" for (major, minor), patch in sorted(newest.items())]
 
 
 def try_one(torch: str, python: str, wheel: Path) -> dict:
@@ -86,17 +89,18 @@ def main() -> int:
     pairs = [pair.split(":") for pair in options.only] if options.only else list(zip(torches(), cycle(have)))
     if not pairs:
         print("skipped: pip offers no torch here")
-    lines, failed = [], 0
+    lines, failed = [" | ".join(HEAD), " | ".join("-" * len(head) for head in HEAD)], 0
     for torch, python in pairs:
         found = try_one(torch, have[python], wheel.resolve())
         failed += found["outcome"].startswith("FAILED")
-        row = [torch, python, *(str(found.get(key, "")) for key in ("cases", "quick", "probe", "seconds")), found["outcome"]]
-        lines.append("  ".join(f"{cell:{width}s}" for cell, width in zip(row, (12, 7, 6, 6, 30, 8, 1))))
-        print(lines[-1], flush=True)
+        told = {"torch": torch, "python": python, "quick": None} | found
+        told["quick"] = {True: "yes", False: "no"}.get(told["quick"], "")
+        lines.append(" | ".join(str(told.get(key, "")).replace("\n", " ") for key in KEYS))
+        print(f"{found['outcome']}\n| {lines[-1]} |", flush=True)
         if os.environ.get("TEST_TALLY") and "cases" in found:
             with open(os.environ["TEST_TALLY"], "a") as tally:
                 tally.write(f"{found['cases']} wheel\n")
-    print("\n".join(["", "torch         python   cases   quick   probe                           seconds   outcome", *lines]))
+    print("\n".join(["", wheel.name, "", *(f"| {line} |" for line in lines)]))
     return bool(failed)
 
 
