@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT)]  # the package that was just built here: an installat
 LIBRARY = ROOT / "sparsekern" / "_C_cuda.so"
 COMPILED = {"max_autotune": 180.0, "triton": 60.0}  # with --compiled, and only where so many seconds are left
 NO_RIVALS = ("two_of_four", "triton")  # another function; ours in another language
-STEPS = ("build", "facts", "ceilings", "correctness", "timing", "sanitizer")
+STEPS = ("build", "facts", "ceilings", "correctness", "timing", "twins", "sanitizer")
 
 
 class Rows:
@@ -40,16 +40,19 @@ class Rows:
         if not resume:
             path.unlink(missing_ok=True)
         elif path.is_file():
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                    self.done[row["step"], row["key"]] = row
-                except (json.JSONDecodeError, KeyError):
-                    continue  # the line at which the last run was cut off
+            self.read()
             path.write_text("".join(json.dumps(row) + "\n" for row in self.done.values()))
         self.begun = path.with_suffix(".begun")
         if not resume:
             self.begun.unlink(missing_ok=True)
+
+    def read(self) -> None:
+        for line in self.path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+                self.done[row["step"], row["key"]] = row
+            except (json.JSONDecodeError, KeyError):
+                continue  # the line at which the last run was cut off
 
     def begin(self, step: str, key: str) -> bool:
         """To be said before something that the process may not survive; False if two did not."""
@@ -146,98 +149,29 @@ def ceilings(rows: Rows, dry: bool) -> None:
     rows.write("ceilings", "card", dry=dry, **gpu_timing.ceilings())
 
 
-def correctness(rows: Rows, dry: bool, left, small: bool = False) -> None:
-    """Every sample of every op that has CUDA kernels: values and gradients against float64, twice, out of poisoned memory."""
-    import gpu_watch
-    import torch
+def correctness(rows: Rows, step: str, dry: bool, left, small: bool) -> None:
+    import gpu_checks
 
-    sys.path.insert(0, str(ROOT / "tests"))
-    from sparsekern.ops import OPS, backends, cuda
-
-    from ops.test_contract import hold_to_contract
-
-    device, serving = "cuda", lambda: backends.use("cuda", "cuda", dense="never")
-    if dry:  # the emulator where it was built, else this processor
-        sys.path.insert(0, str(ROOT / "tests" / "cuda"))
-        import emulated
-
-        device, serving = "cpu", emulated.use if emulated.LIBRARY.is_file() else lambda: backends.use(backends.providers()[-1])
-    names = {"odd_batch", "two_no_bias", "odd_block", "last_odd_batch", "shared_spatial", "spatial_strided"}
-    for name in cuda.SERVED:
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            for sample in OPS[name].samples(torch.device("cpu"), dtype):
-                key = f"{name}/{sample.name}/{str(dtype)[6:]}"
-                if ("correctness", key) in rows.done or ((dry or small) and sample.name not in names):
-                    continue
-                if left() < 10:
-                    print("gpu: out of time; go on with --resume", flush=True)
-                    return
-                failure = "" if rows.begin("correctness", key) else "two processes did not survive it"
-                try:
-                    if failure:
-                        raise RuntimeError(failure)
-                    poison(device)
-                    with float32(tf32=False):
-                        hold_to_contract(OPS[name], sample.name, dtype, serving, tensor_cores=True, device=device)
-                except Exception as error:
-                    failure = f"{type(error).__name__}: {error}"[:400]
-                rows.write("correctness", key, ok=not failure, failure=failure)
-                if failure:
-                    print(f"WRONG {key}: {failure}", flush=True)
-                    if lost():
-                        raise SystemExit(gpu_watch.LOST)
+    gpu_checks.run(rows, step, dry, left, small)
 
 
-def lost() -> bool:
-    """Whether this process can use the device no more: an access outside of memory, for example, is for ever."""
-    import torch
-
-    if not torch.cuda.is_initialized():
-        return False
-    try:
-        torch.cuda.synchronize()
-        return False
-    except RuntimeError:
-        return True
-
-
-def float32(tf32: bool):
-    """Whether float32 may be multiplied with ten bits of fraction, in convolutions and products of matrices alike."""
-    import contextlib
-
-    import torch
-
-    @contextlib.contextmanager
-    def scope():
-        before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-        try:
-            yield
-        finally:
-            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-    return scope()
-
-
-def poison(device: str) -> None:
-    """NaN into the memory that the next outputs are likely to be put in."""
-    import torch
-
-    if device == "cuda":
-        held = [torch.full((size,), float("nan"), device=device) for size in (128, 4096, 1 << 16, 1 << 20, 1 << 24) for _ in range(4)]
-        del held
+def kernels_of_twins() -> set[str]:
+    """The names of Triton's kernels, as compute-sanitizer prints them."""
+    files = (ROOT / "sparsekern" / "ops" / "triton").glob("*.py")
+    return {name for file in files for name in re.findall(r"^@triton\.jit\ndef (\w+)", file.read_text(), re.M)}
 
 
 def clean(check: str, log: str) -> bool:
     """Whether compute-sanitizer's log ends without a complaint, or with complaints about other people's kernels alone.
 
-    racecheck has a summary of its own. Every kernel of ours is in the namespace ``sk``.
+    racecheck has a summary of its own. Every CUDA kernel of ours is in the namespace ``sk``.
     """
     if not re.search(r"(RACECHECK|ERROR) SUMMARY: \d+", log):
         return False
     summary = r"RACECHECK SUMMARY: 0 hazards displayed" if check == "racecheck" else r"ERROR SUMMARY: 0 errors"
-    blamed = re.findall(r"^=+ +(?:at|by|in) (.*)$", log, re.M)
-    return re.search(summary, log) is not None or bool(blamed and not any("sk::" in kernel for kernel in blamed))
+    blamed, twins = re.findall(r"^=+ +(?:at|by|in) (.*)$", log, re.M), kernels_of_twins()
+    ours = any("sk::" in kernel or re.split(r"\W", kernel)[0] in twins for kernel in blamed)
+    return re.search(summary, log) is not None or bool(blamed and not ours)
 
 
 def run_limited(command: list[str], seconds: float, environment: dict[str, str] | None = None) -> int | None:
@@ -255,41 +189,52 @@ def run_limited(command: list[str], seconds: float, environment: dict[str, str] 
 
 
 def sanitizer(rows: Rows, dry: bool, left) -> None:
-    """The small samples again, under compute-sanitizer: accesses, races, memory that nobody wrote, barriers."""
+    """The few samples again, under compute-sanitizer: accesses, races, memory that nobody wrote, barriers."""
     tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     if ("sanitizer", "all") in rows.done:
         return
     if dry or not tool:
         return rows.write("sanitizer", "all", ok=None, note="dry run" if dry else "compute-sanitizer is not installed")
-    for check in ("memcheck", "racecheck", "initcheck", "synccheck"):
-        if ("sanitizer", check) in rows.done:
+    for key, command, environment, log in sanitizer_runs(tool, rows.path):
+        if ("sanitizer", key) in rows.done:
             continue
         limit = min(120.0, left())
         if limit < 20:
             print("gpu: no time for the sanitizer; go on with --resume", flush=True)
             return
-        log = rows.path.with_suffix(f".{check}.txt")
         log.unlink(missing_ok=True)
-        inner = [sys.executable, __file__, "--worker", "--steps", "correctness", "--small"]
-        inner += ["--out", str(rows.path.with_suffix(f".{check}.jsonl"))]
-        environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        options = ["--report-api-errors", "no"] if check == "memcheck" else []  # torch asks for what a driver may not have
-        status = run_limited([tool, "--tool", check, *options, "--log-file", str(log), *inner], limit, environment)
+        status = run_limited(command, limit, environment)
         said = log.read_text() if log.is_file() else ""
         if status is not None:
-            rows.write("sanitizer", check, ok=status == 0 and clean(check, said), tail=said[-400:])
+            rows.write("sanitizer", key, ok=status == 0 and clean(key.split()[0], said), tail=said[-400:])
         elif limit == 120:  # else it is begun again with --resume
-            rows.write("sanitizer", check, ok=None, note="took longer than two minutes")
+            rows.write("sanitizer", key, ok=None, note="took longer than two minutes")
+
+
+def sanitizer_runs(tool: str, path: Path):
+    """``(key, command, environment, log)`` of each; Triton's twins were compiled before and wait in its cache."""
+    for step in ("correctness", "twins"):
+        for check in ("memcheck", "racecheck", "initcheck", "synccheck"):
+            key = f"{check} {step}"
+            log = path.with_suffix(f".{check}_{step}.txt")
+            inner = [sys.executable, __file__, "--worker", "--steps", step, "--small"]
+            inner += ["--out", str(path.with_suffix(f".{check}_{step}.jsonl"))]
+            options = ["--report-api-errors", "no"] if check == "memcheck" else []  # torch asks for what a driver may not have
+            command = [tool, "--tool", check, *options, "--log-file", str(log), *inner]
+            yield key, command, {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, log
 
 
 def timing(rows: Rows, dry: bool, left, compiled: bool = False) -> None:
     """Ours and every rival, in one run; a row after each case. All may multiply float32 as tf32; the row says so."""
-    with float32(tf32=True):
+    import gpu_checks
+
+    with gpu_checks.float32(tf32=True):
         _timing(rows, dry, left, compiled)
 
 
 def _timing(rows: Rows, dry: bool, left, compiled: bool) -> None:
     import gpu_cases
+    import gpu_checks
     import gpu_timing
     import gpu_watch
     import torch
@@ -320,7 +265,7 @@ def _timing(rows: Rows, dry: bool, left, compiled: bool) -> None:
             truth = setup.truth()
         except Exception as error:  # too large for this card's memory, for example
             give_up(key, f"{type(error).__name__}: {error}"[:200])
-            if lost():
+            if gpu_checks.lost():
                 raise SystemExit(gpu_watch.LOST) from None
             torch.cuda.empty_cache()
             continue
@@ -342,13 +287,13 @@ def _timing(rows: Rows, dry: bool, left, compiled: bool) -> None:
                 ready[name] = calls
             except Exception as error:
                 refused[name] = f"{type(error).__name__}: {error}"[:200]
-                if lost():
+                if gpu_checks.lost():
                     give_up(key, f"the device was lost in {name}", **row, refused=refused)
                     raise SystemExit(gpu_watch.LOST) from None
         taken = gpu_timing.samples_us(ready)
         times = {name: {**gpu_timing.spread(t["us"]), "by": t["by"]} for name, t in taken.items()}
-        for name in times if left() > 60 else ():
-            times[name]["cold_us"] = gpu_timing.cold_us(ready[name][0])
+        for name in times:
+            times[name] |= gpu_timing.cold(ready[name][0]) if left() > 60 else {"cold_us": None, "not_cold": "no time left"}
         row |= {
             "sets": setup.sets,
             "times": times,
@@ -384,10 +329,11 @@ def _floor(rows: Rows, setup, hot: bool) -> float | None:
 
 
 def summary(rows: Rows) -> int:
-    checked, wrong = rows.of("correctness"), [r for r in rows.of("correctness") if not r["ok"]]
+    checked = [r for step in ("correctness", "twins") for r in rows.of(step)]
+    wrong = [r for r in checked if r["ok"] is False]
     bad = [r["key"] for r in rows.of("sanitizer") if r["ok"] is False]
     ratios = [r["ratio"] for r in rows.of("timing") if "ratio" in r]
-    print(f"correctness: {len(checked) - len(wrong)} passed, {len(wrong)} failed; sanitizer: {len(bad)} failed {bad or ''}")
+    print(f"correctness: {sum(r['ok'] is True for r in checked)} passed, {len(wrong)} failed; sanitizer: {len(bad)} failed {bad or ''}")
     print(f"timing: {len(rows.of('timing'))} cases" + (f", median {statistics.median(ratios):.2f} times the best rival" if ratios else ""))
     failed = [(row["case"], name, row["refused"][name]) for row in rows.of("timing") for name in row.get("failed", ())]
     for case, name, why in failed:
@@ -419,7 +365,7 @@ def main(arguments: list[str] | None = None) -> int:
         built = rows.of("build")
         same = built and all(row.get("ok") and row.get("sources", sources()) == sources() for row in built)
         if built and not same:
-            rows.drop("build", "correctness", "timing", "sanitizer")  # what an older library did
+            rows.drop("build", "correctness", "timing", "twins", "sanitizer")  # what an older library did
         if not same or not (options.dry_run or LIBRARY.is_file()):
             build(rows, options.dry_run, left() - 60)
     import torch
@@ -447,8 +393,8 @@ def main(arguments: list[str] | None = None) -> int:
     for step in options.steps:
         if step in ("facts", "ceilings") and not rows.of(step):
             {"facts": facts, "ceilings": ceilings}[step](rows, options.dry_run)
-        elif step == "correctness":
-            correctness(rows, options.dry_run, left, options.small)
+        elif step in ("correctness", "twins"):
+            correctness(rows, step, options.dry_run, left, options.small)
         elif step == "sanitizer":
             sanitizer(rows, options.dry_run, left)
         elif step == "timing":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -49,7 +50,8 @@ def _never(call: Call) -> Call:
 
 def _with_twins(providers: dict[str, Make], dtype: torch.dtype, training: bool, call: Callable[..., Make]) -> None:
     """Triton's twin of the op, forward, in one type (each shape is compiled): for the eye, no rival. ``call(kernels)`` makes it."""
-    if DEVICE == "cuda" and not training and dtype == torch.bfloat16 and importlib.util.find_spec("triton"):
+    runs = DEVICE == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    if runs and not training and dtype == torch.bfloat16 and importlib.util.find_spec("triton"):
         from sparsekern.ops import triton
 
         providers["triton"] = call(triton.kernels())
@@ -420,21 +422,25 @@ def multiplication(case, dtype: torch.dtype, training: bool) -> Setup:
     return Setup(name, 2 * groups * rows * inner * columns * (3 if training else 1), moved, _modelled(estimates), providers, truth, sets)
 
 
-def cases(dry: bool):
-    """``(key, make)`` of every case, what matters most first."""
-    kinds = (
+def kinds(dry: bool):
+    """What makes the cases of each kind, and their shapes."""
+    return (
         (convolution, DRY_CONVOLUTIONS if dry else CONVOLUTIONS),
         (linear, DRY_LINEARS if dry else LINEARS),
         (masked, DRY_MASKS if dry else MASKS),
         (root, DRY_ROOTS if dry else ROOTS),
         (multiplication, DRY_MULTIPLICATIONS if dry else MULTIPLICATIONS),
     )
+
+
+def cases(dry: bool):
+    """``(key, make)`` of every case, what matters most first."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     runs = (
         [(False, bf16), (False, fp32), (True, fp32)] if dry else [(False, bf16), (False, fp32), (True, bf16), (True, fp32), (False, fp16)]
     )
     for training, dtype in runs:
-        for make, shapes in kinds:
+        for make, shapes in kinds(dry):
             for shape in shapes if make is not root or not training else ():
                 key = f"{make.__name__} {shape} {str(dtype)[6:]} {'step' if training else 'fwd'}"
                 yield key, lambda make=make, shape=shape, dtype=dtype, training=training: make(shape, dtype, training)

@@ -86,23 +86,24 @@ def samples_us(providers: dict[str, list[Call]], rounds: int = 15) -> dict[str, 
     return found
 
 
-def cold_us(call: Call, rounds: int = 7) -> float | None:
-    """Microseconds of one call after the second-level cache was overwritten; None where the call cannot be a graph.
+def cold(call: Call, rounds: int = 7) -> dict:
+    """``{"cold_us": ...}``: microseconds of one call after the second-level cache was overwritten; None with the reason, ``"not_cold"``.
 
-    The graph is put in the queue while the card still overwrites: what the host takes does not count.
+    The graph is put in the queue while the card still overwrites: what the host takes does not count. So only a call that can be a graph
+    is timed.
     """
     if DEVICE == "cpu":
-        return None
+        return {"cold_us": None, "not_cold": "dry run"}
     try:
         launch = capture([call], 1).replay
-    except Exception:
+    except Exception as error:  # a call that waits for the device, for example
         torch.cuda.synchronize()
-        return None
+        return {"cold_us": None, "not_cold": f"no graph: {type(error).__name__}: {error}"[:200]}
     flush, taken = torch.empty(256 << 20, dtype=torch.uint8, device=DEVICE), []
     for _ in range(rounds):
         flush.zero_()
         taken.append(between_events(launch))
-    return statistics.median(taken)
+    return {"cold_us": statistics.median(taken)}
 
 
 def spread(us: list[float]) -> dict[str, float]:

@@ -158,6 +158,7 @@ def samples(device: torch.device, dtype: torch.dtype) -> list[d.Sample]:
         "no_rows": make(3, 7, 5, 0),
         "odd_batch": make(3, 7, 5, [4, 0, 6]),
         "ragged_one": make(1, 16, 16, [33]),
+        "tiles": make(2, 20, 65, 33),
         "all_empty": make(2, 3, 4, [0, 0]),
     }
     good["transposed_b"] = {**good["equal"], "b": good["equal"]["b"].transpose(1, 2).contiguous().transpose(1, 2)}

@@ -277,6 +277,8 @@ def samples(device: torch.device, dtype: torch.dtype) -> list[d.Sample]:
         "balanced_few_rows": _balanced(make((7,), 128, 50, 44, bias=False)),
         "balanced_narrow": make((2, 2), 31, 20, 6),  # one window
         "balanced_many_rows": _balanced(make((70,), 99, 18, 30)),
+        "panel_many_rows": make((40,), 24, 2, 5, block=(16, 1)),
+        "block_many_rows": make((67,), 4, 2, 2, block=(20, 9)),
     }
     wide = make((18,), 12, 7, 4)
     good["sliced"] = {**wide, "x": make((18,), 25, 7, 4)["x"][:, 3:15]}

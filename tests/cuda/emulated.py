@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,14 +25,12 @@ def kernels():
 
 
 @contextlib.contextmanager
-def use(dense: str = "never", tf32: bool = False) -> Iterator[None]:
-    """Serve CPU tensors by the emulated kernels; ``dense`` as in :func:`sparsekern.ops.backends.use`, ``tf32`` for torch's flags."""
-    flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+def sent_to(library: Any, dense: str = "never") -> Iterator[None]:
+    """CPU tensors go where a GPU's do: to what chooses between these kernels and torch; ``dense`` as in `sparsekern.ops.backends.use`."""
     together = {name: OPS[name].gradients for name in cuda.SERVED}  # all gradients in one call: a product of the CPU's library
-    registered = cuda.register(kernels(), "CPU")
+    registered = cuda.register(library, "CPU")
     for name in cuda.SERVED:
         OPS[name].gradients = None
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     try:
         with backends.use(backends.providers()[-1], dense=dense):
             if backends.quick_call:
@@ -39,6 +38,17 @@ def use(dense: str = "never", tf32: bool = False) -> Iterator[None]:
             yield
     finally:
         registered._destroy()
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = flags
         for name, gradients in together.items():
             OPS[name].gradients = gradients
+
+
+@contextlib.contextmanager
+def use(dense: str = "never", tf32: bool = False) -> Iterator[None]:
+    """Serve CPU tensors by the emulated kernels; ``tf32`` for torch's flags."""
+    flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        with sent_to(kernels(), dense):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = flags

@@ -8,9 +8,9 @@ import emulated
 import pytest
 import torch
 
-from sparsekern import ops
 from sparsekern.ops import OPS, cuda, cuda_fits, cuda_root_conv2d, cuda_sparse_conv2d
 
+from ops import test_root_conv2d as root
 from ops.test_contract import hold_to_contract
 
 pytestmark = [
@@ -185,28 +185,17 @@ def test_wide_panels_by_wgmma(rows, layout):
     )
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_a_root_module_is_one_kernel(channels_last, monkeypatch):
-    """A grouped convolution with the 1x1 behind it against float64; what is more than that goes call by call."""
-    generator = torch.Generator().manual_seed(3)
-    sizes = ((2, 12, 6, 5), (16, 3, 3, 3), (16,), (10, 16, 1, 1), (10,), (7, 10, 1, 1))
-    x, weight1, bias1, weight2, bias2, weight3 = (torch.randn(size, generator=generator) for size in sizes)
-    x = x.to(memory_format=torch.channels_last) if channels_last else x
-    window = dict(padding=1, groups=4)
-    wide = [t.double() for t in (x, weight1, bias1, weight2, bias2)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda t: str(t).removeprefix("torch."))
+@pytest.mark.parametrize("name", ["odd", "wide", "empty", pytest.param("strided", marks=pytest.mark.slow)])
+def test_a_root_module_is_one_kernel(name, dtype, monkeypatch):
+    ran = []
+    monkeypatch.setattr(cuda_root_conv2d, "serve", lambda e, d, ours, chain: ran.append(e.fits) or ours())
     with emulated.use():
-        ran = []
-        monkeypatch.setattr(cuda_root_conv2d, "serve", lambda e, d, ours, chain: ran.append(e.fits) or ours())
-        library = cuda.register(emulated.kernels(), "CPU")
-        try:
-            for activation in ("relu", "none"):
-                out = ops.root_conv2d(x, weight1, bias1, weight2, bias2, activation=activation, **window)
-                wanted = ops.root_conv2d(*wide, activation=activation, **window)
-                torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-4)
-                assert out.is_contiguous(memory_format=torch.channels_last) == channels_last
-            assert ran == [True, True]
-            out = ops.root_conv2d(x, weight1, bias1, weight2, bias2, weight3, **window)
-            torch.testing.assert_close(out.double(), ops.root_conv2d(*wide, weight3.double(), **window), rtol=1e-5, atol=1e-3)
-            assert len(ran) == 2
-        finally:
-            library._destroy()
+        root.hold_to_truth(name, dtype, tensor_cores=True)
+    assert ran == [True, True]
+
+
+def test_more_than_two_convolutions_go_call_by_call(monkeypatch):
+    monkeypatch.setattr(cuda_root_conv2d, "serve", lambda *_: pytest.fail("the kernel was asked"))
+    with emulated.use():
+        root.hold_to_truth("plain_end", torch.float32, tensor_cores=True)

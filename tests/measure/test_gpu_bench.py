@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,26 +26,99 @@ def gpu(monkeypatch):
     torch.backends.cudnn.benchmark = benchmark
 
 
+def every_kernel_was_checked(rows: list[dict], step: str) -> None:
+    """Every op in every type, and, where there are kernels here, each of them."""
+    import gpu_checks
+
+    rows, who = [row for row in rows if row["step"] == step], gpu_checks.STEPS[step]
+    assert all(row["ok"] and not row["failure"] for row in rows)
+    checked = {tuple(row["key"].removeprefix(f"{who} ").split("/")) for row in rows}
+    for op in ("grouped_conv2d", "sparse_linear", "sparse_conv2d", "grouped_mm", "root_conv2d"):
+        for kind in gpu_checks.TYPES[who]:
+            assert {(op, sample, kind) for sample in gpu_checks.FEW[op]} <= checked
+    if gpu_checks.kernels_of(who, True):
+        names = {f"{op}_{end}" for op in ("grouped_conv2d", "sparse_linear", "sparse_conv2d") for end in ("grad_x", "grad_weight")}
+        names |= {"grouped_conv2d", "sparse_linear", "sparse_conv2d", "root_conv2d", "grouped_mm", "grouped_mm_grad_a", "grouped_mm_grad_b"}
+        assert names == set(rows[-1]["kernels"]) == set().union(*(row["kernels"] for row in rows[:-1]))
+
+
+@pytest.mark.slow
+def test_dry_run_of_the_twins(gpu, tmp_path):
+    pytest.importorskip("triton", reason="triton is not installed: its twins are not checked")
+    out = tmp_path / "gpu.jsonl"
+    assert gpu.main(["--dry-run", "--steps", "twins", "--out", str(out)]) == 0
+    every_kernel_was_checked([json.loads(line) for line in out.read_text().splitlines()], "twins")
+
+
+@pytest.mark.filterwarnings("ignore:Warning only once for all operators:UserWarning")
+@pytest.mark.parametrize(
+    "fault, said", [("", ""), ("wrong", "off by"), ("not written", "off by nan"), ("random", "differs between two runs")]
+)
+def test_a_planted_fault_is_seen(gpu, fault, said):
+    import gpu_checks
+
+    turns = []
+
+    def root_conv2d(x, weight1, bias1, weight2, bias2, *rest):
+        *window, relu, last_relu, _ = rest
+        right = reference(x, weight1, bias1, weight2, bias2, None, None, None, *window, relu, last_relu)
+        turns.append(0)
+        out = torch.empty_like(right)  # what a kernel forgets stays as it is
+        out.view(-1)[fault == "not written" :] = right.view(-1)[fault == "not written" :] * (1.01 if fault == "wrong" else 1)
+        return torch.nextafter(out, out + 1) if fault == "random" and len(turns) == 2 else out
+
+    from sparsekern.ops.root_conv2d import reference
+
+    kernels = gpu_checks.Recorder(SimpleNamespace(root_conv2d=root_conv2d), {"root_conv2d"})
+    with pytest.raises(AssertionError, match=said) if fault else contextlib.nullcontext():
+        gpu_checks.check("cuda", "root_conv2d", "wide", "float32", kernels, "cpu")
+    assert kernels.called == kernels.names and len(turns) == 2
+
+
+def test_fresh_memory_is_poisoned(gpu):
+    import gpu_checks
+
+    with gpu_checks.poisoned("cpu"):
+        assert torch.empty(3).isnan().all() and torch.empty(2, 2, dtype=torch.bfloat16).new_empty(5).isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_row_says_why_nothing_was_timed_cold(gpu, monkeypatch):
+    import gpu_timing
+
+    assert gpu_timing.cold(lambda: 0) == {"cold_us": None, "not_cold": "dry run"}
+    monkeypatch.setattr(gpu_timing, "DEVICE", "cuda")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    def capture(calls, launches):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(gpu_timing, "capture", capture)
+    why = gpu_timing.cold(lambda: 0)
+    assert why == {"cold_us": None, "not_cold": "no graph: RuntimeError: operation not permitted when stream is capturing"}
+
+
 @pytest.mark.filterwarnings("ignore:Warning only once for all operators:UserWarning", "ignore:Sparse CSR tensor support:UserWarning")
 def test_dry_run_then_resume(gpu, tmp_path, capsys):
-    out = tmp_path / "gpu.jsonl"
-    assert gpu.main(["--dry-run", "--out", str(out)]) == 0
+    out, steps = tmp_path / "gpu.jsonl", [step for step in gpu.STEPS if step != "twins"]  # interpreted: slowly
+    assert gpu.main(["--dry-run", "--steps", *steps, "--out", str(out)]) == 0
     assert " 0 failed" in capsys.readouterr().out
     lines = out.read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     steps = [row["step"] for row in rows]
     assert list(dict.fromkeys(steps)) == ["build", "facts", "ceilings", "correctness", "timing", "sanitizer"]
-    assert all(row["ok"] for row in rows if row["step"] == "correctness") and steps.count("correctness") >= 12
+    every_kernel_was_checked(rows, "correctness")
     for row in (r for r in rows if r["step"] == "timing"):
         assert row["dry"] and "ratio" not in row  # a dry run claims nothing
         assert row["tf32"] == ("float32" in row["case"]) and row["hot"] is False
         assert row["served_by"] and set(row["errors"]) == set(row["times"]) and any(name.startswith("ours") for name in row["times"])
         assert len(row["times"]) >= 2, row["refused"]
+        assert all(t["cold_us"] is None and t["not_cold"] == "dry run" for t in row["times"].values())
         assert not any(name.startswith(("ours", "cudnn", "dense")) for name in row["refused"]), row["refused"]
     assert str(Path.home()) not in out.read_text() and str(BENCH) not in out.read_text()
 
     out.write_text("\n".join(lines[:-2]) + "\n" + lines[-2][:40])  # cut off while it wrote
-    assert gpu.main(["--dry-run", "--resume", "--out", str(out)]) == 0
+    assert gpu.main(["--dry-run", "--resume", "--steps", *gpu.STEPS[:5], "sanitizer", "--out", str(out)]) == 0
     again = out.read_text().splitlines()
     assert again[: len(lines) - 2] == lines[:-2]
     assert [json.loads(line)["key"] for line in again] == [row["key"] for row in rows]
@@ -88,6 +163,15 @@ def test_logs_of_the_sanitizer(gpu):
     assert gpu.clean("initcheck", read.format("cutlass::kernel<int>"))
     assert not gpu.clean("initcheck", read.format("sk::sparse_linear_kernel<float, (int)32, (bool)1>"))
     assert not gpu.clean("initcheck", read.format("cutlass::kernel<int>") + "\n" + read.format("sk::add_parts_kernel<float>"))
+    twin = "========= Invalid __global__ read of size 4 bytes\n=========     at {}+0x70 in root.py:41\n========= ERROR SUMMARY: 1 error"
+    assert not gpu.clean("memcheck", twin.format("_root")) and not gpu.clean("memcheck", twin.format("_forward"))
+    assert gpu.clean("memcheck", twin.format("_root_of_another"))
+
+
+def test_the_sanitizer_runs_every_kernel(gpu, tmp_path):
+    runs = {key: command for key, command, _, _ in gpu.sanitizer_runs("tool", tmp_path / "rows.jsonl")}
+    assert set(runs) == {f"{c} {s}" for c in ("memcheck", "racecheck", "initcheck", "synccheck") for s in ("correctness", "twins")}
+    assert all(command[command.index("--steps") + 1] == key.split()[1] and "--small" in command for key, command in runs.items())
 
 
 def test_nothing_outlives_its_limit(gpu, tmp_path):

@@ -57,41 +57,48 @@ def value_and_gradients(op, inputs, cotangent=None, graph=False):
     return {"out": out.detach(), **dict(zip(leaves, gradients))}, cotangent
 
 
-def bounds(op, inputs, cotangent, dtype, tensor_cores=False):
-    """For the output and each gradient: the largest error that correct arithmetic in this dtype can make.
+def error_of_sum(terms, dtype, tensor_cores=False, tf32=False):
+    """Of a sum of so many products, over the sum of their absolute values.
 
-    On tensor cores a float32 is the sum of two tf32, whose remainders are left out of a product (4 * 2^-22 of it), products of 16-bit
-    numbers are exact, and a sum truncates whatever it is the order of: three halves of an ulp per term.
+    On tensor cores a float32 is the sum of two tf32, whose remainders are left out of a product (4 * 2^-22 of it), or one tf32, products
+    of 16-bit numbers are exact, and a sum truncates whatever it is the order of: three halves of an ulp per term.
     """
-    u = {torch.float64: 2.0**-53}.get(dtype, 2.0**-24)
-    store = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}.get(dtype, 0.0)
-    store *= 2 if "shortcut" in inputs else 1
-    tiny = {torch.float16: 2.0**-24}.get(dtype, 0.0)  # subnormals of the storage type
+    if not tensor_cores:
+        return (terms + 2) * {torch.float64: 2.0**-53}.get(dtype, 2.0**-24)
+    product = (2.0**-10 if tf32 else 4 * 2.0**-22) if dtype == torch.float32 else 0.0
+    return 1.01 * (product + (3 * terms + 8) * 2.0**-23)
+
+
+#: Half of an ulp of what a half type stores, and half of its smallest number.
+STORE, TINY = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}, {torch.float16: 2.0**-24}
+
+
+def bounds(op, inputs, cotangent, dtype, tensor_cores=False, tf32=False, cut=False):
+    """For the output and each gradient: the largest error that correct arithmetic in this dtype can make. ``cut``: half types are cut
+    where they should be rounded."""
+    store = STORE.get(dtype, 0.0) * (2 if "shortcut" in inputs else 1) * (1 + cut)
+    tiny = TINY.get(dtype, 0.0) * (1 + cut)
     plain = {k: v for k, v in inputs.items() if k != "activation"}
     with backends.use("reference"):
         size, _ = value_and_gradients(op, as_double(plain, torch.abs), cotangent.double().abs())
         terms, _ = value_and_gradients(op, as_double(plain, torch.ones_like), torch.ones_like(cotangent, dtype=torch.float64))
-    if tensor_cores:
-        product = 4 * 2.0**-22 if dtype == torch.float32 else 0.0
-        sums = {k: 1.01 * (product + (3 * terms[k] + 8) * 2.0**-23) for k in size}
-    else:
-        sums = {k: (terms[k] + 2) * u for k in size}
+    sums = {k: error_of_sum(terms[k], dtype, tensor_cores, tf32) for k in size}
     return {k: sums[k] * size[k] + store * size[k] * (1 + sums[k]) + tiny for k in size}
 
 
 @cache
-def truth_and_bounds(op_name, name, dtype, tensor_cores=False, device="cpu"):
+def truth_and_bounds(op_name, name, dtype, device="cpu", **arithmetic):
     """In float64, for the cotangent that :func:`value_and_gradients` draws: the same for every provider."""
     op = OPS[op_name]
     inputs = sample(op, name, dtype, device)
     with backends.use("reference"):
         _, cotangent = value_and_gradients(op, inputs)
         truth, _ = value_and_gradients(op, as_double(inputs), cotangent.double())
-    return truth, cotangent, bounds(op, inputs, cotangent, dtype, tensor_cores)
+    return truth, cotangent, bounds(op, inputs, cotangent, dtype, **arithmetic)
 
 
-def hold_to_contract(op, name, dtype, serving, tensor_cores=False, device="cpu"):
-    """Values and gradients of one sample under ``serving()``, the context in which a provider serves."""
+def hold_to_contract(op, name, dtype, serving, device="cpu", **arithmetic):
+    """Values and gradients of one sample under ``serving()``, the context in which a provider serves; ``arithmetic`` as in bounds."""
     inputs = sample(op, name, dtype, device)
     before = copy.deepcopy(inputs)
     with serving():
@@ -99,7 +106,7 @@ def hold_to_contract(op, name, dtype, serving, tensor_cores=False, device="cpu")
         again, _ = value_and_gradients(op, inputs)
         with torch.no_grad():
             out = op.function(**inputs)
-    truth, drawn, limit = truth_and_bounds(op.name, name, dtype, tensor_cores, device)
+    truth, drawn, limit = truth_and_bounds(op.name, name, dtype, device, **arithmetic)
     assert torch.equal(drawn, cotangent)
     for key, value in ours.items():
         assert value.dtype == dtype and value.shape == truth[key].shape

@@ -7,6 +7,8 @@ import torch
 
 from sparsekern.ops import backends, grouped_conv2d, pack_grouped_conv2d, root_conv2d, root_conv2d_packed
 
+from ops.test_contract import STORE, TINY, error_of_sum
+
 PROVIDERS = [("reference", "auto")]
 PROVIDERS += [(p, dense) for p in backends.providers()[1:] for dense in (("never", "always", "auto") if backends.native else ("auto",))]
 
@@ -33,6 +35,9 @@ SAMPLES = {
     "strided": draw((5, 8, 15, 14), 24, 3, 8, groups=2, stride=2, padding=1, activation="none"),
     "empty": draw((0, 8, 6, 6), 16, 3, 8, groups=2),
 }
+SAMPLES["odd"] = draw((1, 6, 5, 4), 10, 3, 270, groups=2, bias=False, padding=(1, 2), dilation=(1, 2), last_activation="none")
+SAMPLES["wide"] = draw((1, 20, 3, 5), 70, 1, 9, groups=1, activation="none", last_activation="relu")
+SAMPLES["wide"]["x"] = SAMPLES["wide"]["x"].contiguous()
 SAMPLES["nchw"] = {**SAMPLES["root"], "x": SAMPLES["root"]["x"].contiguous()}
 SAMPLES["sliced"] = dict(SAMPLES["root"])
 
@@ -65,29 +70,42 @@ def packed_call(inputs):
     return dict(**inputs, **named, **biases, out_channels=filters, kernel_size=tuple(weights[0].shape[2:]))
 
 
+def hold_to_truth(name, dtype, make_calls=lambda inputs: [lambda: root_conv2d(**inputs)], device="cpu", cut=False, **arithmetic):
+    """What each call of one sample returns against float64; the same bits twice.
+
+    A convolution is off by the error of its sums and by a rounding, of the sums of absolute values; the next one takes its error on.
+    ``cut`` and ``arithmetic`` as in :func:`ops.test_contract.bounds`.
+    """
+    inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in at(name, dtype).items()}
+    double = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    truth = one_by_one(**double)
+    size = one_by_one(**{k: v.abs() if isinstance(v, torch.Tensor) else v for k, v in double.items()})
+    off, rounded = 1.0, 1 + STORE.get(dtype, 0.0) * (1 + cut)
+    for weight in [w for w in (inputs.get(f"weight{i}") for i in (1, 2, 3)) if w is not None]:
+        off *= (1 + error_of_sum(weight[0].numel() + 2, dtype, **arithmetic)) * rounded
+    for call in make_calls(inputs):
+        out, again = call(), call()
+        assert out.dtype == dtype and out.shape == truth.shape
+        error = (out.double() - truth).abs()
+        assert (error <= (off * rounded - 1) * size + 100 * TINY.get(dtype, 0.0)).all(), f"off by {error.max()}"
+        assert torch.equal(out, again), "differs between two runs"
+        plain = name in ("nchw", "sliced", "wide")
+        assert name == "empty" or out.is_contiguous(memory_format=torch.contiguous_format if plain else torch.channels_last)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("provider,dense", PROVIDERS)
 @pytest.mark.parametrize("name", SAMPLES)
 def test_values(name, provider, dense, dtype):
-    inputs = at(name, dtype)
-    double = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
-    truth = one_by_one(**double)
-    size = one_by_one(**{k: v.abs() if isinstance(v, torch.Tensor) else v for k, v in double.items()})
-    terms = sum(inputs[k][0].numel() + 3 for k in ("weight1", "weight2", "weight3") if k in inputs)
-    u, store = {torch.float32: (2.0**-24, 0), torch.float64: (2.0**-53, 0), torch.bfloat16: (2.0**-24, 4 * 2.0**-8)}[dtype]
-    calls = [lambda: root_conv2d(**inputs)]
-    if dtype != torch.float64 and provider != "reference":
-        with backends.use(provider, dense=dense):
+    def calls(inputs):
+        served = [lambda: root_conv2d(**inputs)]
+        if dtype != torch.float64 and provider != "reference":
             packed = packed_call(inputs)
-        calls.append(lambda: root_conv2d_packed(**packed))
-    for call in calls:
-        with backends.use(provider, dense=dense):
-            out = call()
-        assert out.dtype == dtype and out.shape == truth.shape
-        assert ((out.double() - truth).abs() <= (terms * u + store) * size).all()
-        assert name == "empty" or out.is_contiguous(
-            memory_format=torch.contiguous_format if name in ("nchw", "sliced") else torch.channels_last
-        )
+            served.append(lambda: root_conv2d_packed(**packed))
+        return served
+
+    with backends.use(provider, dense=dense):
+        hold_to_truth(name, dtype, calls)
 
 
 def test_gradients_transforms_compile_and_flops():

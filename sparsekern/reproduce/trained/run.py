@@ -154,7 +154,6 @@ class _Line(Quiet):
 
     def __init__(self, console: Console, label: str) -> None:
         self.label = label
-        self.rows: list[dict[str, Any]] = []
         self.status = console.status(label) if console.is_terminal else None
 
     def begin(self, title: str, epoch: int, epochs: int, step: int, steps: int) -> None:
