@@ -14,18 +14,12 @@ from sparsekern.ops.triton.launch import WIDEN, pixels, power, product, programs
 
 
 @triton.jit
-def _forward(
-    x, weight, bias, shortcut, out, C, K, H, W, OH, OW, M, x_n, x_c, x_h, x_w, a_n, a_c, a_h, a_w, o_n, o_c, o_h, o_w,
+def convolved(
+    x, weight, group, filters, in_k, n, y, z, in_m, C, H, W, x_n, x_c, x_h, x_w,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, KH: tl.constexpr, KW: tl.constexpr,
-    BIAS: tl.constexpr, ADD: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr,
-    TM: tl.constexpr, TK: tl.constexpr, TJ: tl.constexpr,
+    WIDE: tl.constexpr, TM: tl.constexpr, TK: tl.constexpr, TJ: tl.constexpr,
 ):  # fmt: skip
-    """out: a tile of pixels [TM] by filters [TK] of one group (C inputs, K filters), over j = (channel, tap)."""
-    tile, part, group = programs(tl.cdiv(M, TM), tl.cdiv(K, TK))
-    n, y, z, in_m = pixels(tile * TM, TM, M, OH, OW)
-    k = part * TK + tl.arange(0, TK)
-    in_k = k < K
-    filters = group * K + k
+    """Sums [TM, TK] of pixels (n, y, z) by filters of a group of C inputs, over j = (channel, tap), TJ of them at a time."""
     sums = tl.zeros((TM, TK), tl.float32)
     for first in range(0, C * KH * KW, TJ):
         j = first + tl.arange(0, TJ)
@@ -37,6 +31,26 @@ def _forward(
         image = tl.load(x + n[:, None] * x_n + c[None, :] * x_c + row * x_h + column * x_w, inside, 0.0)
         w = tl.load(weight + filters[None, :] * (C * KH * KW) + j[:, None], in_j[:, None] & in_k[None, :], 0.0)
         sums = product(image, w, sums, WIDE)
+    return sums
+
+
+@triton.jit
+def _forward(
+    x, weight, bias, shortcut, out, C, K, H, W, OH, OW, M, x_n, x_c, x_h, x_w, a_n, a_c, a_h, a_w, o_n, o_c, o_h, o_w,
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, KH: tl.constexpr, KW: tl.constexpr,
+    BIAS: tl.constexpr, ADD: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr,
+    TM: tl.constexpr, TK: tl.constexpr, TJ: tl.constexpr,
+):  # fmt: skip
+    """out: a tile of pixels [TM] by filters [TK] of one group (C inputs, K filters)."""
+    tile, part, group = programs(tl.cdiv(M, TM), tl.cdiv(K, TK))
+    n, y, z, in_m = pixels(tile * TM, TM, M, OH, OW)
+    k = part * TK + tl.arange(0, TK)
+    in_k = k < K
+    filters = group * K + k
+    sums = convolved(
+        x, weight, group, filters, in_k, n, y, z, in_m, C, H, W, x_n, x_c, x_h, x_w,
+        stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, KH, KW, WIDE, TM, TK, TJ,
+    )  # fmt: skip
     if BIAS:
         sums += tl.load(bias + filters, in_k, 0.0).to(tl.float32)[None, :]
     inside = in_m[:, None] & in_k[None, :]

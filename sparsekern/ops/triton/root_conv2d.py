@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sparsekern.ops.grouped_conv2d import _new_like as new_like
 from sparsekern.ops.root_conv2d import check
+from sparsekern.ops.triton.grouped_conv2d import convolved
 from sparsekern.ops.triton.launch import WIDEN, pixels, power, product, programs, run, tiles
 
 
@@ -18,7 +19,7 @@ def _root(
     BIAS1: tl.constexpr, BIAS2: tl.constexpr, RELU: tl.constexpr, LAST_RELU: tl.constexpr, WIDE: tl.constexpr,
     TM: tl.constexpr, TK: tl.constexpr, TO: tl.constexpr, TJ: tl.constexpr,
 ):  # fmt: skip
-    """out: a tile of pixels [TM] by outputs [TO]. C inputs and K channels between of a group, TK of these at a time; j = (channel, tap)."""
+    """out: a tile of pixels [TM] by outputs [TO]. C inputs and K channels between of a group, TK of these at a time."""
     tile, part, _ = programs(tl.cdiv(M, TM), tl.cdiv(OUTS, TO))
     n, y, z, in_m = pixels(tile * TM, TM, M, OH, OW)
     o = part * TO + tl.arange(0, TO)
@@ -30,17 +31,10 @@ def _root(
         k = chunk % parts * TK + tl.arange(0, TK)
         in_k = k < K
         filters = group * K + k
-        between = tl.zeros((TM, TK), tl.float32)
-        for first in range(0, C * KH * KW, TJ):
-            j = first + tl.arange(0, TJ)
-            in_j = j < C * KH * KW
-            c, tap = group * C + j // (KH * KW), j % (KH * KW)
-            row = (y * stride_h - pad_h)[:, None] + (tap // KW * dilation_h)[None, :]
-            column = (z * stride_w - pad_w)[:, None] + (tap % KW * dilation_w)[None, :]
-            inside = (row >= 0) & (row < H) & (column >= 0) & (column < W) & in_m[:, None] & in_j[None, :]
-            image = tl.load(x + n[:, None] * x_n + c[None, :] * x_c + row * x_h + column * x_w, inside, 0.0)
-            w = tl.load(weight1 + filters[None, :] * (C * KH * KW) + j[:, None], in_j[:, None] & in_k[None, :], 0.0)
-            between = product(image, w, between, WIDE)
+        between = convolved(
+            x, weight1, group, filters, in_k, n, y, z, in_m, C, H, W, x_n, x_c, x_h, x_w,
+            stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, KH, KW, WIDE, TM, TK, TJ,
+        )  # fmt: skip
         if BIAS1:
             between += tl.load(bias1 + filters, in_k, 0.0).to(tl.float32)[None, :]
         if RELU:
