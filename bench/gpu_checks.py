@@ -37,7 +37,7 @@ TYPES = {"cuda": ("float32", "tf32", "bfloat16", "float16"), "triton": ("float32
 FEW = {
     "grouped_conv2d": ("odd_batch", "last_stride"),
     "sparse_linear": ("odd_batch", "odd_block", "panel_many_rows", "feature_major"),
-    "sparse_conv2d": ("odd_batch", "spatial_strided", "shared_spatial"),
+    "sparse_conv2d": ("odd_batch", "spatial_strided", "shared_spatial", "shared_by_many"),
     "grouped_mm": ("odd_batch", "tiles"),
     "root_conv2d": ("odd", "wide"),
 }

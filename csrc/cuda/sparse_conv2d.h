@@ -10,6 +10,8 @@
 //           and whose terms are gathered
 //   scatter source channels that are kept together (at least 8), for targets with lists of their own: tap by tap, those that keep it
 //           are the columns of a product on tensor cores
+// The weight's gradient has the same three, its sums in place of the pixels: by lists; with columns of target channels that share a list,
+// and kept weights as rows (matrix); with rows of source channels kept together, and the filters that keep them as columns (scatter).
 // NOTE: on tensor cores an Inf or NaN in one source pixel may give NaN in a target that does not read it.
 #pragma once
 #include "core/sparse_conv2d.h"
@@ -28,12 +30,16 @@ struct KeptTables {
   const int32_t* columns;       // [IB + 1]
   const int32_t* column_row;    // [nnz]: output block
   const int32_t* column_place;  // [nnz]: place in `index`
+  // and by what `index` says: those of (input block, tap (block)) are [cells[code], cells[code + 1]), in the order of their rows
+  const int32_t* cells;       // [IB * TB + 1]
+  const int32_t* cell_place;  // [nnz]: place in `index`
 };
 
 enum class SparseConv2dWay { list, matrix, scatter };
-// Of forward and grad_x, from sizes alone; the weight's gradient has lists only.
+// From sizes alone. A weight gradient whose tile is too large for shared memory goes by lists, whatever is said here.
 inline SparseConv2dWay sparse_conv2d_way(const SparseConv2dShape& s, SparseConv2dProduct product) {
-  if (product == SparseConv2dProduct::grad_weight) return SparseConv2dWay::list;
+  if (product == SparseConv2dProduct::grad_weight)
+    return s.BI >= 8 ? SparseConv2dWay::scatter : s.BO >= 8 ? SparseConv2dWay::matrix : SparseConv2dWay::list;
   const bool forward = product == SparseConv2dProduct::out;
   if ((forward ? s.BO : s.BI) >= 8) return SparseConv2dWay::matrix;
   return (forward ? s.BI : s.BO) >= 8 ? SparseConv2dWay::scatter : SparseConv2dWay::list;
@@ -65,6 +71,6 @@ const char* launch_sparse_conv2d_grad_weight(const SparseConv2dShape& shape,
                                              const T* x,         // [N, C, H, W]
                                              const KeptTables& tables,
                                              T* grad_weight,  // [nnz, BO, BI, BT]
-                                             float* scratch, Stream stream);
+                                             float* scratch, Fp32 mode, Stream stream);
 
 }  // namespace sk

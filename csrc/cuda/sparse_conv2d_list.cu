@@ -58,13 +58,13 @@ const char* launch_sparse_conv2d_list(const KeptJob& job, const T* source, const
 }
 
 template <class T>
-int64_t sparse_conv2d_grad_weight_scratch(const SparseConv2dShape& s) {
+int64_t sparse_conv2d_list_weight_scratch(const SparseConv2dShape& s) {
   const KeptWeightPlan plan = kept_weight_plan<T>(s, {}, nullptr, nullptr);
   return plan.parts * plan.job.weights;
 }
 
 template <class T>
-const char* launch_sparse_conv2d_grad_weight(const SparseConv2dShape& s, const T* grad_out, const T* x, const KeptTables& tables, T* grad_weight,
+const char* launch_sparse_conv2d_list_weight(const SparseConv2dShape& s, const T* grad_out, const T* x, const KeptTables& tables, T* grad_weight,
                                              float* scratch, Stream stream) {
   const KeptWeightPlan plan = kept_weight_plan<T>(s, tables, x, grad_out);
   if (!plan.job.weights) return nullptr;
@@ -78,8 +78,8 @@ const char* launch_sparse_conv2d_grad_weight(const SparseConv2dShape& s, const T
 
 #define SK_INSTANTIATE(T)                                                                                      \
   template const char* launch_sparse_conv2d_list<T>(const KeptJob&, const T*, const T*, const T*, T*, Stream); \
-  template int64_t sparse_conv2d_grad_weight_scratch<T>(const SparseConv2dShape&);                             \
-  template const char* launch_sparse_conv2d_grad_weight<T>(const SparseConv2dShape&, const T*, const T*, const KeptTables&, T*, float*, Stream);
+  template int64_t sparse_conv2d_list_weight_scratch<T>(const SparseConv2dShape&);                             \
+  template const char* launch_sparse_conv2d_list_weight<T>(const SparseConv2dShape&, const T*, const T*, const KeptTables&, T*, float*, Stream);
 SK_INSTANTIATE(float)
 SK_INSTANTIATE(bf16)
 SK_INSTANTIATE(fp16)

@@ -7,7 +7,7 @@
 namespace sk::glue::cuda {
 namespace {
 
-constexpr int64_t kHeader = 16;  // of a plan: then columns [IB + 1], column_row, column_place and row [nnz], see sparsekern/ops/cuda.py
+constexpr int64_t kHeader = 16;  // of a plan: then columns [IB + 1], column_row, column_place and row [nnz], cells [IB * TB + 1] and cell_place [nnz]
 
 struct Window {
   int64_t KH, KW, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
@@ -53,16 +53,18 @@ class Tables {
       : indptr_(as_contiguous(indptr)), index_(as_contiguous(index)) {
     STD_TORCH_CHECK(beside(indptr, beside_x) && beside(index, beside_x), "sparse_conv2d: index");
     STD_TORCH_CHECK(beside(plan, beside_x) && plan.scalar_type() == ScalarType::Int && plan.dim() == 1 && plan.is_contiguous() &&
-                        plan.size(0) == kHeader + s.IB() + 1 + 3 * s.nnz,
+                        plan.size(0) == kHeader + s.IB() + 1 + 3 * s.nnz + s.IB() * s.TB() + 1 + s.nnz,
                     "sparse_conv2d: plan");
     const int32_t* columns = launch.input<int32_t>(plan, "plan") + kHeader;
-    const int32_t* column_row = columns + s.IB() + 1;
+    const int32_t *column_row = columns + s.IB() + 1, *cells = column_row + 3 * s.nnz;
     tables_ = {launch.input<int32_t>(indptr_, "indptr"),
                launch.input<int32_t>(index_, "index"),
                column_row + 2 * s.nnz,
                columns,
                column_row,
-               column_row + s.nnz};
+               column_row + s.nnz,
+               cells,
+               cells + s.IB() * s.TB() + 1};
   }
   operator const KeptTables&() const { return tables_; }
 
@@ -120,7 +122,7 @@ Tensor sparse_conv2d_grad_x(const Tensor& grad_out, const Tensor& weight, const 
 
 Tensor sparse_conv2d_grad_weight(const Tensor& grad_out, const Tensor& x, const Tensor& indptr, const Tensor& index, const Tensor& plan, int64_t BO,
                                  int64_t BI, int64_t BT, int64_t KH, int64_t KW, int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w,
-                                 int64_t dilation_h, int64_t dilation_w) {
+                                 int64_t dilation_h, int64_t dilation_w, bool tf32) {
   STD_TORCH_CHECK(is_image(x), "sparse_conv2d: x");
   STD_TORCH_CHECK(fits(grad_out, x) && index.dim() == 1, "sparse_conv2d: grad_out");
   const Window window{KH, KW, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w};
@@ -139,7 +141,7 @@ Tensor sparse_conv2d_grad_weight(const Tensor& grad_out, const Tensor& x, const 
     const Tensor scratch = empty_strided(x, ScalarType::Float, &size, &step, 1);
     launch.done(launch_sparse_conv2d_grad_weight<T>(s, launch.input<T>(g, "grad_out"), launch.input<T>(xs, "x"), tables,
                                                     launch.output<T>(grad_weight, "grad_weight"), launch.output<float>(scratch, "scratch"),
-                                                    launch.stream()));
+                                                    fp32_mode(tf32), launch.stream()));
   });
   return grad_weight;
 }
@@ -151,7 +153,7 @@ Tensor sparse_conv2d_grad_weight(const Tensor& grad_out, const Tensor& x, const 
 STABLE_TORCH_LIBRARY_FRAGMENT(SK_LIBRARY, m) {
   m.def("sparse_conv2d(Tensor x, Tensor weight, Tensor? bias, " SK_TABLES ", " SK_WINDOW ", bool tf32) -> Tensor");
   m.def("sparse_conv2d_grad_x(Tensor grad_out, Tensor weight, " SK_TABLES ", int C, int H, int W, " SK_WINDOW ", bool tf32) -> Tensor");
-  m.def("sparse_conv2d_grad_weight(Tensor grad_out, Tensor x, " SK_TABLES ", int BO, int BI, int BT, " SK_WINDOW ") -> Tensor");
+  m.def("sparse_conv2d_grad_weight(Tensor grad_out, Tensor x, " SK_TABLES ", int BO, int BI, int BT, " SK_WINDOW ", bool tf32) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(SK_LIBRARY, SK_DEVICE_KEY, m) {
   m.impl("sparse_conv2d", TORCH_BOX(&sk::glue::cuda::sparse_conv2d));

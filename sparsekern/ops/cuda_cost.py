@@ -56,7 +56,8 @@ def card_of(device: torch.device) -> Card:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Microseconds of one call, what ours is bound by, whether there is a kernel for these sizes at all, and the kind of call."""
+    """Microseconds of one call, what ours is bound by, whether there is a kernel for these sizes at all, the kind of call, and, where an op
+    has several, the name of the kernel."""
 
     ours_us: float
     torch_us: float
@@ -264,12 +265,19 @@ def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple
     return Estimate(ours_us, (making + product_s) * 1e6 + 3 * card.node_us, bound, fits, key, way)
 
 
-def way_of(product: str, block: tuple[int, ...]) -> str:
+def _way_of(product: str, block: tuple[int, ...]) -> str:
     """How ``product`` of kept blocks ``(BO, BI, BT)`` is made: as sparse_conv2d_way (csrc/cuda/sparse_conv2d.h)."""
+    target, source = block[:2] if product != "grad_x" else (block[1], block[0])
     if product == "grad_weight":
-        return "list"
-    target, source = block[:2] if product == "forward" else (block[1], block[0])
+        return "scatter" if source >= 8 else "matrix" if target >= 8 else "list"
     return "matrix" if target >= 8 else "scatter" if source >= 8 else "list"
+
+
+def _out(x: tuple, window: tuple) -> tuple[int, int]:
+    """``[OH, OW]``."""
+    kernel, stride, pad, dilation = window[0:2], window[2:4], window[4:6], window[6:8]
+    height, width = ((x[i + 2] + 2 * pad[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1))
+    return height, width
 
 
 @lru_cache(maxsize=4096)
@@ -278,15 +286,30 @@ def sparse_convolution(
 ) -> Estimate:
     """``product`` of ``x [N, C, H, W]`` and ``nnz`` kept blocks ``(BO, BI, BT)``; ``window`` as in the schema. torch's makes the
     weight dense first, at every call."""
-    (n, c, h, w), (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w) = x, window
-    out_h = (h + 2 * pad_h - dilation_h * (kernel_h - 1) - 1) // stride_h + 1
-    out_w = (w + 2 * pad_w - dilation_w * (kernel_w - 1) - 1) // stride_w + 1
+    (n, c, h, w), (kernel_h, kernel_w), (out_h, out_w) = x, window[:2], _out(x, window)
     size, kept, dense = dtype.itemsize, nnz * math.prod(block), filters * c * kernel_h * kernel_w
     images = size * (n * c * h * w + n * filters * out_h * out_w)
     out_pixels, pixels = n * out_h * out_w, n * (h * w if product == "grad_x" else out_h * out_w)
-    way, rounded = way_of(product, block), _up(pixels, 128) * 128
+    way, rounded = _way_of(product, block), _up(pixels, 128) * 128
+    if product == "grad_weight" and not cuda_fits.masked_weight(x, filters, block, nnz, window, (out_h, out_w), size, card.shared_bytes):
+        way = "list"
     width, deep = (block[1], block[0]) if product == "grad_x" else block[:2]  # targets and sources of a block
-    if way == "matrix":
+    if product == "grad_weight" and way != "list":  # patches of 16 * steps lines by 32 columns, a warp each
+        steps, by_items = 8 // size, way == "matrix"
+        if by_items:
+            patches, lines, columns = _up(kept // width, 16 * steps) * _up(width, 32), 16 * steps, min(32, _up(width, 8) * 8)
+        else:  # columns of a (source block, tap): the mean
+            cells, lines = c // deep * kernel_h * kernel_w, _up(_up(deep, 16), _up(deep, 16 * steps)) * 16
+            columns = min(32, _up(max(1, kept // (deep * cells)), 8) * 8)
+            patches = _up(kept // deep, columns) * _up(deep, 16 * steps)
+        read = patches * (columns + lines / 4)  # numbers of a pixel, of grad_out and, for four warps, of x
+        macs = rounded * patches * lines * columns
+        seconds = {
+            "padded products": 2 * macs / (0.6 * _ours_rate(card, dtype, tf32)),
+            "cache": size * rounded * read / card.cache,
+            "shared memory": rounded * patches * (columns + (lines if by_items or size == 4 else lines / 2)) / (0.7 * card.words),
+        }
+    elif way == "matrix":
         tile = 16 if width <= 16 else 64
         chunks = _up(width, tile)
         seconds = {  # with a stride each phase of grad_x goes through all weights: as many products as without
@@ -312,7 +335,7 @@ def sparse_convolution(
     product_s = max((images + size * dense) / (0.8 * card.copy), 2 * out_pixels * dense / (0.7 * _vendor_rate(card, dtype, tf32)))
     fits = cuda_fits.sparse_convolution(product, x, filters, block, window, (out_h, out_w), size, card.shared_bytes)
     key = ("sparse_convolution", product, x, filters, block, nnz, window, dtype, tf32)
-    return Estimate(ours_us, (making + product_s) * 1e6 + 8 * card.node_us, bound, fits, key)
+    return Estimate(ours_us, (making + product_s) * 1e6 + 8 * card.node_us, bound, fits, key, way)
 
 
 def way_of_products(product: str, rows: int, groups: int, inner: int, columns: int) -> str:

@@ -154,6 +154,27 @@ def sparse_convolution(
     return _up(targets, chunk) <= GRID and any((halo | 1) * 4 + other + 32 <= shared_bytes for halo in halos)
 
 
+def masked_weight(x: tuple, filters: int, block: tuple, nnz: int, window: tuple, out: tuple, itemsize: int, shared_bytes: int) -> bool:
+    """Whether the weight's gradient of blocks that are 8 wide can be made on tensor cores; else it goes by lists. As patch_plan."""
+    (n, c, _, _), (block_out, block_in, block_taps), taps = x, block, window[0] * window[1]
+    spans = (window[0] - 1) * window[6], (window[1] - 1) * window[7]
+    steps = 8 // itemsize  # of a patch: 16 lines each
+    other = 4 * (32 * (128 * itemsize + 16) + (32 + 16 * steps) * 16) + 128 * 8
+    if block_in >= 8:
+        pieces = _up(block_in, 8) + (block_in % 8 > 0 and c > block_in)
+        chunks = _up(pieces, 2 * steps)
+        staged = _up(_up(pieces, chunks), 2) * itemsize  # pieces of 16 bytes, of a pixel
+        pixel = staged | 1 if itemsize == 2 else staged + 2 * (staged // 2 % 2 == 0)
+        groups, lists, slots = c // block_in, c // block_in * taps, nnz * block_taps * block_out // 32
+    else:
+        pixel, chunks = 1, _up(block_out, 32)
+        groups = lists = filters // block_out
+        slots = nnz * block_taps * block_in // (16 * steps)
+    if lists >= 2**31 or ((slots + lists) // 4 + groups) * chunks >= 2**31:
+        return False
+    return any(halo <= (shared_bytes - other) // (pixel * 16) for halo in _halos(n, out[0], out[1], spans, (window[2], window[3])))
+
+
 def root_convolution(x: tuple, weight: tuple, outs: int, window: tuple, out: tuple, itemsize: int, shared_bytes: int) -> bool:
     """A convolution of ``x [N, C, H, W]`` and ``weight [K, C/G, KH, KW]`` with the 1x1 behind it, in one kernel: as choose_root."""
     (n, _, _, _), (k, in_group, kernel_h, kernel_w) = x, weight

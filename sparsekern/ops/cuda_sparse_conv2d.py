@@ -21,22 +21,26 @@ def make_plan(indptr: Tensor, index: Tensor, channels: int, kernel_size: Shape, 
     """What the kernels read of tables that were checked; without waiting for the device.
 
     Returns:
-        int32 ``[16 + IB + 1 + 3 * nnz]``: ``[magic, version, K, C, KH, KW, BO, BI, BT, nnz, 0...]``, then the kept blocks by input block:
-        where each one's begin ``[IB + 1]``, their output blocks, their places in ``index``; then the output block of every place.
+        int32 ``[16 + IB + 1 + 3 * nnz + IB * TB + 1 + nnz]``: ``[magic, version, K, C, KH, KW, BO, BI, BT, nnz, 0...]``, then the kept
+        blocks by input block: where each one's begin ``[IB + 1]``, their output blocks, their places in ``index``; the output block of
+        every place; then the kept blocks by input block and tap: where each one's begin ``[IB * TB + 1]``, their places.
 
     Example:
         >>> indptr, index = torch.tensor([0, 2, 3], dtype=torch.int32), torch.tensor([0, 2, 1], dtype=torch.int32)
         >>> make_plan(indptr, index, 3, (1, 1), (1, 1, 1))[16:].tolist()
-        [0, 1, 2, 3, 0, 1, 0, 0, 2, 1, 0, 0, 1]
+        [0, 1, 2, 3, 0, 1, 0, 0, 2, 1, 0, 0, 1, 0, 1, 2, 3, 0, 2, 1]
     """
     device, nnz = index.device, index.numel()
     row = torch.searchsorted(indptr, torch.arange(nnz, device=device, dtype=torch.int32), right=True, out_int32=True) - 1
     taps = kernel_size[0] * kernel_size[1] // block[2]
     by_input, place = torch.div(index, taps, rounding_mode="floor").sort(stable=True)
-    columns = torch.searchsorted(by_input, torch.arange(channels // block[1] + 1, device=device, dtype=torch.int32), out_int32=True)
-    head = [MAGIC, 1, (indptr.shape[0] - 1) * block[0], channels, *kernel_size, *block, nnz]
+    inputs = channels // block[1]
+    columns = torch.searchsorted(by_input, torch.arange(inputs + 1, device=device, dtype=torch.int32), out_int32=True)
+    codes, cell_place = index.sort(stable=True)
+    cells = torch.searchsorted(codes, torch.arange(inputs * taps + 1, device=device, dtype=torch.int32), out_int32=True)
+    head = [MAGIC, 2, (indptr.shape[0] - 1) * block[0], channels, *kernel_size, *block, nnz]
     header = torch.tensor(head + [0] * (HEADER - len(head)), dtype=torch.int32).to(device, non_blocking=True)
-    return torch.cat([header, columns, row[place], place.int(), row])
+    return torch.cat([header, columns, row[place], place.int(), row, cells, cell_place.int()])
 
 
 def estimate(
@@ -103,7 +107,7 @@ def routes(kernels: Any) -> dict[str, Any]:
 
         def ours() -> Tensor:
             tables = indptr, index, planned(plan, indptr, index, x.shape[1], window, block)
-            return kernels.sparse_conv2d_grad_weight(grad_out, x, *tables, *block, *window)
+            return kernels.sparse_conv2d_grad_weight(grad_out, x, *tables, *block, *window, tf32(torch.backends.cudnn, x.dtype))
 
         def torchs() -> Tensor:
             dense = x.new_empty(grad_out.shape[1], x.shape[1], *window[:2])  # read for its sizes
@@ -130,7 +134,7 @@ def explain(
     for door in OPS["sparse_conv2d"].products:
         e = cuda_cost.sparse_convolution(door, tuple(x_shape), filters, tuple(block), nnz, tuple(window), dtype, allowed, card)
         out[door] = {
-            "kernel": "dense" if takes_torch(e, torch.device(device)) else cuda_cost.way_of(door, tuple(block)),
+            "kernel": "dense" if takes_torch(e, torch.device(device)) else e.way,
             "relative_cost": round(e.ours_us / e.torch_us, 2),
         }
     return out

@@ -314,6 +314,7 @@ def samples(device: torch.device, dtype: torch.dtype) -> list[d.Sample]:
         "pointwise": make(2, 17, (5, 4), 7, (1, 1), (1, 1, 1), 30),
         "empty_mask": make(1, 3, (4, 4), 5, (3, 3), (1, 1, 1), 0, same),
         "full_mask": make(1, 3, (4, 4), 5, (3, 3), (1, 1, 1), 135, same),
+        "shared_by_many": make(2, 5, (7, 6), 22, (3, 3), (11, 1, 1), 40, same),
         "empty_rows": make(2, 16, (5, 5), 40, (3, 3), (1, 16, 1), 20, same),
     }
     odd = good["odd_batch"]

@@ -30,13 +30,27 @@ class Mask {
     std::stable_sort(place.begin(), place.end(), [&](int a, int b) { return index[a] / s.TB() < index[b] / s.TB(); });
     for (int e : place) column_row.push_back(row[e]), ++columns[index[e] / s.TB() + 1];
     std::partial_sum(columns.begin(), columns.end(), columns.begin());
-    for (auto& [to, from] :
-         {std::pair{&indptr_, &indptr}, {&index_, &index}, {&row_, &row}, {&columns_, &columns}, {&column_row_, &column_row}, {&place_, &place}}) {
+    std::vector<int32_t> cell_place(index.size()), cells(codes + 1, 0);
+    std::iota(cell_place.begin(), cell_place.end(), 0);
+    std::stable_sort(cell_place.begin(), cell_place.end(), [&](int a, int b) { return index[a] < index[b]; });
+    for (int code : index) ++cells[code + 1];
+    std::partial_sum(cells.begin(), cells.end(), cells.begin());
+    for (auto& [to, from] : {std::pair{&indptr_, &indptr},
+                             {&index_, &index},
+                             {&row_, &row},
+                             {&columns_, &columns},
+                             {&column_row_, &column_row},
+                             {&place_, &place},
+                             {&cells_, &cells},
+                             {&cell_place_, &cell_place}}) {
       *to = std::make_unique<emu::Buffer<int32_t>>("table", from->size(), emu::Role::input);
       std::copy(from->begin(), from->end(), (*to)->data());
     }
   }
-  sk::KeptTables tables() const { return {indptr_->data(), index_->data(), row_->data(), columns_->data(), column_row_->data(), place_->data()}; }
+  sk::KeptTables tables() const {
+    return {indptr_->data(),     index_->data(), row_->data(),   columns_->data(),
+            column_row_->data(), place_->data(), cells_->data(), cell_place_->data()};
+  }
 
   // Calls f(index in x, in weight, in out) for every product of the convolution.
   template <class F>
@@ -59,7 +73,7 @@ class Mask {
   }
 
  private:
-  std::unique_ptr<emu::Buffer<int32_t>> indptr_, index_, row_, columns_, column_row_, place_;
+  std::unique_ptr<emu::Buffer<int32_t>> indptr_, index_, row_, columns_, column_row_, place_, cells_, cell_place_;
 };
 
 }  // namespace check

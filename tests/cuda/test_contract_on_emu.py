@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 
 import emulated
 import pytest
 import torch
 
-from sparsekern.ops import OPS, cuda, cuda_fits, cuda_root_conv2d, cuda_sparse_conv2d
+from sparsekern.ops import OPS, cuda, cuda_cost, cuda_fits, cuda_root_conv2d, cuda_sparse_conv2d
 
 from ops import test_root_conv2d as root
 from ops.test_contract import hold_to_contract
@@ -22,7 +23,7 @@ pytestmark = [
 MANY = 100_000
 
 #: Of an op with many kinds of samples, those that are always run.
-FEW = {"sparse_conv2d": {"odd_batch", "spatial_strided", "shared_spatial", "empty_mask"}}
+FEW = {"sparse_conv2d": {"odd_batch", "spatial_strided", "shared_spatial", "shared_by_many", "empty_mask"}}
 
 
 def _cases():
@@ -136,6 +137,33 @@ def test_kernels_refuse_what_the_choice_gives_to_torch(dilation, stride):
         fits = cuda_fits.convolution(product, tuple(x.shape), tuple(weight.shape), window, tuple(out.shape[2:]), 4, 227 << 10)
         with contextlib.nullcontext() if fits else pytest.raises(RuntimeError, match="no tile of this shape fits"):
             call()
+
+
+@pytest.mark.parametrize("block", [(1, 8, 1), (8, 1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_gradient_goes_by_lists_where_the_model_says_so(dtype, block):
+    """Taps so far apart that tiles do not lie in shared memory, and one pixel nearer. Tensor cores make NaN of an Inf behind the last
+    column, lists skip it."""
+    kernels, nnz = emulated.kernels(), 8 * 8 * 3 // (block[0] * block[1])
+    index = torch.arange(3 * 8 // block[1], dtype=torch.int32).repeat(8 // block[0])
+    indptr = torch.arange(8 // block[0] + 1, dtype=torch.int32) * (3 * 8 // block[1])
+
+    def way(dilation):
+        sizes = (1, 8, 1, 2 * dilation + 3), 8, block, nnz, (1, 3, 1, 1, 0, 0, 1, dilation)
+        return cuda_cost.sparse_convolution("grad_weight", *sizes, dtype, False, cuda_cost.H100).way
+
+    far = bisect.bisect_left(range(20000), True, 1, key=lambda dilation: way(dilation) == "list")
+    for dilation in (1, far - 1, far):
+        x, grad_out = torch.ones(1, 8, 1, 2 * dilation + 3, dtype=dtype), torch.ones(1, 8, 1, 3, dtype=dtype)
+        x[0, 0, 0, 3] = float("inf")
+        window = (1, 3, 1, 1, 0, 0, 1, dilation)
+        plan = cuda_sparse_conv2d.make_plan(indptr, index, 8, window[:2], block)
+        found = kernels.sparse_conv2d_grad_weight(grad_out, x, indptr, index, plan, *block, *window, False)
+        first = found[index == 0][:, :, 0]  # of the first tap and channel
+        if dilation == far:
+            assert torch.equal(first, torch.full_like(first, 3))
+        else:
+            assert first.isnan().all() and way(dilation) == ("scatter" if block[1] == 8 else "matrix")
 
 
 def test_ends_of_groups_are_checked_before_a_kernel_reads_them():

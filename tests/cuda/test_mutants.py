@@ -214,6 +214,31 @@ MASKED |= {
     ),
     "scatter: the entry behind": (SCATTER, "e.tap_block == tap_block ? e.place", "e.tap_block >= tap_block ? e.place", "wrong value"),
 }
+PATCH_KERNEL = "sparse_conv2d_weight.cuh"
+PATCH = {
+    "as it stands": (PATCH_KERNEL, "", "", " 0 failures"),
+    "pixels not waited for": (PATCH_KERNEL, "__syncthreads();  // where pixels stand is known", "", "race|outside|wrong value"),
+    "no barrier before the product": (PATCH_KERNEL, "__syncthreads();  // everybody's copies are there", "", "race|is being copied to"),
+    "does not wait": (PATCH_KERNEL, "copy_async_wait<0>()", "copy_async_wait<1>()", "is being copied to"),
+    "refill too early": (PATCH_KERNEL, "__syncthreads();  // nobody refills what is still read", "", "race|is being copied to"),
+    "a pixel too many": (PATCH_KERNEL, "channel >= 0 && pixel >= 0 ?", "channel >= 0 ?", "outside"),
+    "a column too many": (
+        PATCH_KERNEL,
+        "if (column < columns) store(part",
+        "if (column <= columns) store(part",
+        "twice|outside|wrong value",
+    ),
+    "an item too many": (PATCH_KERNEL, "if (r < lines) place =", "if (r <= lines) place =", "twice|outside|wrong value"),
+    "the next source block": (PATCH_KERNEL, "i >= 0 && i < kept.source_block) place", "i >= 0) place", "twice|outside|wrong value"),
+    "halves of a step exchanged": (PATCH_KERNEL, "half * E + lane % 4", "(1 - half) * E + lane % 4", "wrong value"),
+    "a quarter of the pixels twice": (PATCH_KERNEL, "+ lane / 8 * 16);", "+ lane / 16 * 16);", "wrong value"),
+    "parts overlap": (PATCH_KERNEL, "parts + blockIdx.y * job.weights", "parts", "twice"),
+    "lists share a slot": (PATCH_KERNEL, "return begin(l) / job.units + l;", "return begin(l) / job.units;", "wrong value|twice|outside"),
+    "another group's block": (PATCH_KERNEL, "first_block(middle) <= block", "first_block(middle) < block", "wrong value|twice|outside"),
+    "every patch the first": (PATCH_KERNEL, "(mine - slot(low)) * job.units", "int64_t(0)", "twice"),
+    "another tap's filters": (PATCH_KERNEL, "first * kept.taps + tap * kept_by", "first * kept.taps + tap", "wrong value|twice|outside"),
+    "a channel of the next round": (PATCH_KERNEL, "&& item.channel < round.end * E;", ";", "wrong value|outside|race|read at"),
+}
 PANELS = "sparse_linear_panels.cuh"
 PANEL = {
     "as it stands": (PANELS, "", "", " 0 failures"),
@@ -354,11 +379,21 @@ WGMMA = {
     "lines of the stage before": (WIDE, "pick(stage + 3)", "pick(stage + 2)", "wrong value"),
     "the list of another panel": (WIDE, "job.index + int64_t(ob) * job.fan_in", "job.index", "wrong value"),
 }
-DRIVERS = {"wgmma": WGMMA, "conv": CONV, "weight": WEIGHT, "linear": LINEAR, "masked": MASKED, "mm": MANY, "panels": PANEL, "root": ROOTS}
+DRIVERS = {
+    "wgmma": WGMMA,
+    "conv": CONV,
+    "weight": WEIGHT,
+    "linear": LINEAR,
+    "masked": MASKED,
+    "patch": PATCH,
+    "mm": MANY,
+    "panels": PANEL,
+    "root": ROOTS,
+}
 MUTANTS = {f"{driver}: {name}": (driver, *m) for driver, all in DRIVERS.items() for name, m in all.items()}
 
 #: Always run: of the first kernels one or two kinds of mistake each, of the later ones a single mutant; the rest with --full.
-FEW = {"masked: matrix: refill too early", "mm: fetched over what is read"}
+FEW = {"masked: matrix: refill too early", "patch: a pixel too many", "mm: fetched over what is read"}
 KINDS = ["as it stands", "no barrier", "one copy too few", "a row too many", "halo: right edge", "shuffles of half"]
 ALWAYS = [name for name in MUTANTS if (MUTANTS[name][0] in ("conv", "weight", "linear") and any(k in name for k in KINDS)) or name in FEW]
 

@@ -41,7 +41,7 @@ void run(SparseConv2dShape s, double density, bool channels_last, Fp32 mode, con
     wanted_out[io].add(v, w), wanted_grad_x[ix].add(g, w), wanted_grad_weight[iw].add(g, v);
   });
   const auto hold = [&](const char* what, SparseConv2dProduct product, const std::vector<Sum>& wanted, const emu::Buffer<T>& got) {
-    const bool plain = product == SparseConv2dProduct::grad_weight || sk::sparse_conv2d_way(s, product) == SparseConv2dWay::list;
+    const bool plain = sk::sparse_conv2d_way(s, product) == SparseConv2dWay::list;
     check::compare(name + ", " + what, wanted, got,
                    [&](const Sum& sum) { return plain ? check::allowed_on_plain_cores<T>(sum) : check::allowed_on_tensor_cores<T>(sum, mode); });
   };
@@ -54,7 +54,7 @@ void run(SparseConv2dShape s, double density, bool channels_last, Fp32 mode, con
     if (error) return check::fail("%s: grad_x: %s", name.c_str(), error);
     hold("grad_x", SparseConv2dProduct::grad_x, wanted_grad_x, grad_x);
     emu::Buffer<float> scratch("scratch", sk::sparse_conv2d_grad_weight_scratch<T>(s), emu::Role::output);
-    error = sk::launch_sparse_conv2d_grad_weight<T>(s, grad_out.data(), x.data(), mask.tables(), grad_weight.data(), scratch.data(), nullptr);
+    error = sk::launch_sparse_conv2d_grad_weight<T>(s, grad_out.data(), x.data(), mask.tables(), grad_weight.data(), scratch.data(), mode, nullptr);
     if (error) return check::fail("%s: grad_weight: %s", name.c_str(), error);
     hold("grad_weight", SparseConv2dProduct::grad_weight, wanted_grad_weight, grad_weight);
   } catch (const emu::Fault& fault) {
@@ -77,6 +77,7 @@ const SparseConv2dShape kSynapse{3, 4, 5, 6, 6, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1,
     kShared{2, 5, 8, 8, 12, 3, 3, 1, 1, 1, 1, 1, 1, 4, 1, 1, 0, false}, kSharedSpatial{1, 16, 6, 6, 9, 3, 3, 1, 1, 1, 1, 1, 1, 3, 16, 1, 0, false},
     kBlock{1, 32, 6, 5, 32, 3, 3, 1, 1, 1, 1, 1, 1, 16, 16, 9, 0, false}, kPanel{3, 7, 4, 5, 48, 3, 3, 3, 1, 1, 2, 2, 1, 24, 1, 1, 0, false},
     kThirds{1, 36, 5, 6, 40, 3, 3, 1, 1, 1, 1, 1, 1, 1, 12, 1, 0, false}, kPointwise{2, 17, 5, 4, 7, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 0, false},
+    kDeep{1, 72, 5, 6, 9, 3, 3, 1, 1, 1, 1, 1, 1, 1, 72, 1, 0, false}, kItems{2, 9, 6, 5, 16, 3, 3, 1, 2, 1, 1, 1, 1, 8, 3, 9, 0, false},
     kWide{1, 24, 5, 6, 72, 3, 3, 1, 1, 1, 1, 1, 1, 72, 24, 1, 0, false};
 
 }  // namespace
@@ -85,7 +86,7 @@ int main() {
   run_all(kSynapse, 0.3, "in order"), run_all(kSpatial, 0.3, "in order"), run_all(kStrided, 0.4, "in order"), run_all(kDilated, 0.3, "in order");
   run_all(kKernel, 0.4, "in order"), run_all(kShared, 0.3, "in order"), run_all(kSharedSpatial, 0.4, "in order"), run_all(kBlock, 0.4, "in order");
   run_all(kPanel, 0.2, "in order"), run_all(kPointwise, 0.3, "in order"), run_all(kWide, 0.5, "in order");
-  run_all(kThirds, 0.3, "in order");
+  run_all(kThirds, 0.3, "in order"), run_all(kDeep, 0.3, "in order"), run_all(kItems, 0.6, "in order");
   run_all(kSynapse, 0, "nothing kept"), run_all(kKernel, 1, "all kept");
   check::in_every_way(
       [](const char* way) { run<bf16>(kSharedSpatial, 0.3, true, Fp32::strict, way), run<float>(kPanel, 0.2, false, Fp32::tf32, way); });

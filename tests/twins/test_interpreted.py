@@ -22,7 +22,8 @@ SLOW = {
     "sparse_linear": {"wide_vectors", "half_kept", "most_kept_one_row", "most_kept_few_rows", "windows", "balanced_one_row",
                       "balanced_few_rows", "balanced_many_rows", "balanced_feature_major", "block_of_tiles"},
     "grouped_conv2d": {"five", "depthwise", "last_five", "last_depthwise", "last_weight", "last_odd_batch", "image"},
-    "sparse_conv2d": {"block", "spatial_no_bias", "full_mask", "channels_last_spatial", "spatial", "spatial_few_channels", "empty_rows"},
+    "sparse_conv2d": {"block", "spatial_no_bias", "full_mask", "channels_last_spatial", "spatial", "spatial_few_channels", "empty_rows",
+                      "shared_by_many"},
 }  # fmt: skip
 #: In half precision only these: one for every kernel.
 HALF = {

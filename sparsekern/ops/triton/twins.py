@@ -49,7 +49,7 @@ def kernels() -> SimpleNamespace:
         sparse_linear_grad_x=sparse_linear_grad_x,
         sparse_conv2d=lambda *args: masked.forward(*args[:-1], checked=True),  # by who asks
         sparse_conv2d_grad_x=lambda *args: masked.grad_x(*args[:-1]),
-        sparse_conv2d_grad_weight=masked.grad_weight,
+        sparse_conv2d_grad_weight=lambda *args: masked.grad_weight(*args[:-1]),
         grouped_mm=lambda *args: many.forward(*args[:-1], checked=True),
         grouped_mm_grad_a=lambda *args: many.grad_x(*args[:-1]),
         grouped_mm_grad_b=lambda *args: many.grad_weight(*args[:-1]),
