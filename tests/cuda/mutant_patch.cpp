@@ -31,7 +31,7 @@ int main() {
   // N C H W K KH KW stride pad dilation BO BI BT
   const sk::SparseConv2dShape spatial{5, 24, 9, 7, 41, 3, 3, 1, 1, 1, 1, 1, 1, 1, 24, 1, 0, true},
       blocks{1, 36, 9, 10, 15, 3, 3, 2, 2, 1, 1, 1, 1, 3, 12, 9, 0, false}, shared{3, 12, 9, 5, 44, 3, 3, 1, 1, 1, 1, 1, 1, 11, 1, 1, 0, true};
-  emu::options.multiprocessors = 1;  // blocks walk over several tiles
+  emu::options.multiprocessors = 3;  // two parts of some, and blocks that walk over several tiles
   check::in_every_way([&](const char* way) {
     emu::options.shared_limit = 227 * 1024;
     try {
