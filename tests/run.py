@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from xml.etree import ElementTree
@@ -22,22 +23,43 @@ PYTEST = [sys.executable, "-m", "pytest", "-q", "--no-header", "-n", os.environ.
 ENVIRONMENT = {**os.environ, "MALLOC_PERTURB_": "128", "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 
 
-def core(build: Path, *options: str) -> list[list[str]]:
-    """The torch-free core and its tests: configured, built, run once per instruction set."""
+def cmake(build: Path, options: list[str], targets: list[str], chosen: list[str]) -> list[list[str]]:
+    """Configure, build and run tests of a folder of its own."""
     tool = lambda name: str(Path(sys.executable).parent / name)  # noqa: E731
-    configure = [tool("cmake"), "-S", str(ROOT), "-B", str(build), "-GNinja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
-    configure += ["-DSPARSEKERN_TORCH=OFF", "-DSPARSEKERN_PYTHON=OFF", "-DSPARSEKERN_TESTS=ON", *options]
-    run = [tool("ctest"), "--test-dir", str(build), "-j2", "--output-on-failure"]
-    return [configure, [tool("cmake"), "--build", str(build)], run]
+    configure = [tool("cmake"), "-S", str(ROOT), "-B", str(build), "-GNinja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", *options]
+    run = [tool("ctest"), "--test-dir", str(build), "-j2", "--output-on-failure", *chosen]
+    return [configure, [tool("cmake"), "--build", str(build), "--target", *targets], run]
 
 
-def cpp(sanitize: str = "") -> list[list[str]]:
-    """The core on this machine."""
+ALONE = ["-DSPARSEKERN_TORCH=OFF", "-DSPARSEKERN_PYTHON=OFF"]  # the torch-free core
+
+
+def extension() -> list[str]:
+    """CMake's options for torch's operators and the Python modules; with nothing to build them against, for neither."""
+    torch, pybind11 = (importlib.util.find_spec(name) for name in ("torch", "pybind11"))
+    if not torch or not pybind11 or not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return ALONE
+    folder = Path(pybind11.origin).parent / "share/cmake/pybind11"
+    found = [f"-DSPARSEKERN_TORCH_DIR={Path(torch.origin).parent}", f"-Dpybind11_DIR={folder}"]
+    return ["-DSPARSEKERN_TORCH=ON", "-DSPARSEKERN_PYTHON=ON", f"-DPython_EXECUTABLE={sys.executable}", *found]
+
+
+def cpp(sanitize: str = "", under: str = "") -> list[list[str]]:
+    """The torch-free core, once per instruction set; under a sanitizer the extension too; or `under` valgrind, or other processors."""
+    build = ROOT / "build" / ("cpp-" + sanitize.replace(",", "-") if sanitize else "cpp")
     if not shutil.which(os.environ.get("CXX", "g++")):
         print("no C++ compiler: the C++ tests are skipped")
         return []
-    name = "cpp-" + sanitize.replace(",", "-") if sanitize else "cpp"
-    return core(ROOT / "build" / name, f"-DSPARSEKERN_SANITIZE={sanitize}")
+    if under and not shutil.which(under):
+        print(f"no {under}: its tests are skipped")
+        return []
+    what = extension() if sanitize else ALONE
+    options = [*what, "-DSPARSEKERN_TESTS=ON", f"-DSPARSEKERN_SANITIZE={sanitize}"]
+    targets = ["all"] if what == ALONE else ["all", "_quick_call"]
+    steps = cmake(build, options, targets, ["-C", under, "-L", under] if under else [])
+    if what != ALONE:
+        steps.append([sys.executable, "tests/trust/sanitized.py", str(build), sanitize.partition(",")[0]])
+    return steps
 
 
 def aarch64() -> list[list[str]]:
@@ -48,23 +70,21 @@ def aarch64() -> list[list[str]]:
     if not (shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")):
         print("no qemu-aarch64: the tests on 64-bit Arm are skipped (Debian: apt install qemu-user)")
         return []
-    return core(ROOT / "build" / "aarch64", f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'tests' / 'cpp' / 'aarch64.cmake'}")
+    toolchain = f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'tests' / 'cpp' / 'aarch64.cmake'}"
+    return cmake(ROOT / "build" / "aarch64", [*ALONE, "-DSPARSEKERN_TESTS=ON", toolchain], ["all"], [])
 
 
 def cuda(sanitize: str = "") -> list[list[str]]:
     """The CUDA kernels: in the emulator, behind torch's operators there, through mutants of their source, and through nvcc where it is."""
     build = ROOT / "build" / ("cuda-" + sanitize.replace(",", "-") if sanitize else "cuda")
-    tool = lambda name: str(Path(sys.executable).parent / name)  # noqa: E731
     if not shutil.which(os.environ.get("CXX", "g++")):
         print("no C++ compiler: the CUDA kernels are not tested")
         return []
-    configure = [tool("cmake"), "-S", str(ROOT), "-B", str(build), "-GNinja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
-    options = ["-DSPARSEKERN_TORCH=OFF", "-DSPARSEKERN_PYTHON=OFF", "-DSPARSEKERN_CUDA_TESTS=ON", f"-DSPARSEKERN_SANITIZE={sanitize}"]
+    options = [*ALONE, "-DSPARSEKERN_CUDA_TESTS=ON", f"-DSPARSEKERN_SANITIZE={sanitize}"]
     torch = importlib.util.find_spec("torch")
     options += [f"-DSPARSEKERN_TORCH_DIR={Path(torch.origin).parent}"] if torch else []
-    make = [tool("cmake"), "--build", str(build), "--target", "cuda_tests"]
-    run = [tool("ctest"), "--test-dir", str(build), "-L", "cuda", "-j2", "--output-on-failure"]
-    return [configure + options, make, run, *([] if sanitize else [[*PYTEST, "tests/cuda"]])]
+    steps = cmake(build, options, ["cuda_tests"], ["-L", "cuda"])
+    return [*steps, *([] if sanitize else [[*PYTEST, "tests/cuda"]])]
 
 
 SUITES = {
@@ -89,6 +109,7 @@ SUITES = {
             "tests/test_cli.py",
             "tests/test_architecture.py",
             "tests/test_without_kernels.py",
+            "tests/test_hardened.py",
             "tests/test_import.py",
         ]
     ],
@@ -103,6 +124,9 @@ FULL = {
     "sanitize_threads": lambda: cpp("thread"),
     "sanitize_cuda": lambda: cuda("address,undefined"),
     "aarch64": aarch64,
+    "valgrind": lambda: cpp(under="valgrind"),
+    "processors": lambda: cpp(under="qemu-x86_64"),
+    "audit": lambda: [[sys.executable, "tests/dependencies.py"]],
     "package": lambda: [[*PYTEST[:-2], "tests/test_packaging.py"]],
     "wheels": lambda: [[sys.executable, f"tests/wheels/{name}.py", *rest] for name, *rest in (("make_wheel",), ("matrix", "dist"))],
 }
@@ -124,7 +148,7 @@ def source_key() -> str:
 
 def reporting(command: list[str], report: Path) -> list[str]:
     """The same command, with its results in a JUnit file."""
-    if "pytest" in command:
+    if "pytest" in command or "tests/trust/sanitized.py" in command:
         return [*command, f"--junitxml={report}"]
     return [*command, "--output-junit", str(report)] if Path(command[0]).name == "ctest" else command
 

@@ -58,13 +58,37 @@ struct Pool {
 };
 SK_API extern const Pool kSerial;  // runs everything on the calling thread
 
+#ifdef __SANITIZE_THREAD__  // it does not see how torch's pool hands work to its threads and waits for them: it is told
+extern "C" void __tsan_acquire(void*);
+extern "C" void __tsan_release(void*);
+#define SK_UNSEEN __attribute__((no_sanitize_thread))  // what a thread of the pool runs before it can be told
+#else
+#define SK_UNSEEN
+#endif
+
 // f(begin, end) over [0, size) in pieces of at least `grain`. Every output must be computed by one piece, in an
 // order that does not depend on where the pieces are cut: results are the same for any number of threads.
 template <class F>
 void parallel(const Pool& pool, int64_t size, int64_t grain, const F& f) {
   if (size <= 0) return;
   if (pool.threads <= 1 || size <= grain) return f(int64_t(0), size);
+#ifdef __SANITIZE_THREAD__
+  struct Meeting {
+    const F& f;
+    int64_t begun, done;  // by address: pieces come after the one and before the other, in no order among themselves
+  } meeting{f, 0, 0};
+  __tsan_release(&meeting.begun);
+  const auto piece = [](const void* c, int64_t b, int64_t e) {
+    Meeting& m = *static_cast<Meeting*>(const_cast<void*>(c));
+    __tsan_acquire(&m.begun);
+    m.f(b, e);
+    __tsan_release(&m.done);
+  };
+  pool.run(size, grain, piece, &meeting);
+  __tsan_acquire(&meeting.done);
+#else
   pool.run(size, grain, [](const void* c, int64_t b, int64_t e) { (*static_cast<const F*>(c))(b, e); }, &f);
+#endif
 }
 
 // ---- scratch memory: 64-byte aligned, uninitialised, kept by the thread for the next call (up to a cap), because

@@ -20,7 +20,8 @@ Pool pool() {
               Pool::Body body;
               const void* context;
             } piece{body, context};
-            const auto run = [](int64_t begin, int64_t end, void* p) { static_cast<Piece*>(p)->body(static_cast<Piece*>(p)->context, begin, end); };
+            const auto run = [](int64_t begin, int64_t end, void* p)
+                                 SK_UNSEEN { static_cast<Piece*>(p)->body(static_cast<Piece*>(p)->context, begin, end); };
             TORCH_CHECK(torch_parallel_for(0, size, grain, run, &piece) == 0, "parallel work failed");
           }};
 }

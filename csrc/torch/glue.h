@@ -20,7 +20,7 @@ using torch::stable::Tensor;
 // ---- threads: torch's own pool
 inline Pool pool() {
   return {int(torch::stable::get_num_threads()), [](int64_t size, int64_t grain, Pool::Body body, const void* context) {
-            torch::stable::parallel_for(0, size, grain, [=](int64_t begin, int64_t end) { body(context, begin, end); });
+            torch::stable::parallel_for(0, size, grain, [=](int64_t begin, int64_t end) SK_UNSEEN { body(context, begin, end); });
           }};
 }
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/core.h"
+#include "thin.h"
 
 namespace check {
 
@@ -58,7 +59,7 @@ class Guarded {
     const size_t page = size_t(sysconf(_SC_PAGESIZE));
     bytes_ = (size * sizeof(T) + page - 1) / page * page;
     base_ = static_cast<char*>(mmap(nullptr, bytes_ + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    mprotect(base_ + bytes_, page, PROT_NONE);
+    mprotect(base_ + bytes_, page, thin::guarded());
     data_ = reinterpret_cast<T*>(base_ + bytes_ - size * sizeof(T));
     bytes_ += page;
   }

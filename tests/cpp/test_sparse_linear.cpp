@@ -3,6 +3,7 @@
 
 #include "check.h"
 #include "core/sparse_linear_dense.h"
+#include "thin.h"
 
 using namespace sk;
 using check::Guarded;
@@ -17,6 +18,7 @@ struct Case {
 std::set<LinearKernel> served;  // forward, in all cases
 
 bool run(const Case& c) {
+  if (thin::left_out()) return true;
   const SparseLinearShape s{c.N, c.OB, c.F, c.BO, c.BI, c.IB};
   served.insert(sparse_linear_plain_kernel(s, Product::forward));
   const int64_t in = s.in(), out = s.out();
@@ -140,7 +142,7 @@ int main() {
   }
   std::set<LinearKernel> want{LinearKernel::gather, LinearKernel::feature_major, LinearKernel::block_dot, LinearKernel::block_tile};
   if (has_avx512()) want.insert({LinearKernel::expanded, LinearKernel::expanded_strips});
-  if (served != want) ok = false, std::printf("FAIL not every kernel was met\n");
+  if (served != want && thin::every() == 1) ok = false, std::printf("FAIL not every kernel was met\n");
   std::printf("%s %s, %d cases\n", ok ? "ok" : "FAILED", isa_name(), cases);
   return !ok;
 }

@@ -5,6 +5,7 @@
 
 #include "check.h"
 #include "core/sparse_linear.h"
+#include "thin.h"
 
 using namespace sk;
 using check::Guarded;
@@ -93,6 +94,7 @@ bool bf16_rows(const Case& c, const int32_t* pack, const std::vector<int32_t>& i
 }
 
 bool run(const Case& c, bool balanced, bool bf16) {
+  if (thin::left_out()) return true;
   SparseLinearShape s{c.N, c.OB, c.F, c.BO, c.BI, c.IB};
   const int64_t in = s.in(), out = s.out();
   const std::vector<int32_t> index = table(c, balanced);
@@ -230,7 +232,7 @@ int main() {
                               LinearKernel::dense_rows};
   if (has_avx512()) want.insert({LinearKernel::balanced, LinearKernel::expanded, LinearKernel::windows});
   if ((bf16_cases > 0) != (isa() == Isa::amx)) ok = false, std::printf("FAIL bf16 rows through balanced packs: %d cases\n", bf16_cases);
-  if (served != want) ok = false, std::printf("FAIL not every kernel was met\n");
+  if (served != want && thin::every() == 1) ok = false, std::printf("FAIL not every kernel was met\n");
   if (served != want)
     for (LinearKernel k : served) std::printf("  met %d\n", int(k));
   std::printf("%s %s, %d cases\n", ok ? "ok" : "FAILED", isa_name(), cases);
