@@ -155,11 +155,11 @@ bool tiles_win(const Conv2dShape& s, ConvProduct product) {
   }
   if (s.N == 1) return true;
   if (in == 1 && s.K == s.C) return product == ConvProduct::grad_x;
-  if (!plain) return small && !one && in <= 16 && s.N <= 8;
+  if (!plain) return small && !one && (in <= 8 || (s.N <= 8 && (in <= 32 || s.N <= 2 || pixels <= 64)));
   if (one) return in <= 16 || (s.N <= 8 && product == ConvProduct::forward);
   if (in <= 4) return true;
   const bool turned = !s.weight_channels_last;  // by torch, before it multiplies
-  if (!small) return in < 12 || (in == 12 && (product == ConvProduct::grad_x || s.N <= 4)) || (turned && in > 12 && s.N <= 8);
+  if (!small) return in < 12 || (in == 12 && (product == ConvProduct::grad_x || s.N <= 16)) || (turned && in > 12 && s.N <= 8);
   return in <= 16 || (in <= 48 && in % 32 != 0) || (in <= 64 && s.N <= 8) ||
          (turned && (s.N <= 8 || pixels <= (product == ConvProduct::forward ? 256 : 64)));
 }

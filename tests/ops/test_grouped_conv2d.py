@@ -242,9 +242,11 @@ def test_who_serves_is_decided_from_sizes():
         on_tiles = ("sparsekern", "own kernel on matrix tiles")
         for layer in (((1, 128, 28, 28), (128, 16, 3, 3)), ((8, 256, 14, 14), (256, 32, 3, 3)), ((1, 96, 16, 16), (192, 12, 5, 5))):
             assert served("forward", *layer, True, dtype=torch.bfloat16) == on_tiles
-        for images, in_group in ((32, 8), (4, 12), (8, 16)):  # 12 channels of many images fill torch's tiles well
+        for images, in_group in ((32, 8), (16, 12), (8, 16)):  # 12 channels of many images fill torch's tiles well
             assert served("forward", (images, 96, 14, 14), (96, in_group, 5, 5), True, dtype=torch.bfloat16) == on_tiles
-        assert served("forward", (8, 96, 16, 16), (96, 12, 5, 5), True, dtype=torch.bfloat16)[0] == "torch"
+        assert served("forward", (32, 96, 16, 16), (96, 12, 5, 5), True, dtype=torch.bfloat16)[0] == "torch"
+        for images, server in ((8, "sparsekern"), (32, "torch")):  # strided
+            assert served("forward", (images, 128, 28, 28), (128, 32, 3, 3), True, dtype=torch.bfloat16, stride=2)[0] == server
         nin2a, narrow = ((1, 96, 16, 16), (192, 12, 5, 5)), ((32, 128, 28, 28), (128, 8, 3, 3))
         for layer in (nin2a, narrow):
             for product in ("grad_x", "grad_weight"):
