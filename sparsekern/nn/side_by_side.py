@@ -46,11 +46,15 @@ class ConvsSideBySide(nn.Module):
             raise ValueError(f"{type(self).__name__}: {arg} must be {rule}; got {got}")
 
     def forward(self, x: Tensor) -> Tensor:
-        fits = x.dim() in (3, 4) and x.shape[-3] == self.in_channels
-        self._check(fits, "x", f"[N, {self.in_channels}, H, W] or [{self.in_channels}, H, W]", list(x.shape))
-        last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
+            self._check(False, "x", f"[N, {self.in_channels}, H, W] or [{self.in_channels}, H, W]", list(x.shape))
+        plain = x.is_contiguous()
+        last = not plain and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if last else torch.contiguous_format
-        outs = [part(_seen(x, part, place).contiguous(memory_format=layout)) for part, place in zip(self.parts, self._places)]
+        outs = []
+        for part, place in zip(self.parts, self._places):
+            seen = _seen(x, part, place)
+            outs.append(part(seen if seen is x and (plain or last) else seen.contiguous(memory_format=layout)))
         return torch.cat(outs, dim=-3).contiguous(memory_format=layout)
 
     @property
@@ -98,6 +102,8 @@ def _seen(x: Tensor, part: GroupedConv2d, place: Place) -> Tensor:
     """What of ``x [..., C, H, W]`` the part reads."""
     if part.in_channels < x.shape[-3]:
         x = x.narrow(-3, place.channel, part.in_channels)
+    if place.crop == (0, 0):
+        return x
     for dim, crop in zip((-2, -1), place.crop):
         if crop:
             x = x.narrow(dim, crop, max(0, x.shape[dim] - 2 * crop))
