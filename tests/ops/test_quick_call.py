@@ -311,7 +311,7 @@ def test_groups_are_called_in_one_step_only_as_their_attributes_allow():
         torch._neg_view(x),
         x.as_subclass(Subclass),
         x.to("meta"),
-        x[:, :, :1, :1],
+        x[:, :, :1, :1].contiguous(),
     )
     assert not any(map(everyday, others)), "another dtype, layout, size, no image, taps that meet no pixel"
     for other in (x[0], x[..., ::2], x[:0], torch._neg_view(x), x[:, :, :1, :1]):
