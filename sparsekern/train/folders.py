@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Barrier
 from typing import Any
 
 import torch
@@ -98,4 +99,18 @@ class ImageFolders:
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+        """One per core, each with a single thread of torch's: otherwise every one would start as many again as there are cores."""
+        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        process, ready = torch.get_num_threads(), Barrier(count + 1)
+
+        def alone() -> None:
+            torch.get_num_threads()  # a thread's first call takes the number of the process; the next sets its own, and the process's
+            torch.set_num_threads(1)
+            ready.wait()
+
+        threads = ThreadPoolExecutor(count, initializer=alone)
+        for _ in range(count):
+            threads.submit(int)
+        ready.wait()
+        torch.set_num_threads(process)
+        return threads

@@ -1,5 +1,7 @@
 """ImageNet's folders as a training sees them: real photographs, cut up, as JPEG files of two classes."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,15 @@ def test_batches(folder):
     want = (want - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_DEVIATION).view(3, 1, 1)
     torch.testing.assert_close(x[0].double(), want, atol=1e-5, rtol=0)
     assert y.tolist() == [0, 0, 1, 1] and label == 0
+
+
+def test_threads_that_decode_start_no_others(folder):
+    torch.set_num_threads(3)
+    data = load_data(recipe(), folder, check=False)
+    data.batch(torch.arange(4), 0)
+    assert set(data._threads.map(lambda _: torch.get_num_threads(), range(20))) == {1}
+    with ThreadPoolExecutor(1) as other:
+        assert torch.get_num_threads() == 3 == other.submit(torch.get_num_threads).result()
 
 
 def test_augmentations_are_those_told(folder):
