@@ -7,6 +7,7 @@
 #include "cuda/emu/device.h"
 #else
 #include "cuda/ptx.h"
+#include "cuda/ptx_wgmma.h"
 #endif
 
 namespace sk {

@@ -8,9 +8,6 @@
 #pragma once
 #include "cuda/device.h"
 #include "cuda/sparse_linear.h"
-#ifndef SK_EMU
-#include "cuda/ptx_wgmma.h"
-#endif
 
 namespace sk {
 

@@ -427,9 +427,10 @@ def _call_with_end(x: Tensor, weight: Tensor, bias: Tensor | None, window: Shape
         if shortcut.shape != out.shape or shortcut.dtype != out.dtype or shortcut.device != out.device:
             raise RuntimeError("torch would broadcast or promote")  # the public function says it in our words
         out = out + shortcut  # in the layout of the first of the two
-    if d.transforming() or d._compiling():
-        return out.relu() if relu else out
-    return out.relu_() if relu else out  # nobody else has it yet: large maps would take fresh pages again
+    if not relu:
+        return out
+    # in place where nobody else can see it: large maps would take fresh pages again
+    return out.relu() if d.transforming() or d._compiling() or out._is_view() else out.relu_()
 
 
 def grouped_conv2d(

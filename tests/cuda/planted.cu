@@ -1,6 +1,5 @@
 // The right kernels of planted.cuh for the device: every primitive that the emulator knows is an instruction that nvcc takes.
 #include "cuda/device.h"
-#include "cuda/ptx_wgmma.h"
 #include "planted.cuh"
 
 template __global__ void planted::product_kernel<planted::Bug::none>(const sk::bf16*, const sk::bf16*, float*, int);
