@@ -94,9 +94,11 @@ const char* torch_reason_nhwc(const Conv2dShape& s, int64_t in, int64_t out, boo
     if (s.groups > 1) return torch_reason_shape(s, in, columns);
     return in < 8 && megabytes > 4 ? "few input channels, large maps: torch is faster" : nullptr;
   }
-  if (s.groups > 1 && s.KH == 3 && s.KW == 3 && s.dilation_h == 2 && s.dilation_w == 2)
-    return s.N > 1 && !backward && (in == 1 || (in > 24 && megabytes > 1.5)) ? "dilation of wide or very narrow groups: torch is faster"
-                                                                             : torch_reason_shape(s, in, columns);
+  if (s.groups > 1 && s.KH == 3 && s.KW == 3 && s.dilation_h == 2 && s.dilation_w == 2) {
+    const bool one_vector = in == 16 && columns < 56 && (s.C >= 128 || megabytes > 1.5);
+    return s.N > 1 && !backward && (in == 1 || one_vector || (in > 24 && megabytes > 1.5)) ? "dilation of groups that suit torch: torch is faster"
+                                                                                           : torch_reason_shape(s, in, columns);
+  }
   if (s.groups > 1 && (s.N == 1 ? s.KH * s.KW <= 16 : s.KW == 1)) return nullptr;
   if (s.groups > 1 && !backward && square && s.KH == 7 && s.N == 1) return in == 8 && s.OH * s.OW > 100 ? kNoTile : nullptr;
   if (s.groups > 1 && !backward && square && s.KH == 7 && (in == 2 || ((in == 3 || in == 4 || in == 12) && tile_share(columns) >= 0.75)))
