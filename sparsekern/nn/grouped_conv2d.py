@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from sparsekern.nn import asked_about
 from sparsekern.nn.group_weights import dense_twin, has_fewer_groups, inside_groups, spread_groups, window_of
 from sparsekern.ops import backends
 from sparsekern.ops.cuda import explain_convolution
@@ -307,15 +308,14 @@ class GroupedConv2d(nn.Conv2d):
         packed = "" if self._packed is None else ", packed"
         return super().extra_repr() + ("" if self.activation == "none" else f", activation={self.activation}") + packed
 
-    def explain(self, x_shape: tuple[int, ...] | None = None, *, channels_last: bool = False) -> str:
-        """Who serves each product for an input ``[N, C, H, W]`` (default: one image of 32 x 32), and why.
+    def explain(self, x_shape: Sequence[int] | Tensor | None = None, *, channels_last: bool = False) -> str:
+        """Who serves each product for an input ``[N, C, H, W]`` (a shape or a tensor; default: one image of 32 x 32), and why.
 
         Example:
             >>> print(GroupedConv2d(96, 192, 5, padding=2, groups=16).explain((1, 96, 16, 16)))  # doctest: +ELLIPSIS
             GroupedConv2d 96 -> 192, 5x5, 16 groups, [1, 96, 16, 16], float32, served by ...
         """
-        shape = (1, self.in_channels, 32, 32) if x_shape is None else tuple(x_shape)
-        _check(len(shape) == 4 and shape[1] == self.in_channels, "x_shape", f"(N, {self.in_channels}, H, W)", shape)
+        shape, channels_last = asked_about.images(_check, self.in_channels, x_shape, channels_last)
         kernel, stride, dilation = _pair(self.kernel_size), _pair(self.stride), _pair(self.dilation)
         dtype = str(self.weight.dtype).removeprefix("torch.")
         who = backends.serves("grouped_conv2d", self.weight.device)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sparsekern.nn import asked_about
 from sparsekern.nn.group_weights import dense_twin, inside_groups
 from sparsekern.nn.grouped_conv2d import GroupedConv2d
 
@@ -87,10 +88,9 @@ class ConvsSideBySide(nn.Module):
 
     # ---- what it is, and what runs
 
-    def explain(self, x_shape: tuple[int, ...] | None = None, *, channels_last: bool = False) -> str:
-        """Who serves each part for an input ``[N, C, H, W]`` (default: one image of 32 x 32), and why."""
-        shape = (1, self.in_channels, 32, 32) if x_shape is None else tuple(x_shape)
-        self._check(len(shape) == 4 and shape[1] == self.in_channels, "x_shape", f"(N, {self.in_channels}, H, W)", shape)
+    def explain(self, x_shape: Sequence[int] | Tensor | None = None, *, channels_last: bool = False) -> str:
+        """Who serves each part for an input ``[N, C, H, W]`` (a shape or a tensor; default: one image of 32 x 32), and why."""
+        shape, channels_last = asked_about.images(self._check, self.in_channels, x_shape, channels_last)
         lines = [f"{type(self).__name__} {self.in_channels} -> {self.out_channels}, {len(self.parts)} convolutions side by side"]
         for part, place in zip(self.parts, self._places):
             size = (side - 2 * crop for side, crop in zip(shape[2:], place.crop))

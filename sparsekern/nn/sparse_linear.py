@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern import topology as topologies
+from sparsekern.nn import asked_about
 from sparsekern.nn.planned import PlannedModule
 from sparsekern.ops import backends, pack_sparse_linear, sparse_linear_packed
 from sparsekern.ops.cuda import explain_linear
@@ -414,24 +415,25 @@ class SparseLinear(PlannedModule):
             f"fan_in={self.fan_in}{fan_out}, density={self.density:.4g}{block}, kept={self.weight.numel()}{packed}"
         )
 
-    def explain(self, rows: int = 1) -> str:
-        """Which kernel serves ``rows`` rows of input in each product, and the two estimates the choice was made by.
+    def explain(self, rows: int | Tensor = 1) -> str:
+        """Which kernel serves ``rows`` rows of input (or those of a tensor) in each product, and the two estimates the choice was made by.
 
         Example:
             >>> print(SparseLinear(3072, 768, density=0.1).explain(rows=1))  # doctest: +ELLIPSIS
             SparseLinear 3072 -> 768, 10.0 % kept, 1 row, float32, served by ...
         """
-        topologies.check_whole("SparseLinear", rows=rows)
-        _check(rows >= 0, "rows", "at least 0", rows)
+        count: int = asked_about.rows(self.in_features, rows)
+        topologies.check_whole("SparseLinear", rows=count)
+        _check(count >= 0, "rows", "at least 0", count)
         device = self.weight.device
         who = backends.serves("sparse_linear", device)
-        plural = "row" if rows == 1 else "rows"
+        plural = "row" if count == 1 else "rows"
         dtype = str(self.weight.dtype).removeprefix("torch.")
         lines = [
-            f"SparseLinear {self.in_features} -> {self.out_features}, {self.density:.1%} kept, {rows} {plural}, {dtype}, served by {who}"
+            f"SparseLinear {self.in_features} -> {self.out_features}, {self.density:.1%} kept, {count} {plural}, {dtype}, served by {who}"
         ]
         lines[0] = lines[0].replace("%", " %")
-        sizes = rows, self.in_features, self.index.shape, self.block_size, self.weight.dtype
+        sizes = count, self.in_features, self.index.shape, self.block_size, self.weight.dtype
         if who != "reference":
             on_gpu = who in backends.GPU_PROVIDERS
             choices = explain_linear(*sizes, device) if on_gpu else explain_sparse_linear(*sizes, planned_balanced(self._current_plan()))

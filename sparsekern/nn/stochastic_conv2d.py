@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from sparsekern.nn import asked_about
 from sparsekern.nn.group_weights import dense_twin, inside_groups, spread_groups, window_of
 from sparsekern.nn.planned import PlannedModule
 from sparsekern.ops import backends
@@ -361,15 +363,14 @@ class StochasticConv2d(PlannedModule):
         share = f", share={self.share}" if self.share > 1 else ""
         return f"{text}, density={self.density:.4g}, granularity={self.granularity}{share}, kept={self.weight.numel()}"
 
-    def explain(self, x_shape: tuple[int, ...] | None = None, *, channels_last: bool = False) -> str:
+    def explain(self, x_shape: Sequence[int] | Tensor | None = None, *, channels_last: bool = False) -> str:
         """Which kernel serves each product for an input ``[N, C, H, W]`` (default: one image of 32 x 32), and the estimate by which.
 
         Example:
             >>> print(StochasticConv2d(96, 192, 5, padding=2, density=0.25).explain((1, 96, 16, 16)))  # doctest: +ELLIPSIS
             StochasticConv2d 96 -> 192, 5x5, 25.0 % kept (spatial), [1, 96, 16, 16], float32, served by ...
         """
-        shape = (1, self.in_channels, 32, 32) if x_shape is None else tuple(x_shape)
-        _check(len(shape) == 4 and shape[1] == self.in_channels, "x_shape", f"(N, {self.in_channels}, H, W)", shape)
+        shape, channels_last = asked_about.images(_check, self.in_channels, x_shape, channels_last)
         who = backends.serves("sparse_conv2d", self.weight.device)
         kernel = "x".join(str(k) for k in self.kernel_size)
         dtype = str(self.weight.dtype).removeprefix("torch.")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsekern.nn import GroupedConv2d, RootModule
+from sparsekern.nn import GroupedConv2d, RootModule, SparseLinear, SpatialBasisConv2d, StochasticConv2d
 
 VARIANTS = [
     dict(kernel_size=3),
@@ -260,3 +260,21 @@ def test_says_who_serves():
         assert "served by" in GroupedConv2d(12, 24, groups=4, **options).explain()
     with pytest.raises(ValueError, match=r"^GroupedConv2d: x_shape must be \(N, 12, H, W\); got \(1, 8, 5, 5\)$"):
         GroupedConv2d(12, 24, 3).explain((1, 8, 5, 5))
+
+
+def test_explain_takes_the_input_itself():
+    for layer in (
+        GroupedConv2d(16, 16, 3, groups=4),
+        StochasticConv2d(16, 16, 3, density=0.5),
+        SpatialBasisConv2d(16, 16, 3),
+    ):
+        for x in (torch.randn(2, 16, 9, 9), torch.randn(2, 16, 9, 9).to(memory_format=torch.channels_last), torch.randn(0, 16, 9, 9)):
+            last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+            assert layer.explain(x) == layer.explain(list(x.shape), channels_last=last)
+        for wrong in (torch.randn(2, 8, 9, 9), torch.randn(3), (1, 16, "9", 9), 5, (1, 16, -1, 9)):
+            with pytest.raises(ValueError, match=r"x_shape must be \(N, 16, H, W\); got .{1,40}$"):
+                layer.explain(wrong)
+    linear = SparseLinear(16, 8, density=0.5)
+    assert linear.explain(torch.randn(3, 5, 16)) == linear.explain(15) and linear.explain(torch.randn(16)) == linear.explain(1)
+    with pytest.raises(ValueError, match=r"rows must be a whole number; got \(3, 5\)"):
+        linear.explain(torch.randn(3, 5))
