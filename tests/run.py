@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from xml.etree import ElementTree
 
+import report
+
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = [sys.executable, "-m", "pytest", "-q", "--no-header", "-n", os.environ.get("TEST_JOBS", "2")]
 
@@ -146,18 +148,18 @@ def source_key() -> str:
     return found.hexdigest()
 
 
-def reporting(command: list[str], report: Path) -> list[str]:
+def reporting(command: list[str], junit: Path) -> list[str]:
     """The same command, with its results in a JUnit file."""
     if "pytest" in command or "tests/trust/sanitized.py" in command:
-        return [*command, f"--junitxml={report}"]
-    return [*command, "--output-junit", str(report)] if Path(command[0]).name == "ctest" else command
+        return [*command, f"--junitxml={junit}"]
+    return [*command, "--output-junit", str(junit)] if Path(command[0]).name == "ctest" else command
 
 
 def counted(name: str) -> tuple[int, int]:
     """(cases tried, failures) of a suite: tests, and for a test of many cases those."""
     cases = failures = 0
-    for report in RESULTS.glob(f"{name}-*.xml"):
-        for suite in ElementTree.parse(report).getroot().iter("testsuite"):
+    for junit in RESULTS.glob(f"{name}-*.xml"):
+        for suite in ElementTree.parse(junit).getroot().iter("testsuite"):
             skipped = int(suite.get("skipped", 0)) + int(suite.get("disabled", 0))
             cases += int(suite.get("tests", 0)) - skipped
             failures += int(suite.get("failures", 0)) + int(suite.get("errors", 0))
@@ -180,7 +182,8 @@ def run_suite(name: str, commands: list[list[str]], full: bool) -> dict:
             failed = True
             break
     cases, failures = counted(name)
-    return {"cases": cases, "failures": max(failures, int(failed)), "minutes": (time.monotonic() - started) / 60}
+    minutes = (time.monotonic() - started) / 60
+    return {"cases": cases, "failures": max(failures, int(failed)), "minutes": minutes, "skipped": not commands, "commit": report.commit()}
 
 
 def main() -> int:
@@ -205,11 +208,9 @@ def main() -> int:
         results[name] = run_suite(name, suites[name](), options.full)
         kept.write_text(json.dumps({"key": key, "suites": results}, indent=1))
     ran = {name: results[name] for name in options.suites or suites}
-    line = "  {:16s} {:9d} {:8d} {:7.1f}{}".format
-    lines = [line(name, r["cases"], r["failures"], r["minutes"], "  FAILED" if r["failures"] else "") for name, r in ran.items()]
-    total = {field: sum(r[field] for r in ran.values()) for field in ("cases", "failures", "minutes")}
-    lines.append(line("all", total["cases"], total["failures"], total["minutes"], ""))
-    print("\n".join(["", "suite            cases tried failures minutes", *lines]), flush=True)
+    print("\n" + report.table(ran), flush=True)
+    if options.full:
+        (RESULTS / "full.md").write_text(report.page(ran))
     failed = sum(r["failures"] > 0 for r in ran.values())
     print(f"suites: {len(ran) - failed} passed, {failed} failed")
     return bool(failed)
