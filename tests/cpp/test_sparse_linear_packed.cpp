@@ -123,6 +123,8 @@ bool run(const Case& c, bool balanced, bool bf16) {
 
   const Strides xs = c.feature_major ? Strides{1, c.N} : Strides{in, 1}, ys = c.feature_major ? Strides{1, c.N} : Strides{out, 1};
   const auto at = [](const Strides& st, int64_t n, int64_t i) { return size_t(n * st.row + i * st.col); };
+  const bool compare_natural = check::comparable(sparse_linear_plain_kernel(s, Product::forward) == LinearKernel::gather);
+  const bool compare_packed = check::comparable(kernel == LinearKernel::gather);
   for (const bool with_bias : {true, false}) {
     const float* bias = with_bias ? b.data() : nullptr;
     std::vector<float> first;
@@ -145,7 +147,8 @@ bool run(const Case& c, bool balanced, bool bf16) {
             sum += p, size += std::fabs(p);
           }
         const double terms = double(c.F * c.BI + 1);
-        ok &= check::close("natural", natural[at(ys, n, o)], sum, terms, size) & check::close("packed", packed[at(ys, n, o)], sum, terms, size);
+        if (compare_natural) ok &= check::close("natural", natural[at(ys, n, o)], sum, terms, size);
+        if (compare_packed) ok &= check::close("packed", packed[at(ys, n, o)], sum, terms, size);
       }
   }
   if (!ok)
@@ -235,6 +238,7 @@ int main() {
   if (served != want && thin::every() == 1) ok = false, std::printf("FAIL not every kernel was met\n");
   if (served != want)
     for (LinearKernel k : served) std::printf("  met %d\n", int(k));
+  check::say_not_compared();
   std::printf("%s %s, %d cases\n", ok ? "ok" : "FAILED", isa_name(), cases);
   return !ok;
 }
