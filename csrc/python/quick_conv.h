@@ -2,6 +2,7 @@
 #pragma once
 #include <array>
 
+#include "core/window_range.h"
 #include "python/quick_call.h"
 
 namespace sk::quick {
@@ -9,6 +10,10 @@ namespace sk::quick {
 struct Window {  // rows and columns
   std::array<int64_t, 2> kernel_size, stride, padding, dilation;
 };
+// the kernel size is a weight's, or its own to look at
+inline bool in_range(const Window& w) {
+  return within(1, {w.stride[0], w.stride[1], w.dilation[0], w.dilation[1]}) && within(0, {w.padding[0], w.padding[1]});
+}
 
 // x [N, C, H, W], weight [nnz, BO, BI, BT], `rows` blocks of BO filters; none: not a common case
 std::optional<at::Tensor> direct_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, const at::Tensor& plan,

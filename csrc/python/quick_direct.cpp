@@ -69,10 +69,9 @@ optional<Tensor> direct_linear(const Tensor& x, const Tensor& weight, const opti
 optional<Tensor> direct_conv(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& plan, int64_t rows, const Window& w) {
   if (x.scalar_type() != at::kFloat || x.dim() != 4 || x.numel() == 0 || !is(weight, at::kFloat) || weight.dim() != 4) return {};
   if (!is(plan, at::kInt) || plan.dim() != 1 || rows < 1 || observed()) return {};
-  for (int d = 0; d < 2; ++d) {
-    if (w.kernel_size[d] < 1 || w.stride[d] < 1 || w.padding[d] < 0 || w.dilation[d] < 1) return {};
+  if (!in_range(w) || !within(1, {w.kernel_size[0], w.kernel_size[1]})) return {};
+  for (int d = 0; d < 2; ++d)
     if (x.size(2 + d) + 2 * w.padding[d] <= w.dilation[d] * (w.kernel_size[d] - 1)) return {};
-  }
   const bool last = !x.is_contiguous();
   if (last && !x.is_contiguous(at::MemoryFormat::ChannelsLast)) return {};
   const auto sizes = weight.sizes();

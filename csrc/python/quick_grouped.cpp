@@ -34,13 +34,15 @@ Tensor new_image(at::ScalarType type, const Conv2dShape& s) {
 bool shape_of(const Tensor& x, const std::array<int64_t, 4>& filters, const Window& w, int64_t groups, Conv2dShape& s) {
   const auto [K, in_group, KH, KW] = filters;
   if (x.numel() == 0 || K * in_group * KH * KW == 0 || K % groups || x.size(1) % groups || x.size(1) / groups != in_group) return false;
-  int64_t outputs[2];
+  if (!in_range(w)) return false;
+  int64_t outputs[2], strides[2];
   for (int d = 0; d < 2; ++d) {
     const int64_t room = x.size(2 + d) + 2 * w.padding[d] - w.dilation[d] * (filters[2 + d] - 1) - 1;
-    if (w.stride[d] < 1 || w.dilation[d] < 1 || room < 0) return false;
+    if (room < 0) return false;
     outputs[d] = room / w.stride[d] + 1;
+    strides[d] = useful_stride(w.stride[d], x.size(2 + d), w.padding[d]);
   }
-  s = {x.size(0),    x.size(1),    x.size(2),     x.size(3),     K,      KH,         KW,         w.stride[0],     w.stride[1],
+  s = {x.size(0),    x.size(1),    x.size(2),     x.size(3),     K,      KH,         KW,         strides[0],      strides[1],
        w.padding[0], w.padding[1], w.dilation[0], w.dilation[1], groups, outputs[0], outputs[1], channels_last(x)};
   return s.channels_last || x.is_contiguous();
 }

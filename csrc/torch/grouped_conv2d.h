@@ -1,6 +1,7 @@
 // What the glue of grouped_conv2d shares between devices and with the ops that are made of it: its arguments and the rules for sizes.
 #pragma once
 #include "core/grouped_conv2d.h"
+#include "core/window_range.h"
 #include "torch/image.h"
 
 namespace sk::glue {
@@ -14,11 +15,11 @@ struct Window {
 inline void check_image(const Tensor& t, const char* message) { STD_TORCH_CHECK(here(t) && floating(t.scalar_type()) && t.dim() == 4, message); }
 
 inline Conv2dShape shape_of(int64_t N, int64_t C, int64_t H, int64_t W, int64_t K, int64_t KH, int64_t KW, const Window& w, bool cl, bool weight_cl) {
-  STD_TORCH_CHECK(w.stride_h > 0 && w.stride_w > 0, "grouped_conv2d: stride");
-  STD_TORCH_CHECK(w.pad_h >= 0 && w.pad_w >= 0, "grouped_conv2d: padding");
-  STD_TORCH_CHECK(w.dilation_h > 0 && w.dilation_w > 0, "grouped_conv2d: dilation");
+  STD_TORCH_CHECK(within(1, {w.stride_h, w.stride_w}), "grouped_conv2d: stride");
+  STD_TORCH_CHECK(within(0, {w.pad_h, w.pad_w}), "grouped_conv2d: padding");
+  STD_TORCH_CHECK(within(1, {w.dilation_h, w.dilation_w}), "grouped_conv2d: dilation");
   STD_TORCH_CHECK(w.groups > 0 && K % w.groups == 0 && C % w.groups == 0, "grouped_conv2d: groups");
-  STD_TORCH_CHECK(KH > 0 && KW > 0 && K > 0 && C > 0, "grouped_conv2d: weight");
+  STD_TORCH_CHECK(within(1, {KH, KW}) && K > 0 && C > 0, "grouped_conv2d: weight");
   const int64_t room_h = H + 2 * w.pad_h - w.dilation_h * (KH - 1) - 1, room_w = W + 2 * w.pad_w - w.dilation_w * (KW - 1) - 1;
   STD_TORCH_CHECK(room_h >= 0 && room_w >= 0, "grouped_conv2d: x");
   return {N,
@@ -28,8 +29,8 @@ inline Conv2dShape shape_of(int64_t N, int64_t C, int64_t H, int64_t W, int64_t 
           K,
           KH,
           KW,
-          w.stride_h,
-          w.stride_w,
+          useful_stride(w.stride_h, H, w.pad_h),
+          useful_stride(w.stride_w, W, w.pad_w),
           w.pad_h,
           w.pad_w,
           w.dilation_h,

@@ -20,13 +20,14 @@ Conv2dShape shape_of(const Tensor& x, const Tensor& packed, const Tensor& bias, 
   Conv2dShape s;
   STD_TORCH_CHECK(grouped_conv2d_pack_shape(words(packed), packed.size(0), &s), "joined_conv2d: packed");
   STD_TORCH_CHECK(s.KH == w[0] && s.KW == w[1] && s.groups == w[8] && s.C == x.size(1), "joined_conv2d: packed");
-  STD_TORCH_CHECK(w[2] > 0 && w[3] > 0 && w[4] >= 0 && w[5] >= 0 && w[6] > 0 && w[7] > 0, "joined_conv2d: windows");
+  STD_TORCH_CHECK(within(1, {w[2], w[3], w[6], w[7]}) && within(0, {w[4], w[5]}), "joined_conv2d: windows");
   STD_TORCH_CHECK(bias.is_cpu() && bias.scalar_type() == x.scalar_type() && bias.dim() == 1 && bias.size(0) == s.K, "joined_conv2d: biases");
   s.N = x.size(0), s.H = x.size(2), s.W = x.size(3);
   s.stride_h = w[2], s.stride_w = w[3], s.pad_h = w[4], s.pad_w = w[5], s.dilation_h = w[6], s.dilation_w = w[7];
   const int64_t room_h = s.H + 2 * s.pad_h - s.dilation_h * (s.KH - 1) - 1, room_w = s.W + 2 * s.pad_w - s.dilation_w * (s.KW - 1) - 1;
   STD_TORCH_CHECK(room_h >= 0 && room_w >= 0, "joined_conv2d: xs");
   s.OH = room_h / s.stride_h + 1, s.OW = room_w / s.stride_w + 1;
+  s.stride_h = useful_stride(s.stride_h, s.H, s.pad_h), s.stride_w = useful_stride(s.stride_w, s.W, s.pad_w);
   s.channels_last = true;
   return s;
 }

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "core/pool2d.h"
+#include "core/window_range.h"
 #include "torch/glue.h"
 #include "torch/image.h"
 
@@ -27,9 +28,9 @@ Tensor by_torch(const Tensor& x, const Pool2dShape& s, bool ceil_mode, Pooling p
 Tensor pool2d(const Tensor& x, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, bool ceil_mode,
               int64_t pooling) {
   STD_TORCH_CHECK(x.is_cpu() && floating(x.scalar_type()) && x.dim() == 4, "pool2d: x");
-  STD_TORCH_CHECK(kernel_h > 0 && kernel_w > 0, "pool2d: kernel_size");
-  STD_TORCH_CHECK(stride_h > 0 && stride_w > 0, "pool2d: stride");
-  STD_TORCH_CHECK(pad_h >= 0 && pad_w >= 0 && 2 * pad_h <= kernel_h && 2 * pad_w <= kernel_w, "pool2d: padding");
+  STD_TORCH_CHECK(within(1, {kernel_h, kernel_w}), "pool2d: kernel_size");
+  STD_TORCH_CHECK(within(1, {stride_h, stride_w}), "pool2d: stride");
+  STD_TORCH_CHECK(within(0, {pad_h, pad_w}) && 2 * pad_h <= kernel_h && 2 * pad_w <= kernel_w, "pool2d: padding");
   STD_TORCH_CHECK(pooling >= 0 && pooling <= 2, "pool2d: pooling");
   const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3);
   STD_TORCH_CHECK(C > 0 && H > 0 && W > 0 && H + 2 * pad_h >= kernel_h && W + 2 * pad_w >= kernel_w, "pool2d: x");

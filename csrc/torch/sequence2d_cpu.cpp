@@ -60,8 +60,9 @@ SequenceStage stage_of(Layer& layer, std::array<int64_t, 4>& size) {
   stage.kind = Kind(s.kind);
   if (stage.kind == Kind::pool) {
     const int64_t KH = s.KH ? s.KH : H, KW = s.KW ? s.KW : W;
-    STD_TORCH_CHECK(s.flag >= 0 && s.flag <= 2 && KH > 0 && KW > 0 && s.stride_h > 0 && s.stride_w > 0, "sequence2d: pooling");
-    const bool fits = s.pad_h >= 0 && s.pad_w >= 0 && 2 * s.pad_h <= KH && 2 * s.pad_w <= KW && H + 2 * s.pad_h >= KH && W + 2 * s.pad_w >= KW;
+    STD_TORCH_CHECK(s.flag >= 0 && s.flag <= 2 && within(1, {KH, KW, s.stride_h, s.stride_w}) && within(0, {s.pad_h, s.pad_w}),
+                    "sequence2d: pooling");
+    const bool fits = 2 * s.pad_h <= KH && 2 * s.pad_w <= KW && H + 2 * s.pad_h >= KH && W + 2 * s.pad_w >= KW;
     STD_TORCH_CHECK(fits && C > 0 && H > 0 && W > 0, "sequence2d: pooling");
     const int64_t OH = pooled(H, KH, s.stride_h, s.pad_h, s.option), OW = pooled(W, KW, s.stride_w, s.pad_w, s.option);
     stage.pooled = {N, C, H, W, KH, KW, s.stride_h, s.stride_w, s.pad_h, s.pad_w, OH, OW};
@@ -83,7 +84,7 @@ SequenceStage stage_of(Layer& layer, std::array<int64_t, 4>& size) {
     STD_TORCH_CHECK(is_table(layer.indptr) && layer.indptr.size(0) > 1 && is_table(layer.index) && layer.index.size(0) == w.size(0),
                     "sequence2d: index");
     const int64_t BO = w.size(1), BI = w.size(2), BT = w.size(3);
-    STD_TORCH_CHECK(s.KH > 0 && s.KW > 0 && s.stride_h > 0 && s.stride_w > 0 && s.pad_h >= 0 && s.pad_w >= 0 && s.dilation_h > 0 && s.dilation_w > 0,
+    STD_TORCH_CHECK(within(1, {s.KH, s.KW, s.stride_h, s.stride_w, s.dilation_h, s.dilation_w}) && within(0, {s.pad_h, s.pad_w}),
                     "sequence2d: window");
     STD_TORCH_CHECK(BO > 0 && BI > 0 && (BT == 1 || BT == s.KH * s.KW) && C > 0 && C % BI == 0, "sequence2d: weight");
     STD_TORCH_CHECK(H + 2 * s.pad_h > s.dilation_h * (s.KH - 1) && W + 2 * s.pad_w > s.dilation_w * (s.KW - 1), "sequence2d: x");

@@ -1,6 +1,7 @@
 // sparse_conv2d on the CPU: check, allocate, hand over to core/sparse_conv2d.cpp or, where that is faster, to torch's convolution.
 #include "core/conv_window.h"
 #include "core/sparse_conv2d_plan.h"
+#include "core/window_range.h"
 #include "torch/glue.h"
 
 namespace sk::glue {
@@ -23,7 +24,7 @@ Blocks blocks_of(const Tensor& weight) {
 SparseConv2dShape shape_of(const Blocks& b, const Tensor& indptr, const Tensor& index, const Window& w, int64_t N, int64_t C, int64_t H, int64_t W) {
   STD_TORCH_CHECK(indptr.is_cpu() && indptr.scalar_type() == ScalarType::Int && indptr.dim() == 1 && indptr.size(0) > 1, "sparse_conv2d: indptr");
   STD_TORCH_CHECK(index.is_cpu() && index.scalar_type() == ScalarType::Int && index.dim() == 1 && index.size(0) == b.nnz, "sparse_conv2d: index");
-  STD_TORCH_CHECK(w.KH > 0 && w.KW > 0 && w.stride_h > 0 && w.stride_w > 0 && w.pad_h >= 0 && w.pad_w >= 0 && w.dilation_h > 0 && w.dilation_w > 0,
+  STD_TORCH_CHECK(within(1, {w.KH, w.KW, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w}) && within(0, {w.pad_h, w.pad_w}),
                   "sparse_conv2d: kernel_size, stride, padding or dilation");
   STD_TORCH_CHECK(b.BO > 0 && b.BI > 0 && (b.BT == 1 || b.BT == w.KH * w.KW) && C > 0 && C % b.BI == 0, "sparse_conv2d: weight");
   const SparseConv2dShape s{

@@ -1,5 +1,6 @@
 // sparse_conv2d on a CUDA device: check, allocate, launch. Who serves a call is decided in sparsekern/ops/cuda.py, where tables are
 // checked and planned too: a wrong one would read outside of x.
+#include "core/window_range.h"
 #include "cuda/sparse_conv2d.h"
 #include "torch/image.h"
 #include "torch/launch.h"
@@ -17,7 +18,7 @@ struct Window {
 SparseConv2dShape shape_of(const Tensor& indptr, const Tensor& index, const std::array<int64_t, 4>& blocks, const Window& w, int64_t N, int64_t C,
                            int64_t H, int64_t W, bool channels_last) {
   const auto [nnz, BO, BI, BT] = blocks;
-  STD_TORCH_CHECK(w.KH > 0 && w.KW > 0 && w.stride_h > 0 && w.stride_w > 0 && w.pad_h >= 0 && w.pad_w >= 0 && w.dilation_h > 0 && w.dilation_w > 0,
+  STD_TORCH_CHECK(within(1, {w.KH, w.KW, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w}) && within(0, {w.pad_h, w.pad_w}),
                   "sparse_conv2d: kernel_size, stride, padding or dilation");
   STD_TORCH_CHECK(indptr.scalar_type() == ScalarType::Int && indptr.dim() == 1 && indptr.size(0) > 1, "sparse_conv2d: indptr");
   STD_TORCH_CHECK(index.scalar_type() == ScalarType::Int && index.dim() == 1 && index.size(0) == nnz, "sparse_conv2d: index");

@@ -125,8 +125,8 @@ def serves(op: str, device: str | torch.device = "cpu") -> str:
     """
     from sparsekern.ops import OPS
 
-    kernel = f"_{op}" if op in OPS else op  # ops without autograd are registered once, under their own name
-    if not hasattr(torch.ops.sparsekern, kernel):
+    kernel = f"_{op}" if isinstance(op, str) and op in OPS else op  # ops without autograd are registered once, under their own name
+    if not isinstance(kernel, str) or not hasattr(torch.ops.sparsekern, kernel):
         raise ValueError(f"serves: op must be one of {sorted(OPS)}; got {op!r}")
     if forced_reference:
         return "reference"

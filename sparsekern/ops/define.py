@@ -361,6 +361,42 @@ def must(condition: bool, op: str, arg: str, rule: str, got: Any) -> None:
         raise ValueError(f"{op}: {arg} must be {rule}; got {got}")
 
 
+def is_whole(value: Any) -> bool:
+    """An int, if only a compiler's."""
+    return isinstance(value, int | torch.SymInt)
+
+
+def check_flags(op: str, **values: Any) -> None:
+    for arg, value in values.items():
+        must(isinstance(value, int), op, arg, "True or False", said(value))
+
+
+def check_whole(op: str, **values: Any) -> None:
+    for arg, value in values.items():
+        must(is_whole(value), op, arg, "a whole number", said(value))
+
+
+def check_pairs(op: str, **values: Any) -> None:
+    for arg, value in values.items():
+        both = value if isinstance(value, tuple | list) else (value, value)
+        got = value if len(both) != 2 or both[0] is not both[1] else both[0]  # of one number two were made
+        must(len(both) == 2 and all(map(is_whole, both)), op, arg, "an int or two", said(got))
+
+
+def said(value: Any) -> str:
+    """What was got, in short."""
+    return f"{type(value).__name__} {list(value.shape)}" if isinstance(value, Tensor) and not value.is_nested else repr(value)
+
+
+def check_window(op: str, **pairs: tuple[int, int]) -> None:
+    """Rows and columns of a window, none so large that sums and products of them could leave 64 bits."""
+    for arg, pair in pairs.items():
+        check_pairs(op, **{arg: pair})
+        least = 0 if arg == "padding" else 1
+        must(min(pair) >= least, op, arg, f"at least {least}", pair)
+        must(max(pair) < 2**31, op, arg, "below 2^31", pair)
+
+
 def check_tensor(op: str, arg: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {arg} must be a tensor; got {type(value).__name__}")

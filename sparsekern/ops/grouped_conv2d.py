@@ -67,9 +67,7 @@ def check(
     if bias is not None:
         d.check_like(NAME, "bias", bias, x)
         d.must(tuple(bias.shape) == (weight.shape[0],), NAME, "bias", f"[{weight.shape[0]}]", list(bias.shape))
-    d.must(stride_h > 0 and stride_w > 0, NAME, "stride", "at least 1", (stride_h, stride_w))
-    d.must(pad_h >= 0 and pad_w >= 0, NAME, "padding", "at least 0", (pad_h, pad_w))
-    d.must(dilation_h > 0 and dilation_w > 0, NAME, "dilation", "at least 1", (dilation_h, dilation_w))
+    d.check_window(NAME, stride=(stride_h, stride_w), padding=(pad_h, pad_w), dilation=(dilation_h, dilation_w))
     reach_h, reach_w = dilation_h * (weight.shape[2] - 1) + 1, dilation_w * (weight.shape[3] - 1) + 1
     fits = x.shape[-2] + 2 * pad_h >= reach_h and x.shape[-1] + 2 * pad_w >= reach_w
     d.must(fits, NAME, "x", f"at least {reach_h} x {reach_w} with its padding", list(x.shape))
@@ -89,7 +87,7 @@ def _check_tensors(x: Any, weight: Any) -> None:
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    """Two numbers; what they are is left to the schema (this runs in every call) and to :func:`_check_pairs`."""
+    """Two numbers; what they are is left to the schema (this runs in every call) and to :func:`define.check_pairs`."""
     if isinstance(value, tuple | list) and len(value) == 2:
         return value  # type: ignore[return-value] # a list stays one: it is only unpacked
     return (value, value)
@@ -102,13 +100,6 @@ def _window_of(stride: Any, padding: Any, dilation: Any) -> tuple[int, ...] | No
     if type(stride) is int and type(padding) is int and type(dilation) is int:
         return (stride, stride, padding, padding, dilation, dilation)
     return None
-
-
-def _check_pairs(**pairs: Any) -> None:
-    for arg, value in pairs.items():
-        both = value if isinstance(value, tuple | list) and len(value) == 2 else (value, value)
-        if not isinstance(value, str) and not all(isinstance(v, int | torch.SymInt) for v in both):
-            d.must(False, NAME, arg, "an int or two", repr(value))
 
 
 # ---- the three products: reference, fake, FLOPs (shapes in, 2 per multiply-add)
@@ -492,7 +483,7 @@ def grouped_conv2d(
         return out.squeeze(0) if x.dim() == 3 else out
     except (RuntimeError, TypeError, AttributeError, IndexError):
         _check_tensors(x, weight)  # says it in our words; falls through when the error was another one
-        _check_pairs(stride=stride, padding=padding, dilation=dilation)
+        d.check_pairs(NAME, stride=stride, dilation=dilation, **({} if isinstance(padding, str) else {"padding": padding}))
         padded, window = _resolve(x, weight, bias, *arguments)
         check(x if shortcut is None else padded, weight, bias, *window, shortcut)
         raise

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparsekern.ops import define as d
 from sparsekern.ops.flop_formulas import register_flops
-from sparsekern.ops.grouped_conv2d import _WINDOW, ACTIVATIONS, _check_pairs, _flops, _laid_out_like, _new_like, _out_size, _pair
+from sparsekern.ops.grouped_conv2d import _WINDOW, ACTIVATIONS, _flops, _laid_out_like, _new_like, _out_size, _pair
 from sparsekern.ops.types import Shape
 
 NAME = "grouped_conv2d_packed"
@@ -30,6 +30,8 @@ _TAP_MAJOR, _ROW_MAJOR = 0, 1
 def check(x: Any, packed: Any, bias: Any, shortcut: Any, out_channels: int, kernel_h: int, kernel_w: int, *rest: Any) -> None:
     """Everything that can be wrong with the arguments; the header of ``packed`` where it can be read. ``x`` may be one image."""
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, _ = rest
+    d.check_whole(NAME, out_channels=out_channels)
+    d.check_pairs(NAME, kernel_size=(kernel_h, kernel_w))
     d.check_tensor(NAME, "x", x)
     d.must(x.dtype in (torch.float32, torch.float16, torch.bfloat16), NAME, "x", "float32, float16 or bfloat16", x.dtype)
     d.must(x.dim() in (3, 4), NAME, "x", "[N, C, H, W] or [C, H, W]", list(x.shape))
@@ -45,9 +47,7 @@ def check(x: Any, packed: Any, bias: Any, shortcut: Any, out_channels: int, kern
     if bias is not None:
         d.check_like(NAME, "bias", bias, x)
         d.must(tuple(bias.shape) == (out_channels,), NAME, "bias", f"[{out_channels}]", list(bias.shape))
-    d.must(stride_h > 0 and stride_w > 0, NAME, "stride", "at least 1", (stride_h, stride_w))
-    d.must(pad_h >= 0 and pad_w >= 0, NAME, "padding", "at least 0", (pad_h, pad_w))
-    d.must(dilation_h > 0 and dilation_w > 0, NAME, "dilation", "at least 1", (dilation_h, dilation_w))
+    d.check_window(NAME, stride=(stride_h, stride_w), padding=(pad_h, pad_w), dilation=(dilation_h, dilation_w))
     reach_h, reach_w = dilation_h * (kernel_h - 1) + 1, dilation_w * (kernel_w - 1) + 1
     fits = x.shape[-2] + 2 * pad_h >= reach_h and x.shape[-1] + 2 * pad_w >= reach_w
     d.must(fits, NAME, "x", f"at least {reach_h} x {reach_w} with its padding", list(x.shape))
@@ -184,10 +184,18 @@ def pack_grouped_conv2d(
     rule = "float32, float16 or bfloat16 on a CPU with compiled kernels"
     d.must(good, NAME, "weight", rule, f"{weight.dtype} on {weight.device.type}")
     d.must(weight.dim() == 4 and min(weight.shape) > 0, NAME, "weight", "[K, C/G, KH, KW], each at least 1", list(weight.shape))
+    d.check_whole(NAME, groups=groups)
     d.must(groups > 0 and weight.shape[0] % groups == 0, NAME, "groups", f"a divisor of the {weight.shape[0]} filters", groups)
-    window = (*_pair(stride), *_pair(padding), *_pair(dilation), groups)
+    d.check_pairs(NAME, stride=stride, padding=padding, dilation=dilation)
+    pairs = dict(stride=_pair(stride), padding=_pair(padding), dilation=_pair(dilation))
+    d.check_window(NAME, **pairs)
+    sizes = isinstance(images, tuple | list) and len(images) == 3 and all(d.is_whole(n) and 0 <= n < 2**31 for n in images)
+    d.must(sizes, NAME, "images", "(N, H, W), each at least 0 and below 2^31", d.said(images))
+    count, *size = images
+    reach = [step * (taps - 1) + 1 for step, taps in zip(pairs["dilation"], weight.shape[2:])]  # smaller images than the window are none
+    size = [max(n, least - 2 * pad) for n, least, pad in zip(size, reach, pairs["padding"])]
     kept = weight.detach() if weight.dtype == torch.bfloat16 else weight.detach().float()
-    return torch.ops.sparsekern.pack_grouped_conv2d(kept, *images, *window)
+    return torch.ops.sparsekern.pack_grouped_conv2d(kept, count, *size, *(n for pair in pairs.values() for n in pair), groups)
 
 
 def grouped_conv2d_packed(
@@ -244,6 +252,6 @@ def grouped_conv2d_packed(
         return out.squeeze(0) if one else out
     except (RuntimeError, TypeError, AttributeError, IndexError):
         d.check_tensor(NAME, "x", x)
-        _check_pairs(stride=stride, padding=padding, dilation=dilation)
+        d.check_pairs(NAME, stride=stride, padding=padding, dilation=dilation)
         check(x, packed, bias, shortcut, *sizes)
         raise

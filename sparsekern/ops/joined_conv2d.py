@@ -41,6 +41,7 @@ def check(xs: Any, packed: Any, biases: Any, windows: Sequence[int], relu: bool)
     d.must(len(packed) == count and len(biases) == count, NAME, "packed", f"{count} packs with their biases", (len(packed), len(biases)))
     d.must(len(windows) == NUMBERS * count, NAME, "windows", f"{NUMBERS} numbers for each of {count}", len(windows))
     maps, channels = [], 0
+    d.must(all(map(d.is_whole, windows)), NAME, "windows", "of whole numbers", list(windows))
     for x, pack, bias, window in zip(xs, packed, biases, _windows(windows)):
         d.check_tensor(NAME, "xs", x)
         d.must(x.dtype in (torch.float32, torch.float16, torch.bfloat16), NAME, "xs", "float32, float16 or bfloat16", x.dtype)
@@ -49,7 +50,8 @@ def check(xs: Any, packed: Any, biases: Any, windows: Sequence[int], relu: bool)
         d.check_int32(NAME, "packed", pack, x, 1)
         d.must(pack.is_contiguous(), NAME, "packed", "contiguous", f"strides {pack.stride()}")
         d.check_like(NAME, "biases", bias, x)
-        d.must(min(window[2:4]) > 0 and min(window[4:6]) >= 0 and min(window[6:]) > 0, NAME, "windows", "of positive numbers", list(window))
+        good = min(window[:4]) > 0 and min(window[4:6]) >= 0 and min(window[6:]) > 0 and max(window) < 2**31
+        d.must(good, NAME, "windows", "of positive numbers" if max(window) < 2**31 else "of numbers below 2^31", list(window))
         if d.readable(pack):
             d.must(_is_pack(pack), NAME, "packed", "made by pack_grouped_conv2d", f"{pack.numel()} other numbers")
             filters, own, *rest, groups = pack[_SIZES].tolist()
@@ -118,6 +120,8 @@ def joined_conv2d_packed(
         tensor([2., 3.])
     """
     d.must(activation in ACTIVATIONS, NAME, "activation", f"one of {ACTIVATIONS}", repr(activation))
+    for arg, given in (("xs", xs), ("packed", packed), ("biases", biases), ("windows", windows)):
+        d.must(isinstance(given, Sequence) and not isinstance(given, str), NAME, arg, "a sequence", type(given).__name__)
     arguments: tuple[Any, ...] = list(xs), list(packed), list(biases), list(windows), activation == "relu"
     try:
         if not torch.compiler.is_compiling():

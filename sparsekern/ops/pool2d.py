@@ -30,9 +30,8 @@ def check(
     d.must(x.dim() in (3, 4), NAME, "x", "[N, C, H, W] or [C, H, W]", list(x.shape))
     sizes = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w)
     for arg, pair in zip(("kernel_size", "stride", "padding"), zip(sizes[::2], sizes[1::2])):
-        d.must(all(isinstance(v, int | torch.SymInt) for v in pair), NAME, arg, "an int or two", pair)
-    d.must(kernel_h > 0 and kernel_w > 0, NAME, "kernel_size", "at least 1", (kernel_h, kernel_w))
-    d.must(stride_h > 0 and stride_w > 0, NAME, "stride", "at least 1", (stride_h, stride_w))
+        d.must(all(map(d.is_whole, pair)), NAME, arg, "an int or two", pair)
+    d.check_window(NAME, kernel_size=(kernel_h, kernel_w), stride=(stride_h, stride_w))
     inside = 0 <= 2 * pad_h <= kernel_h and 0 <= 2 * pad_w <= kernel_w
     d.must(inside, NAME, "padding", f"0 to half of the window {(kernel_h, kernel_w)}", (pad_h, pad_w))
     fits = min(x.shape[-3:]) > 0 and x.shape[-2] + 2 * pad_h >= kernel_h and x.shape[-1] + 2 * pad_w >= kernel_w
@@ -111,6 +110,7 @@ def pool2d(
                 [14., 15.]])
     """
     d.must(pooling in POOLINGS, NAME, "pooling", f"one of {POOLINGS}", repr(pooling))
+    d.check_flags(NAME, ceil_mode=ceil_mode, count_include_pad=count_include_pad)
     way = MAX if pooling == "max" else AVERAGE_COUNTING_PADDING if count_include_pad else AVERAGE
     try:
         window: tuple[int, ...] = tuple(x.shape[-2:]) if kernel_size is None else _pair(kernel_size)

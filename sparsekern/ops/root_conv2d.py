@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sparsekern.ops import define as d
 from sparsekern.ops.flop_formulas import register_flops
-from sparsekern.ops.grouped_conv2d import _WINDOW, ACTIVATIONS, _check_pairs, _fuses, _laid_out_like, _new_like, _out_size, _pair
+from sparsekern.ops.grouped_conv2d import _WINDOW, ACTIVATIONS, _fuses, _laid_out_like, _new_like, _out_size, _pair
 from sparsekern.ops.grouped_conv2d import grouped_conv2d as convolve
 from sparsekern.ops.grouped_conv2d_packed import _SEAL, _SIZES, _is_pack, unpack_grouped_conv2d
 from sparsekern.ops.types import Shape
@@ -31,6 +31,10 @@ def _stages(*weights_and_biases: Any) -> list[tuple[Any, Any]]:
     """``[(weight, bias), ...]``, two or three."""
     pairs = list(zip(weights_and_biases[::2], weights_and_biases[1::2]))
     return pairs if pairs[-1][0] is not None else pairs[:-1]
+
+
+def _check_third(weight: Any, bias: Any) -> None:
+    d.must(weight is not None or bias is None, NAME, "bias3", "None without a third weight", d.said(bias))
 
 
 # ---- check
@@ -47,9 +51,7 @@ def _check_first(x: Tensor, K: int, channels: int, kernel_h: int, kernel_w: int,
     d.must(isinstance(groups, int | torch.SymInt) and groups > 0, NAME, "groups", "an int of at least 1", groups)
     d.must(K % groups == 0, NAME, what, f"of a multiple of groups={groups} filters", shape)
     d.must(x.shape[1] == channels * groups, NAME, "x", f"[N, {channels * groups}, H, W]", list(x.shape))
-    d.must(stride_h > 0 and stride_w > 0, NAME, "stride", "at least 1", (stride_h, stride_w))
-    d.must(pad_h >= 0 and pad_w >= 0, NAME, "padding", "at least 0", (pad_h, pad_w))
-    d.must(dilation_h > 0 and dilation_w > 0, NAME, "dilation", "at least 1", (dilation_h, dilation_w))
+    d.check_window(NAME, stride=(stride_h, stride_w), padding=(pad_h, pad_w), dilation=(dilation_h, dilation_w))
     reach_h, reach_w = dilation_h * (kernel_h - 1) + 1, dilation_w * (kernel_w - 1) + 1
     fits = x.shape[2] + 2 * pad_h >= reach_h and x.shape[3] + 2 * pad_w >= reach_w
     d.must(fits, NAME, "x", f"at least {reach_h} x {reach_w} with its padding", list(x.shape))
@@ -107,6 +109,8 @@ def check_packed(
     """The same for packs, whose headers are looked at where they can be read."""
     _check_x(x)
     d.must(x.dtype != torch.float64, NAME, "x", "float32, float16 or bfloat16", x.dtype)
+    d.check_whole(NAME, out_channels=out_channels, groups=rest[6])
+    d.check_pairs(NAME, kernel_size=(kernel_h, kernel_w))
     stages = _stages(packed1, bias1, packed2, bias2, packed3, bias3)
     height, width = _check_first(x, rest[6], x.shape[1] // rest[6] if rest[6] > 0 else 0, kernel_h, kernel_w, rest[:7], "packed1", rest[6])
     channels = x.shape[1]
@@ -262,6 +266,7 @@ def root_conv2d(
                 [32., 48., 32.]])
     """
     _check_activations(activation, last_activation)
+    _check_third(weight3, bias3)
     relu, last_relu = activation == "relu", (last_activation or activation) == "relu"
     tensors = (weight1, bias1, weight2, bias2, weight3, bias3)
     window = (*_pair(stride), *_pair(padding), *_pair(dilation), groups)
@@ -276,7 +281,7 @@ def root_conv2d(
         return (reference if forced else torch.ops.sparsekern.root_conv2d)(x, *tensors, shortcut, *window, relu, last_relu)
     except (RuntimeError, TypeError, AttributeError, IndexError):
         _check_x(x)
-        _check_pairs(stride=stride, padding=padding, dilation=dilation)
+        d.check_pairs(NAME, stride=stride, padding=padding, dilation=dilation)
         check(x, *tensors, shortcut, *window, relu, last_relu)
         raise
 
@@ -331,6 +336,7 @@ def root_conv2d_packed(
         ValueError: ``root_conv2d: packed2 must be made by pack_grouped_conv2d; got 64 other numbers``
     """
     _check_activations(activation, last_activation)
+    _check_third(packed3, bias3)
     sizes = (out_channels, *_pair(kernel_size), *_pair(stride), *_pair(padding), *_pair(dilation), groups)
     tensors, relus = (packed1, bias1, packed2, bias2, packed3, bias3), (activation == "relu", (last_activation or activation) == "relu")
     try:
@@ -345,6 +351,6 @@ def root_conv2d_packed(
         return run(x, *tensors, shortcut, *sizes, *relus)
     except (RuntimeError, TypeError, AttributeError, IndexError):
         _check_x(x)
-        _check_pairs(stride=stride, padding=padding, dilation=dilation)
+        d.check_pairs(NAME, stride=stride, padding=padding, dilation=dilation)
         check_packed(x, *tensors, shortcut, *sizes, *relus)
         raise

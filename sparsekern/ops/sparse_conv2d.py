@@ -69,10 +69,7 @@ def check(x: Any, weight: Any, bias: Any, indptr: Any, index: Any, plan: Any, *w
     d.must(x.dim() == 4, NAME, "x", "[N, C, H, W] or [C, H, W]", list(x.shape))
     d.check_like(NAME, "weight", weight, x)
     d.must(weight.dim() == 4, NAME, "weight", "[nnz, BO, BI, BT]", list(weight.shape))
-    d.must(KH > 0 and KW > 0, NAME, "kernel_size", "at least 1", (KH, KW))
-    d.must(stride_h > 0 and stride_w > 0, NAME, "stride", "at least 1", (stride_h, stride_w))
-    d.must(pad_h >= 0 and pad_w >= 0, NAME, "padding", "at least 0", (pad_h, pad_w))
-    d.must(dilation_h > 0 and dilation_w > 0, NAME, "dilation", "at least 1", (dilation_h, dilation_w))
+    d.check_window(NAME, kernel_size=(KH, KW), stride=(stride_h, stride_w), padding=(pad_h, pad_w), dilation=(dilation_h, dilation_w))
     nnz, block_out, block_in, block_taps = weight.shape
     d.must(
         block_out > 0 and block_in > 0 and block_taps in (1, KH * KW), NAME, "weight",
@@ -434,6 +431,11 @@ def plan_sparse_conv2d(
         d.must(
             table.dtype == torch.int32 and table.dim() == 1, NAME, arg, "1-dimensional torch.int32", f"{list(table.shape)} {table.dtype}"
         )
+    for arg, sizes, count in (("kernel_size", kernel_size, 2), ("block", block, 3)):
+        whole = isinstance(sizes, tuple | list) and len(sizes) == count and all(d.is_whole(n) and 0 < n < 2**31 for n in sizes)
+        d.must(whole, NAME, arg, f"{count} whole numbers of at least 1 and below 2^31", d.said(sizes))
+    d.check_whole(NAME, channels=channels)
+    d.must(channels < 2**31, NAME, "channels", "below 2^31", channels)
     taps = kernel_size[0] * kernel_size[1]
     d.must(indptr.shape[0] > 1, NAME, "indptr", "[OB+1] with OB at least 1", list(indptr.shape))
     d.must(block[2] in (1, taps) and min(block) > 0, NAME, "block", f"(BO, BI, 1 or {taps})", tuple(block))
@@ -480,7 +482,7 @@ def _two(arg: str, value: Any) -> Shape:
     if not isinstance(value, (tuple, list)):
         return value, value
     d.must(len(value) == 2, NAME, arg, "an int or two", value)
-    return value
+    return value  # what they are is left to the schema and, where that refuses, to the check
 
 
 def sparse_conv2d(

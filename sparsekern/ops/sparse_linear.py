@@ -77,6 +77,13 @@ def check(x: Any, weight: Any, bias: Any, index: Any, plan: Any = None, *, value
             d.must(d.sealed(plan, _SEAL), NAME, "plan", "as plan_sparse_linear made it", "other numbers")
 
 
+def check_features(op: str, in_features: Any, block_in: int) -> None:
+    """Features of x: blocks that an index of 32 bits can name."""
+    d.check_whole(op, in_features=in_features)
+    d.must(in_features >= 0 and in_features % block_in == 0, op, "in_features", f"a multiple of BI={block_in}", in_features)
+    d.must(in_features // block_in < 2**31, op, "in_features", "of less than 2^31 blocks", in_features)
+
+
 def check_index(index: Tensor, blocks: int) -> None:
     """The values of an index table: in range, strictly increasing in each row (so no connection twice)."""
     if not d.readable(index) or index.numel() == 0:
@@ -433,7 +440,9 @@ def plan_sparse_linear(index: Tensor, in_features: int, block_size: tuple[int, i
     """
     d.check_tensor(NAME, "index", index)
     d.must(index.dtype == torch.int32 and index.dim() == 2, NAME, "index", "[OB, F] torch.int32", f"{list(index.shape)} {index.dtype}")
-    d.must(in_features % block_size[1] == 0, NAME, "in_features", f"a multiple of BI={block_size[1]}", in_features)
+    whole = isinstance(block_size, tuple | list) and len(block_size) == 2 and all(d.is_whole(n) and 0 < n < 2**31 for n in block_size)
+    d.must(whole, NAME, "block_size", "two whole numbers of at least 1 and below 2^31", d.said(block_size))
+    check_features(NAME, in_features, block_size[1])
     if index.device.type != "cpu" or not d.backends.has_kernels("cpu"):
         check_index(index, in_features // block_size[1])
         if not d.backends.has_kernels(index.device):

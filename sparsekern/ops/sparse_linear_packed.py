@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparsekern.ops import define as d
 from sparsekern.ops.flop_formulas import register_flops
-from sparsekern.ops.sparse_linear import _laid_out_like, _rows, _rows_like, check_index, dense_weight
+from sparsekern.ops.sparse_linear import _laid_out_like, _rows, _rows_like, check_features, check_index, dense_weight
 from sparsekern.ops.types import Shape
 
 NAME = "sparse_linear_packed"
@@ -31,6 +31,7 @@ def check(x: Any, packed: Any, bias: Any, out_features: int, kept: int) -> None:
     d.check_tensor(NAME, "x", x)
     d.must(x.dtype in (torch.float32, torch.float16, torch.bfloat16), NAME, "x", "float32, float16 or bfloat16", x.dtype)
     d.must(x.dim() >= 1, NAME, "x", "[..., in_features]", list(x.shape))
+    d.check_whole(NAME, out_features=out_features, kept=kept)
     d.check_int32(NAME, "packed", packed, x, 1)
     d.must(packed.is_contiguous(), NAME, "packed", "contiguous", f"strides {packed.stride()}")
     if bias is not None:
@@ -138,9 +139,15 @@ def pack_sparse_linear(weight: Tensor, index: Tensor, in_features: int) -> Tenso
     Raises:
         ValueError: ``sparse_linear_packed: weight must be float32, float16 or bfloat16 on a CPU with compiled kernels; got ...``
     """
+    d.check_tensor(NAME, "weight", weight)
     good = weight.dtype in (torch.float32, torch.float16, torch.bfloat16) and d.backends.has_kernels(weight.device)
     rule = "float32, float16 or bfloat16 on a CPU with compiled kernels"
     d.must(good, NAME, "weight", rule, f"{weight.dtype} on {weight.device.type}")
+    d.must(weight.dim() in (2, 4), NAME, "weight", "[OB, F] or [OB, F, BO, BI]", list(weight.shape))
+    d.must(min(weight.shape[1:]) > 0, NAME, "weight", "of fan-in and block size at least 1", list(weight.shape))
+    d.check_int32(NAME, "index", index, weight, 2, "weight")
+    d.must(index.shape == weight.shape[:2], NAME, "index", f"{list(weight.shape[:2])} like weight", list(index.shape))
+    check_features(NAME, in_features, weight.shape[3] if weight.dim() == 4 else 1)
     try:
         return torch.ops.sparsekern.pack_sparse_linear(weight.detach(), index, in_features)
     except RuntimeError:
@@ -182,6 +189,6 @@ def sparse_linear_packed(x: Tensor, packed: Tensor, bias: Tensor | None, out_fea
         if _compiling():
             return torch.ops.sparsekern.sparse_linear_packed(x, packed, bias, out_features, kept)
         return (reference if d.backends.forced_reference else _kernel)(x, packed, bias, out_features, kept)
-    except (RuntimeError, TypeError, AttributeError, IndexError):
+    except (RuntimeError, TypeError, AttributeError, IndexError, OverflowError):
         check(x, packed, bias, out_features, kept)
         raise

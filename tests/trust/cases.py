@@ -29,12 +29,14 @@ class Case:
     threads: int
     planned: bool = False
     packed: bool = False
-    about: str = ""
+    gradient: str = "contiguous"  # how the gradient of the result lies in memory
+    wanted: str = "all"  # or the one input whose gradient is asked for
 
     def __repr__(self) -> str:
         tensors = {k: f"{list(v.shape)} {v.stride()}" if isinstance(v, torch.Tensor) else v for k, v in self.inputs.items()}
         plan = " planned" * self.planned + " packed" * self.packed
-        return f"{tensors} {self.dtype} {self.provider} {self.dense} {self.threads} threads{plan} {self.about}"
+        asked = f"gradient of {self.wanted}, coming in {self.gradient}"
+        return f"{tensors} {self.dtype} {self.provider} {self.dense} {self.threads} threads{plan} {asked}"
 
     def _repr_pretty_(self, printer, cycle) -> None:  # what hypothesis asks
         printer.text(repr(self))
@@ -53,6 +55,14 @@ def servers(draw) -> dict[str, Any]:
     provider = draw(st.sampled_from(backends.providers()[1:] * 3 + ["reference"]))
     dense = draw(st.sampled_from(["never", "never", "auto", "always"])) if backends.native and provider != "reference" else "auto"
     return {"provider": provider, "dense": dense, "threads": draw(st.sampled_from([1, 1, 1, 1, 1, 1, 2, 3]))}
+
+
+@st.composite
+def backward(draw, inputs: dict[str, Any]) -> dict[str, str]:
+    """Which gradients are asked for, and how the one they are made of lies in memory; a ReLU's kink must stay where it was put."""
+    differentiable = [k for k, v in inputs.items() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    ways = SAME if inputs.get("activation") == "relu" else tuple(LAYS)
+    return {"gradient": draw(st.sampled_from(ways)), "wanted": draw(st.sampled_from(["all", "all", "all", *differentiable]))}
 
 
 @st.composite
@@ -101,15 +111,14 @@ def linear_cases(draw) -> Case:
     condensed = block == (1, 1) and draw(st.sampled_from([True, True, True, False]))
     weight = random(out_blocks, fan_in) if condensed else random(out_blocks, fan_in, *block)
     bias = random(out_blocks * block_out) if draw(st.booleans()) else None
-    return Case(
-        {
-            "x": draw(lies(random(*lead, in_blocks * block_in))),
-            "weight": draw(lies(weight)),
-            "bias": None if bias is None else draw(lies(bias, PLAIN)),
-            "index": draw(lies(index, ("contiguous", "contiguous", "wide rows", "last dimension first", "off by a byte"))),
-        },
-        dtype, planned=draw(st.booleans()), packed=draw(st.sampled_from([False, False, True])), **draw(servers()),
-    )  # fmt: skip
+    inputs = {
+        "x": draw(lies(random(*lead, in_blocks * block_in))),
+        "weight": draw(lies(weight)),
+        "bias": None if bias is None else draw(lies(bias, PLAIN)),
+        "index": draw(lies(index, ("contiguous", "contiguous", "wide rows", "last dimension first", "off by a byte"))),
+    }
+    planned, packed = draw(st.booleans()), draw(st.sampled_from([False, False, True]))
+    return Case(inputs, dtype, planned=planned, packed=packed, **draw(servers()), **draw(backward(inputs)))
 
 
 @st.composite
@@ -153,7 +162,7 @@ def conv_cases(draw) -> Case:
     if draw(st.sampled_from([False, False, True])):
         inputs["activation"] = "relu"
     packed = window["padding"] != "same" and draw(st.sampled_from([False, False, True]))
-    return Case(inputs, dtype, packed=packed, **draw(servers()))
+    return Case(inputs, dtype, packed=packed, **draw(servers()), **draw(backward(inputs)))
 
 
 @st.composite
@@ -187,7 +196,7 @@ def masked_cases(draw) -> Case:
         "bias": draw(lies(random(out_blocks * block_out), PLAIN)) if draw(st.booleans()) else None,
         **draw(windows(size, kernel, same=False)),
     }
-    return Case(inputs, dtype, planned=draw(st.booleans()), **draw(servers()))
+    return Case(inputs, dtype, planned=draw(st.booleans()), **draw(servers()), **draw(backward(inputs)))
 
 
 @st.composite
@@ -201,7 +210,8 @@ def product_cases(draw) -> Case:
         rows = [draw(sizes(17)) for _ in range(groups)]
         ends = torch.tensor(rows, dtype=torch.int32).cumsum(0, dtype=torch.int32)
         inputs = {"a": draw(lies(random(sum(rows), k))), "b": draw(lies(random(groups, k, n))), "offsets": ends}
-    return Case(inputs, dtype, provider=draw(st.sampled_from(["reference", backends.providers()[-1]])), dense="auto", threads=1)
+    provider = draw(st.sampled_from(["reference", backends.providers()[-1]]))
+    return Case(inputs, dtype, provider=provider, dense="auto", threads=1, **draw(backward(inputs)))
 
 
 CASES = {"sparse_linear": linear_cases, "grouped_conv2d": conv_cases, "sparse_conv2d": masked_cases, "grouped_mm": product_cases}
