@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sparsekern.topology.draw import check_whole, is_whole, said
 
 
 def spread_groups(weight: Tensor, groups: int) -> Tensor:
@@ -44,6 +47,26 @@ def window_of(conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int], tuple[
     """``kernel_size, stride, padding, dilation``: two numbers each, though torch's annotations leave open how many."""
     window: Any = conv.kernel_size, conv.stride, conv.padding, conv.dilation
     return window
+
+
+def check_conv(op: str, conv: Any, groups: Any) -> None:
+    """What ``from_dense`` takes: a convolution, and groups that are a multiple of its own, or None."""
+    if not isinstance(conv, nn.Conv2d):
+        raise ValueError(f"{op}: conv must be an nn.Conv2d; got {type(conv).__name__}")
+    if groups is not None:
+        check_whole(op, groups=groups)
+        if groups < 1 or groups % conv.groups:
+            raise ValueError(f"{op}: groups must be a multiple of the layer's {conv.groups}; got {groups}")
+
+
+def image_shape(op: str, x_shape: Any, channels: int, size: int) -> tuple[int, int, int, int]:
+    """``(N, C, H, W)`` as given, or of one square image."""
+    if x_shape is None:
+        return 1, channels, size, size
+    shape = tuple(x_shape) if isinstance(x_shape, Sequence) else (x_shape,)
+    if len(shape) != 4 or shape[1] != channels or not all(is_whole(n) and 0 <= n < 2**31 for n in shape):
+        raise ValueError(f"{op}: x_shape must be (N, {channels}, H, W); got {shape if isinstance(x_shape, Sequence) else said(x_shape)}")
+    return shape
 
 
 def dense_twin(layer: Any, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:

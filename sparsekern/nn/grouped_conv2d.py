@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 from sparsekern.nn import asked_about
-from sparsekern.nn.group_weights import dense_twin, has_fewer_groups, inside_groups, spread_groups, window_of
+from sparsekern.nn.group_weights import check_conv, dense_twin, has_fewer_groups, image_shape, inside_groups, spread_groups, window_of
 from sparsekern.ops import backends
 from sparsekern.ops.cuda import explain_convolution
 from sparsekern.ops.grouped_conv2d import ACTIVATIONS, explain_grouped_conv2d, grouped_conv2d
 from sparsekern.ops.grouped_conv2d_packed import explain_packed, grouped_conv2d_packed, pack_grouped_conv2d
-from sparsekern.topology import check_whole
+from sparsekern.topology.draw import check_dtype, check_flag, check_pairs, check_whole, said
 
 _compiling = torch.compiler.is_compiling
 _quick = backends.quick_call.grouped_layer if backends.quick_call and backends.missing is None else None
@@ -39,7 +39,7 @@ def check_group_sizes(sizes: Sequence[tuple[int, int]], in_channels: int, out_ch
     """Whether ``sizes``, the (in, out) channels of each group, make up a layer."""
     pair = lambda p: isinstance(p, tuple | list) and len(p) == 2 and all(isinstance(n, int) and n > 0 for n in p)  # noqa: E731
     pairs = isinstance(sizes, Sequence) and len(sizes) > 0 and all(map(pair, sizes))
-    _check(pairs, "group_sizes", "pairs (in, out) of at least 1 channel", list(sizes))
+    _check(pairs, "group_sizes", "pairs (in, out) of at least 1 channel", list(sizes) if isinstance(sizes, Sequence) else said(sizes))
     total = tuple(sum(channels) for channels in zip(*sizes))
     _check(total == (in_channels, out_channels), "group_sizes", f"sizes that add up to {(in_channels, out_channels)}", total)
     _check(groups in (1, len(sizes)), "groups", f"left out, or {len(sizes)} like group_sizes", groups)
@@ -111,19 +111,20 @@ class GroupedConv2d(nn.Conv2d):
         activation: str = "none",
         group_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> None:
+        check_whole("GroupedConv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
         if group_sizes is not None:
             check_group_sizes(group_sizes, in_channels, out_channels, groups)
             groups = len(group_sizes)
         _check(activation in ACTIVATIONS, "activation", f"one of {ACTIVATIONS}", repr(activation))
-        check_whole("GroupedConv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
+        modes = ("zeros", "reflect", "replicate", "circular")
+        _check(isinstance(padding_mode, str) and padding_mode in modes, "padding_mode", f"one of {modes}", said(padding_mode))
+        check_dtype("GroupedConv2d", dtype)
+        check_flag("GroupedConv2d", bias=bias)
         _check(groups > 0, "groups", "at least 1", groups)
         _check(in_channels > 0 and out_channels > 0, "in_channels and out_channels", "at least 1", (in_channels, out_channels))
-        numbers = {"kernel_size": (kernel_size, 1), "stride": (stride, 1), "dilation": (dilation, 1), "padding": (padding, 0)}
-        for arg, (value, least) in numbers.items():
-            if arg != "padding" or not isinstance(value, str):
-                pair = _pair(value)
-                good = len(pair) == 2 and all(isinstance(n, int) and n >= least for n in pair)
-                _check(good, arg, f"a whole number of at least {least}, or two", repr(value))
+        check_pairs("GroupedConv2d", kernel_size=(kernel_size, 1), stride=(stride, 1), dilation=(dilation, 1))
+        if not isinstance(padding, str):
+            check_pairs("GroupedConv2d", padding=(padding, 0))
         _check(not isinstance(padding, str) or padding in ("same", "valid"), "padding", "'same', 'valid' or numbers", repr(padding))
         _check(in_channels % groups == 0, "in_channels", f"a multiple of groups={groups}", in_channels)
         _check(out_channels % groups == 0, "out_channels", f"a multiple of groups={groups}", out_channels)
@@ -179,15 +180,13 @@ class GroupedConv2d(nn.Conv2d):
             >>> GroupedConv2d(64, 64, 3, padding=1, groups=8).pack()
             GroupedConv2d(64, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), groups=8, packed)
         """
-        shape = (1, self.in_channels, 28, 28) if x_shape is None else tuple(x_shape)
-        _check(len(shape) == 4 and shape[1] == self.in_channels, "x_shape", f"(N, {self.in_channels}, H, W)", shape)
+        shape = image_shape("GroupedConv2d", x_shape, self.in_channels, 28)
         rows, columns = shape[2:]
         padding = self._numeric_padding() if self.padding_mode == "zeros" else ()
         if not padding:  # forward pads by itself
             left, right, top, bottom = self._reversed_padding_repeated_twice
             rows, columns, padding = rows + top + bottom, columns + left + right, (0, 0)
-        reach = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(_pair(self.dilation), self.kernel_size, padding)]
-        images = (shape[0], max(rows, reach[0]), max(columns, reach[1]))
+        images = shape[0], rows, columns
         self._packed = pack_grouped_conv2d(self.weight, self.stride, padding, self.dilation, self.groups, images=images)
         self._packed_for = shape
         return self
@@ -207,7 +206,7 @@ class GroupedConv2d(nn.Conv2d):
     def _forward_packed(self, x: Tensor, padding: Any, activation: str, shortcut: Tensor | None) -> Tensor:
         bias = self.bias
         if torch.is_grad_enabled():
-            refuse_gradients((self,), x, shortcut)
+            refuse_gradients((self,), *(given for given in (x, shortcut) if isinstance(given, Tensor)))
             bias = None if bias is None else bias.detach()
         if isinstance(padding, str):
             padding = self._numeric_padding()
@@ -281,11 +280,11 @@ class GroupedConv2d(nn.Conv2d):
             >>> GroupedConv2d.from_dense(nn.Conv2d(8, 16, 3), groups=4).weight.shape
             torch.Size([16, 2, 3, 3])
         """
+        check_conv("GroupedConv2d", conv, groups)
         if group_sizes is not None:
             _check(groups is None and conv.groups == 1, "groups", "1 in the layer and left out with group_sizes", groups or conv.groups)
             groups = 1
         groups = conv.groups if groups is None else groups
-        _check(groups > 0 and groups % conv.groups == 0, "groups", f"a multiple of the layer's {conv.groups}", groups)
         layer = cls(
             conv.in_channels, conv.out_channels, *window_of(conv), groups,
             conv.bias is not None, conv.padding_mode, device=conv.weight.device, dtype=conv.weight.dtype, activation=activation,
@@ -315,7 +314,7 @@ class GroupedConv2d(nn.Conv2d):
             >>> print(GroupedConv2d(96, 192, 5, padding=2, groups=16).explain((1, 96, 16, 16)))  # doctest: +ELLIPSIS
             GroupedConv2d 96 -> 192, 5x5, 16 groups, [1, 96, 16, 16], float32, served by ...
         """
-        shape, channels_last = asked_about.images(_check, self.in_channels, x_shape, channels_last)
+        shape, channels_last = asked_about.images("GroupedConv2d", self.in_channels, x_shape, channels_last)
         kernel, stride, dilation = _pair(self.kernel_size), _pair(self.stride), _pair(self.dilation)
         dtype = str(self.weight.dtype).removeprefix("torch.")
         who = backends.serves("grouped_conv2d", self.weight.device)

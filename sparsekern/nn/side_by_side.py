@@ -47,6 +47,8 @@ class ConvsSideBySide(nn.Module):
             raise ValueError(f"{type(self).__name__}: {arg} must be {rule}; got {got}")
 
     def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{type(self).__name__}: x must be a tensor; got {type(x).__name__}")
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
             self._check(False, "x", f"[N, {self.in_channels}, H, W] or [{self.in_channels}, H, W]", list(x.shape))
         plain = x.is_contiguous()
@@ -90,7 +92,7 @@ class ConvsSideBySide(nn.Module):
 
     def explain(self, x_shape: Sequence[int] | Tensor | None = None, *, channels_last: bool = False) -> str:
         """Who serves each part for an input ``[N, C, H, W]`` (a shape or a tensor; default: one image of 32 x 32), and why."""
-        shape, channels_last = asked_about.images(self._check, self.in_channels, x_shape, channels_last)
+        shape, channels_last = asked_about.images(type(self).__name__, self.in_channels, x_shape, channels_last)
         lines = [f"{type(self).__name__} {self.in_channels} -> {self.out_channels}, {len(self.parts)} convolutions side by side"]
         for part, place in zip(self.parts, self._places):
             size = (side - 2 * crop for side, crop in zip(shape[2:], place.crop))

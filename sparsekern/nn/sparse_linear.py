@@ -28,6 +28,7 @@ from sparsekern.ops.sparse_linear import (
     sparse_linear,
 )
 from sparsekern.ops.sparse_linear_packed import packed_windows
+from sparsekern.topology.draw import check_dtype, check_flag, said
 
 _grad_enabled, _compiling = torch.is_grad_enabled, torch.compiler.is_compiling
 # (a layer's attributes, x) -> out of the everyday call, else NotImplemented; None where it was not built for this torch
@@ -153,18 +154,20 @@ class SparseLinear(PlannedModule):
         self._packed: Tensor | None = None
         given = [name for name, value in (("fan_in", fan_in), ("density", density), ("fan_out", fan_out)) if value is not None]
         _check(len(given) == 1, "fan_in, density and fan_out", "given one without the others", " and ".join(given) or "none")
-        topology = topology or ("random" if fan_out is None else "regular")
-        _check(isinstance(topology, str) and topology in TOPOLOGIES, "topology", f"one of {sorted(TOPOLOGIES)}", repr(topology))
+        if topology is None:
+            topology = "random" if fan_out is None else "regular"
+        _check(isinstance(topology, str) and topology in TOPOLOGIES, "topology", f"one of {sorted(TOPOLOGIES)}", said(topology))
         _check(fan_out is None or topology in FIXED_FAN_OUT, "topology", "'regular', 'spread' or 'clash_free' with fan_out", repr(topology))
         pair = block_size if isinstance(block_size, tuple | list) else (block_size, block_size)
-        _check(len(pair) == 2 and all(isinstance(size, int) for size in pair), "block_size", "a whole number or two", repr(block_size))
+        _check(len(pair) == 2 and all(isinstance(size, int) for size in pair), "block_size", "a whole number or two", said(block_size))
         block_out, block_in = pair
         _check(block_out > 0 and block_in > 0, "block_size", "at least 1", block_size)
         _check(topology != "balanced" or block_out == block_in == 1, "block_size", "1 with topology 'balanced'", block_size)
         topologies.check_whole("SparseLinear", in_features=in_features, out_features=out_features)
         if fan_in is not None:
             topologies.check_whole("SparseLinear", fan_in=fan_in)
-        _check(dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point), "dtype", "a floating-point one", repr(dtype))
+        check_dtype("SparseLinear", dtype)
+        check_flag("SparseLinear", bias=bias)
         _check(in_features > 0 and in_features % block_in == 0, "in_features", f"a positive multiple of {block_in}", in_features)
         _check(out_features > 0 and out_features % block_out == 0, "out_features", f"a positive multiple of {block_out}", out_features)
         # where the fan-out is fixed only the multiples of a step give a whole one
@@ -285,7 +288,8 @@ class SparseLinear(PlannedModule):
             bias = self.bias
         if _grad_enabled():
             weight = own.get("weight")  # None: parametrized
-            wants_gradient = x.requires_grad or (self.training and (self.weight if weight is None else weight).requires_grad)
+            of_x = isinstance(x, Tensor) and x.requires_grad
+            wants_gradient = of_x or (self.training and (self.weight if weight is None else weight).requires_grad)
             _check(not wants_gradient, "layer", "unpacked to be trained (call unpack())", "a packed one where a gradient is needed")
             bias = bias.detach() if bias is not None and bias.requires_grad else bias
         return sparse_linear_packed(x, self._packed, bias, self.out_features, self._kept)  # type: ignore[arg-type] # it is there, or this is not called

@@ -12,6 +12,7 @@ from torch.nn.modules.utils import _pair
 from sparsekern.nn.group_weights import window_of
 from sparsekern.nn.grouped_conv2d import GroupedConv2d
 from sparsekern.nn.side_by_side import ConvsSideBySide, Place
+from sparsekern.topology.draw import check_pairs, check_whole
 
 
 class SpatialBasisConv2d(ConvsSideBySide):
@@ -58,7 +59,8 @@ class SpatialBasisConv2d(ConvsSideBySide):
     """
 
     def __new__(cls, in_channels: int = 0, out_channels: int = 0, kernel_size: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if kernel_size is not None and _pair(kernel_size) == (1, 1):
+        numbers: Any = int | tuple | list
+        if isinstance(kernel_size, numbers) and _pair(kernel_size) == (1, 1):
             return GroupedConv2d(in_channels, out_channels, kernel_size, *args, **kwargs)
         return super().__new__(cls)
 
@@ -79,6 +81,10 @@ class SpatialBasisConv2d(ConvsSideBySide):
         activation: str = "none",
     ) -> None:
         super().__init__()
+        check_whole("SpatialBasisConv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
+        check_pairs("SpatialBasisConv2d", stride=(stride, 1), dilation=(dilation, 1))
+        if not isinstance(padding, str):
+            check_pairs("SpatialBasisConv2d", padding=(padding, 0))
         pair = _pair(kernel_size)
         numbers = len(pair) == 2 and all(isinstance(size, int) for size in pair)
         self._check(numbers, "kernel_size", "a whole number or two", repr(kernel_size))

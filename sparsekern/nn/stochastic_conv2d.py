@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 from sparsekern.nn import asked_about
-from sparsekern.nn.group_weights import dense_twin, inside_groups, spread_groups, window_of
+from sparsekern.nn.group_weights import check_conv, dense_twin, inside_groups, spread_groups, window_of
 from sparsekern.nn.planned import PlannedModule
 from sparsekern.ops import backends
 from sparsekern.ops.cuda_sparse_conv2d import explain
@@ -24,8 +24,8 @@ from sparsekern.ops.sparse_conv2d import (
     plan_sparse_conv2d,
     run_sparse_conv2d,
 )
-from sparsekern.topology import check_whole
 from sparsekern.topology.conv_masks import COUNTS, conv_mask, mask_tables
+from sparsekern.topology.draw import check_dtype, check_flag, check_pairs, check_whole, said
 
 GRANULARITIES = ("spatial", "synapse", "kernel", "block")
 BLOCK = 16  # channels of a "block", out and in
@@ -117,19 +117,19 @@ class StochasticConv2d(PlannedModule):
         check_whole("StochasticConv2d", in_channels=in_channels, out_channels=out_channels, groups=groups, share=share)
         if fan_in is not None:
             check_whole("StochasticConv2d", fan_in=fan_in)
-        _check(dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point), "dtype", "a floating-point one", repr(dtype))
+        check_dtype("StochasticConv2d", dtype)
+        check_flag("StochasticConv2d", bias=bias)
         _check(groups > 0, "groups", "at least 1", groups)
-        _check(granularity in GRANULARITIES, "granularity", f"one of {GRANULARITIES}", repr(granularity))
-        _check(count in COUNTS, "count", f"one of {COUNTS}", repr(count))
-        _check(padding_mode in PADDING_MODES, "padding_mode", f"one of {PADDING_MODES}", repr(padding_mode))
+        _check(isinstance(granularity, str) and granularity in GRANULARITIES, "granularity", f"one of {GRANULARITIES}", repr(granularity))
+        _check(isinstance(count, str) and count in COUNTS, "count", f"one of {COUNTS}", repr(count))
+        _check(
+            isinstance(padding_mode, str) and padding_mode in PADDING_MODES, "padding_mode", f"one of {PADDING_MODES}", repr(padding_mode)
+        )
+        check_pairs("StochasticConv2d", kernel_size=(kernel_size, 1), stride=(stride, 1), dilation=(dilation, 1))
+        if not isinstance(padding, str):
+            check_pairs("StochasticConv2d", padding=(padding, 0))
         self.in_channels, self.out_channels, self.groups, self.padding_mode = in_channels, out_channels, groups, padding_mode
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
-        numbers = {"kernel_size": (kernel_size, 1), "stride": (stride, 1), "dilation": (dilation, 1), "padding": (padding, 0)}
-        for arg, (value, least) in numbers.items():
-            if arg != "padding" or not isinstance(value, str):
-                pair = _pair(value)
-                good = len(pair) == 2 and all(isinstance(n, int) and n >= least for n in pair)
-                _check(good, arg, f"a whole number of at least {least}, or two", repr(value))
         if isinstance(padding, str):
             _check(padding in ("same", "valid"), "padding", "'same', 'valid' or numbers", repr(padding))
             _check(padding == "valid" or self.stride == (1, 1), "stride", "1 with padding='same'", self.stride)
@@ -263,6 +263,8 @@ class StochasticConv2d(PlannedModule):
         indptr, index = indptr.to(self.indptr.device), index.to(self.index.device)
         if weight is None:
             weight = kept_weight(self.weight_dense(), indptr, index, self.block)
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"StochasticConv2d: weight must be a tensor; got {type(weight).__name__}")
         _check(tuple(weight.shape) == (len(index), *self.block), "weight", f"{[len(index), *self.block]}", list(weight.shape))
         self._replace(indptr, index)
         self.weight.copy_(weight)
@@ -292,8 +294,12 @@ class StochasticConv2d(PlannedModule):
             >>> StochasticConv2d.from_dense(nn.Conv2d(8, 16, 3), density=0.5).weight.shape
             torch.Size([72, 1, 8, 1])
         """
+        check_conv("StochasticConv2d", conv, options.get("groups"))
         groups = options.pop("groups", conv.groups)
-        _check(groups > 0 and groups % conv.groups == 0, "groups", f"a multiple of the layer's {conv.groups}", groups)
+        pair = tables is None or (isinstance(tables, tuple | list) and len(tables) == 2 and all(isinstance(t, Tensor) for t in tables))
+        _check(pair, "tables", "two tensors, indptr and index", said(tables))
+        fits = mask is None or (isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == conv.weight.shape)
+        _check(fits, "mask", f"bools of the weight's shape {list(conv.weight.shape)}", said(mask))
         if tables is not None or mask is not None:
             options = {"density": 1.0, **options}
         layer = cls(
@@ -370,7 +376,7 @@ class StochasticConv2d(PlannedModule):
             >>> print(StochasticConv2d(96, 192, 5, padding=2, density=0.25).explain((1, 96, 16, 16)))  # doctest: +ELLIPSIS
             StochasticConv2d 96 -> 192, 5x5, 25.0 % kept (spatial), [1, 96, 16, 16], float32, served by ...
         """
-        shape, channels_last = asked_about.images(_check, self.in_channels, x_shape, channels_last)
+        shape, channels_last = asked_about.images("StochasticConv2d", self.in_channels, x_shape, channels_last)
         who = backends.serves("sparse_conv2d", self.weight.device)
         kernel = "x".join(str(k) for k in self.kernel_size)
         dtype = str(self.weight.dtype).removeprefix("torch.")

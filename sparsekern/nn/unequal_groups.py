@@ -10,6 +10,7 @@ from torch.nn.modules.utils import _pair
 
 from sparsekern.nn.grouped_conv2d import GroupedConv2d, check_group_sizes
 from sparsekern.nn.side_by_side import ConvsSideBySide, Place
+from sparsekern.topology.draw import check_whole
 
 
 class UnequalGroupedConv2d(ConvsSideBySide):
@@ -64,6 +65,7 @@ class UnequalGroupedConv2d(ConvsSideBySide):
         group_sizes: Sequence[tuple[int, int]],
     ) -> None:
         super().__init__()
+        check_whole("GroupedConv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
         check_group_sizes(group_sizes, in_channels, out_channels, groups)
         self.in_channels, self.out_channels, self.padding_mode, self.activation = in_channels, out_channels, padding_mode, activation
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)

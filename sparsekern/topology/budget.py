@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
+from sparsekern.topology.draw import check_real
 from sparsekern.topology.regular import fan_in_step
 
 
@@ -62,10 +63,8 @@ def plan_densities(layers: Sequence[int], density: float, *, growth: float = 3.0
         (1, 8)
     """
     shapes = _shapes("plan_densities", layers)
-    if not 0 < density <= 1:
-        raise ValueError(f"plan_densities: density must be in (0, 1]; got {density}")
-    if not growth > 0:
-        raise ValueError(f"plan_densities: growth must be above 0; got {growth}")
+    check_real("plan_densities", "in (0, 1]", lambda d: 0 < d <= 1, density=density)
+    check_real("plan_densities", "above 0", lambda g: 0 < g < float("inf"), growth=growth)
     total = sum(left * right for left, right in shapes)
     budget = int(Fraction(str(density)) * total)  # as written: 0.35 of 100 is 35
     steps = [fan_in_step(left, right) for left, right in shapes]
@@ -100,6 +99,7 @@ def equal_budget_splits(layers: Sequence[int], density: float) -> list[DensityPl
     shapes = _shapes("equal_budget_splits", layers)
     if len(shapes) != 2:
         raise ValueError(f"equal_budget_splits: layers must be 3, of two junctions; got {len(layers)}")
+    check_real("equal_budget_splits", "in (0, 1]", lambda d: 0 < d <= 1, density=density)
     (left, middle), (_, right) = shapes
     budget = Fraction(str(density)) * (left * middle + middle * right)
     first, second = fan_in_step(left, middle), fan_in_step(middle, right)
@@ -125,6 +125,6 @@ def _wanted(shapes: list[tuple[int, int]], budget: int, growth: float) -> list[f
 def _shapes(op: str, layers: Sequence[int]) -> list[tuple[int, int]]:
     if not isinstance(layers, Sequence):
         raise ValueError(f"{op}: layers must be a sequence of whole numbers; got {type(layers).__name__}")
-    if len(layers) < 2 or not all(isinstance(n, int) and n >= 1 for n in layers):
+    if len(layers) < 2 or not all(isinstance(n, int) and 1 <= n < 2**31 for n in layers):
         raise ValueError(f"{op}: layers must be at least two positive numbers of neurons; got {tuple(layers)}")
     return list(pairwise(layers))

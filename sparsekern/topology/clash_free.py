@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsekern.topology.draw import generator, uniform
+from sparsekern.topology.draw import check_whole, generator, said, uniform
 from sparsekern.topology.regular import check_regular
 
 ORDERS = ("free", "shifted", "fixed")
@@ -49,8 +49,10 @@ def clash_free_table(
         (torch.Size([1024, 8]), [128])
     """
     fan_out = check_regular("clash_free_table", in_blocks, out_blocks, fan_in)
-    _check(order in ORDERS, "order", f"one of {ORDERS}", repr(order))
+    check_whole("clash_free_table", parallel=parallel)
+    _check(isinstance(order, str) and order in ORDERS, "order", f"one of {ORDERS}", repr(order))
     _check(parallel >= 1 and in_blocks % parallel == 0, "parallel", f"divide in_blocks, {in_blocks}", parallel, verb="must")
+    _check(isinstance(dither, bool), "dither", "True or False", said(dither))
     one_sweep = "or an output could read an input in two sweeps"
     repeats = order == "fixed" and not dither  # every run of in_blocks connections is then a permutation
     _check(repeats or in_blocks % fan_in == 0, "fan_in", f"divide in_blocks, {in_blocks}, {one_sweep}", fan_in, verb="must")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from numbers import Real
-
 import torch
 from torch import Tensor
 
-from sparsekern.topology.draw import check_whole, generator
+from sparsekern.topology.draw import check_real, check_whole, generator
 from sparsekern.topology.fan_in import fan_in_table
 
 COUNTS = ("exact", "bernoulli")
@@ -76,13 +74,13 @@ def conv_mask(
     if fan_in is not None:
         table = fan_in_table(positions, rows, fan_in, seed=seed)
         return torch.arange(rows + 1, dtype=torch.int32, device="cpu") * fan_in, table.flatten()
-    if not isinstance(density, Real) or not 0 < density <= 1:
-        raise ValueError(f"conv_mask: density must be in (0, 1]; got {density}")
+    check_real("conv_mask", "in (0, 1]", lambda d: 0 < d <= 1, density=density)
+    assert density is not None
     if count not in COUNTS:
         raise ValueError(f"conv_mask: count must be one of {COUNTS}; got {count!r}")
     keys = torch.rand(rows * positions, generator=generator(seed), dtype=torch.float64, device="cpu")
     keep = keys < density
     if count == "exact":
-        kept = max(1, round(density * rows * positions))
+        kept = min(len(keys), max(1, round(density * rows * positions)))
         keep = torch.zeros_like(keep).index_fill(0, keys.topk(kept, largest=False, sorted=False).indices, True)
     return mask_tables(keep.reshape(rows, positions))

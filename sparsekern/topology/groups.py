@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsekern.topology.draw import check_table, check_whole
+from sparsekern.topology.draw import check_table, check_whole, is_whole, said
 
 
 def expand_blocks(table: Tensor, block_size: int | tuple[int, int]) -> Tensor:
@@ -23,7 +23,10 @@ def expand_blocks(table: Tensor, block_size: int | tuple[int, int]) -> Tensor:
         [[0, 1, 4, 5], [0, 1, 4, 5]]
     """
     check_table("expand_blocks", "table", table)
-    rows, columns = (block_size, block_size) if isinstance(block_size, int) else block_size
+    pair = block_size if isinstance(block_size, tuple | list) else (block_size, block_size)
+    if len(pair) != 2 or not all(is_whole(size) and size < 2**31 for size in pair):
+        raise ValueError(f"expand_blocks: block_size must be a whole number or two, below 2^31; got {said(block_size)}")
+    rows, columns = pair
     if rows < 1 or columns < 1:
         raise ValueError(f"expand_blocks: block_size must be at least 1; got {block_size}")
     inside = torch.arange(columns, dtype=torch.int32, device=table.device)
@@ -45,6 +48,8 @@ def grouped_table(in_blocks: int, out_blocks: int, groups: int) -> Tensor:
         [[0, 1], [2, 3]]
     """
     check_whole("grouped_table", in_blocks=in_blocks, out_blocks=out_blocks, groups=groups)
+    if in_blocks < 0 or out_blocks < 0:
+        raise ValueError(f"grouped_table: in_blocks and out_blocks must be at least 0; got {in_blocks} and {out_blocks}")
     if groups < 1 or in_blocks % groups or out_blocks % groups:
         raise ValueError(f"grouped_table: groups must divide in_blocks and out_blocks, {in_blocks} and {out_blocks}; got {groups}")
     inputs = torch.arange(in_blocks, dtype=torch.int32, device="cpu").reshape(groups, -1)
@@ -64,6 +69,8 @@ def local_table(in_blocks: int, out_blocks: int, fan_in: int) -> Tensor:
         [[0, 1, 2, 3], [0, 1, 4, 5], [2, 3, 4, 5]]
     """
     check_whole("local_table", in_blocks=in_blocks, out_blocks=out_blocks, fan_in=fan_in)
+    if out_blocks < 0:
+        raise ValueError(f"local_table: out_blocks must be at least 0; got {out_blocks}")
     if not 1 <= fan_in <= in_blocks:
         raise ValueError(f"local_table: fan_in must be in [1, {in_blocks}]; got {fan_in}")
     dealt = torch.arange(out_blocks * fan_in, device="cpu").reshape(out_blocks, fan_in) % in_blocks

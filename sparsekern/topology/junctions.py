@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsekern.topology.draw import said
 from sparsekern.topology.windows import Shape, neurons
 
 _DENSE = 1 << 26  # elements up to which a table is multiplied as a matrix
@@ -106,6 +107,7 @@ def as_junctions(junctions: Sequence[Tensor], sizes: Sequence[Shape] | None, op:
     """Check the junctions of a network, from the input on; ``sizes`` of the left layers, and of the output or not."""
     check(isinstance(junctions, Sequence), op, "junctions", "a sequence of tensors", type(junctions).__name__)
     check(len(junctions) > 0, op, "junctions", "at least one", "none")
+    check(sizes is None or isinstance(sizes, tuple | list), op, "sizes", "a sequence of sizes", said(sizes))
     fits = sizes is None or len(sizes) in (len(junctions), len(junctions) + 1)
     check(fits, op, "sizes", f"one per junction, {len(junctions)}, or one per layer", sizes and len(sizes))
     out: list[Junction] = []

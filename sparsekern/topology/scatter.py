@@ -15,8 +15,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from sparsekern.topology.draw import is_whole, said
 from sparsekern.topology.junctions import Junction, as_junctions, check
 from sparsekern.topology.windows import Shape, window_counts, window_ids
 
@@ -123,7 +125,16 @@ def window_adjacency(adjacent: Tensor, windows: int | Tensor, *, side: str) -> T
     """
     check(side in ("left", "right"), "window_adjacency", "side", "'left' or 'right'", repr(side))
     dim = {"left": 1, "right": 0}[side]
-    if isinstance(windows, int):
+    matrix = isinstance(adjacent, Tensor) and adjacent.dim() == 2 and adjacent.layout == torch.strided
+    op = "window_adjacency"
+    check(matrix, op, "adjacent", "a matrix [N_right, N_left]", said(adjacent))
+    neurons = adjacent.shape[dim]
+    if isinstance(windows, Tensor):
+        whole = windows.dtype in (torch.int32, torch.int64) and windows.shape == (neurons,) and windows.device.type != "meta"
+        check(whole, op, "windows", f"[{neurons}] int32 or int64", f"{list(windows.shape)} {windows.dtype}")
+        check(not neurons or int(windows.min()) >= 0, op, "windows", "at least 0", windows.min() if neurons else 0)
+    else:
+        check(is_whole(windows) and windows > 0 and neurons % windows == 0, op, "windows", f"a divisor of {neurons}", said(windows))
         return adjacent.unflatten(dim, (windows, -1)).sum(dim + 1)
     shape = list(adjacent.shape)
     shape[dim] = int(windows.max()) + 1

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsekern.topology.draw import check_table, check_whole, generator, uniform
+from sparsekern.topology.draw import check_real, check_table, check_whole, generator, uniform
 
 
 def rewire(table: Tensor, in_blocks: int, fraction: float, *, seed: int | None = None) -> Tensor:
@@ -35,8 +35,7 @@ def rewire(table: Tensor, in_blocks: int, fraction: float, *, seed: int | None =
         >>> rewire(local, 8, 1.0, seed=0).flatten().sort().values.tolist()
         [0, 1, 2, 3, 4, 5, 6, 7]
     """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"rewire: fraction must be in [0, 1]; got {fraction}")
+    check_real("rewire", "in [0, 1]", lambda f: 0 <= f <= 1, fraction=fraction)
     check_table("rewire", "table", table)
     check_whole("rewire", in_blocks=in_blocks)
     if table.numel() and not (int(table.min()) >= 0 and int(table.max()) < in_blocks):

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from sparsekern.topology.draw import is_whole, said
+
 Shape = int | tuple[int, ...]  # neurons of a layer: their number, or how they lie
 
 
@@ -49,6 +51,8 @@ def window_counts(shape: Shape, fan: int) -> tuple[int, ...]:
         ((4, 4), (4, 4, 4), (64,))
     """
     sides = _dimensions(shape)
+    if not is_whole(fan):
+        raise ValueError(f"window_counts: fan must be a whole number; got {said(fan)}")
     if not fan >= 1:
         raise ValueError(f"window_counts: fan must be at least 1; got {fan}")
     cuts = itertools.product(*([n for n in range(1, math.gcd(side, fan) + 1) if side % n == 0 and fan % n == 0] for side in sides))
@@ -74,9 +78,10 @@ def window_ids(shape: Shape, counts: int | tuple[int, ...]) -> Tensor:
                 [2, 2, 3, 3]])
     """
     sides = _dimensions(shape)
-    cut = (counts,) if isinstance(counts, int) else tuple(counts)
-    if len(cut) != len(sides) or any(n < 1 or side % n for side, n in zip(sides, cut)):
-        raise ValueError(f"window_ids: counts must be one per dimension, each dividing it, {sides}; got {cut}")
+    cut = tuple(counts) if isinstance(counts, tuple | list) else (counts,)
+    if not all(map(is_whole, cut)) or len(cut) != len(sides) or any(n < 1 or side % n for side, n in zip(sides, cut)):
+        got = cut if all(map(is_whole, cut)) else said(counts)
+        raise ValueError(f"window_ids: counts must be one per dimension, each dividing it, {sides}; got {got}")
     ids = torch.zeros((), dtype=torch.int64, device="cpu")
     for side, n in zip(sides, cut):
         here = torch.arange(side, device="cpu") // (side // n)
@@ -86,6 +91,7 @@ def window_ids(shape: Shape, counts: int | tuple[int, ...]) -> Tensor:
 
 def _dimensions(shape: Shape) -> tuple[int, ...]:
     sides = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
-    if not 1 <= len(sides) <= 3 or not all(isinstance(side, int) and side >= 1 for side in sides):
-        raise ValueError(f"window_counts: shape must be a number of neurons or 1 to 3 of them; got {shape}")
+    if not 1 <= len(sides) <= 3 or not all(is_whole(side) and 1 <= side < 2**31 for side in sides):
+        got = shape if isinstance(shape, str) else said(shape)
+        raise ValueError(f"window_counts: shape must be a number of neurons or 1 to 3 of them; got {got}")
     return sides

@@ -12,6 +12,7 @@ from sparsekern.nn import GroupedConv2d, RootModule, SparseLinear, StochasticCon
 from sparsekern.nn.sparse_linear import FIXED_FAN_OUT, TOPOLOGIES
 from sparsekern.nn.stochastic_conv2d import GRANULARITIES
 from sparsekern.topology.conv_masks import COUNTS
+from sparsekern.topology.draw import check_real, check_whole
 
 CHOSEN = ("magnitude", "mask", "random")  # where connections and weights come from
 SLICED = ("dense", "random")
@@ -28,8 +29,11 @@ def _check_amount(rule: FanIn | Stochastic) -> None:
     given = (rule.density is not None) + (rule.fan_in is not None)
     enough = given == 1 or (given == 0 and rule.source == "mask")
     _check(rule, enough, "density and fan_in", "given one without the other", "both" if given else "neither")
-    _check(rule, rule.density is None or 0 < rule.density <= 1, "density", "in (0, 1]", rule.density)
-    _check(rule, rule.fan_in is None or rule.fan_in > 0, "fan_in", "at least 1", rule.fan_in)
+    if rule.density is not None:
+        check_real(type(rule).__name__, "in (0, 1]", lambda d: 0 < d <= 1, density=rule.density)
+    if rule.fan_in is not None:
+        check_whole(type(rule).__name__, fan_in=rule.fan_in)
+        _check(rule, rule.fan_in > 0, "fan_in", "at least 1", rule.fan_in)
 
 
 class Rule:
@@ -85,7 +89,13 @@ class FanIn(Rule):
 
     def __post_init__(self) -> None:
         _check_amount(self)
-        _check(self, self.topology in TOPOLOGIES, "topology", f"one of {sorted(TOPOLOGIES)}", repr(self.topology))
+        _check(
+            self,
+            isinstance(self.topology, str) and self.topology in TOPOLOGIES,
+            "topology",
+            f"one of {sorted(TOPOLOGIES)}",
+            repr(self.topology),
+        )
         free = self.source == "random" or self.topology not in FIXED_FAN_OUT
         _check(self, free, "topology", "'random' or 'balanced' where connections are chosen", repr(self.topology))
         _check(self, self.source != "mask" or self.topology == "random", "topology", "'random' with source='mask'", repr(self.topology))
@@ -225,6 +235,7 @@ class Stochastic(Rule):
         known = self.granularity is None or self.granularity in GRANULARITIES
         _check(self, known, "granularity", f"one of {GRANULARITIES}", repr(self.granularity))
         _check(self, self.count in COUNTS, "count", f"one of {COUNTS}", repr(self.count))
+        check_whole("Stochastic", share=self.share)
         _check(self, self.share > 0, "share", "at least 1", self.share)
 
     def make(self, layer: nn.Conv2d, mask: Tensor | None, seed: int | None) -> StochasticConv2d:

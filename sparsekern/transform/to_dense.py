@@ -10,6 +10,7 @@ from torch import nn
 
 from sparsekern.nn import GroupedConv2d, RootModule, SparseLinear, StochasticConv2d
 from sparsekern.nn.side_by_side import ConvsSideBySide
+from sparsekern.topology.draw import check_flag
 from sparsekern.transform.carry import Holder, as_trained, carry_over, check_model, duplicate, plain
 from sparsekern.transform.convert_report import ConvertReport
 from sparsekern.transform.places import Places, restore_fast_paths
@@ -45,6 +46,7 @@ def to_dense(model: nn.Module, *, keep_groups: bool = False, inplace: bool = Fal
         (Linear(in_features=64, out_features=32, bias=True), True)
     """
     check_model("to_dense", model)
+    check_flag("to_dense", keep_groups=keep_groups, inplace=inplace)
     made = [type(module).__name__ for module in model.modules() if type(module).__module__.startswith("sparsekern.transform")]
     if made:
         raise ValueError(f"to_dense: model must be as it was before optimize(); got one that holds {made[0]}")
