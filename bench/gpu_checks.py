@@ -25,6 +25,7 @@ from sparsekern.ops import OPS, backends, cuda
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "cuda")]
 import emulated  # noqa: E402
+import wide  # noqa: E402
 
 from ops import test_root_conv2d as root  # noqa: E402
 from ops.test_contract import hold_to_contract  # noqa: E402
@@ -40,9 +41,12 @@ FEW = {
     "sparse_conv2d": ("odd_batch", "spatial_strided", "shared_spatial", "shared_by_many"),
     "grouped_mm": ("odd_batch", "tiles"),
     "root_conv2d": ("odd", "wide"),
+    "wgmma": ("panels", "blocks"),
 }
 #: Of root_conv2d, which is no card, those with two convolutions: what the kernel takes.
 ROOTS = ("odd", "wide", "root", "strided", "empty", "nchw", "sliced")
+#: What wgmma takes: products of sparse_linear that are asked for by name, as the cost model gives no sample to it.
+HALVES = ("bfloat16", "float16")
 
 
 class Recorder:
@@ -135,9 +139,11 @@ def checks(who: str, small: bool) -> Iterator[tuple[str, str, str]]:
     """``(op, sample, type)``, the few before all others."""
     names = {op: [sample.name for sample in OPS[op].samples(torch.device("cpu"), torch.float32)] for op in cuda.SERVED}
     names["root_conv2d"] = list(ROOTS)
+    if who == "cuda":
+        names["wgmma"] = list(wide.SAMPLES)
     for few in (True,) if small else (True, False):
         for op, samples in names.items():
-            for kind in TYPES[who]:
+            for kind in TYPES[who] if op != "wgmma" else HALVES:
                 yield from ((op, sample, kind) for sample in samples if (sample in FEW[op]) is few)
 
 
@@ -148,7 +154,10 @@ def check(who: str, op: str, sample: str, kind: str, kernels: Recorder | None, d
     arithmetic = {"tf32": kind == "tf32", "cut": interpreted and dtype == torch.bfloat16, "tensor_cores": not interpreted}
     serving = lambda: served_by(kernels, device)  # noqa: E731
     with poisoned(device), float32(tf32=kind == "tf32"):
-        if op == "root_conv2d":
+        if op == "wgmma":
+            if kernels:
+                wide.hold_to_truth(kernels, sample, dtype, device)
+        elif op == "root_conv2d":
             with serving():
                 root.hold_to_truth(sample, dtype, device=device, **arithmetic)
         else:

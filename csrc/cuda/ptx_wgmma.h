@@ -25,21 +25,26 @@ SK_DEVICE void wgmma_64x64x16(float (&d)[32], uint64_t a, uint64_t b) {
       : "l"(a), "l"(b));
 }
 
-// d [64, N] += a [64, 16] (M-major) b [16, N] (N-major), both behind descriptors with the 128-byte swizzle: in shared memory what are
-// neighbours in d lies side by side. Thread t of the warpgroup holds rows t/32*16 + t%32/4 and that + 8, of every eight columns two.
+// d [64, N] += a [64, 16] b [16, N], both behind descriptors with the 128-byte swizzle. A turned operand is M-major or N-major: in shared
+// memory what are neighbours in d lies side by side; else K-major, the neighbours of the sum do. Thread t of the warpgroup holds rows
+// t/32*16 + t%32/4 and that + 8, of every eight columns two.
 template <class T, int N>
-SK_DEVICE void wgmma_turned(float (&d)[N / 2], uint64_t a, uint64_t b);
+struct Wgmma;
+template <class T, int N, bool ATurned, bool BTurned>
+SK_DEVICE void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b) {
+  Wgmma<T, N>::template add<ATurned, BTurned>(d, a, b);
+}
 
 #define SK_WGMMA_64_REGISTERS                                                                                                                     \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, " \
   "%30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, "  \
-  "%58, %59, %60, %61, %62, %63}, %64, %65"
+  "%58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1, %66, %67"
 #define SK_WGMMA_128_REGISTERS                                                                                                                     \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, "  \
   "%30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, "   \
   "%58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, "   \
   "%86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
-  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, %128, %129"
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, %128, %129, p, 1, 1, %130, %131"
 #define SK_WGMMA_64_SUMS                                                                                                                             \
   "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]),  \
       "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), \
@@ -55,14 +60,17 @@ SK_DEVICE void wgmma_turned(float (&d)[N / 2], uint64_t a, uint64_t b);
       "+f"(d[105]), "+f"(d[106]), "+f"(d[107]), "+f"(d[108]), "+f"(d[109]), "+f"(d[110]), "+f"(d[111]), "+f"(d[112]), "+f"(d[113]), "+f"(d[114]),    \
       "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]),    \
       "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
-#define SK_WGMMA(T, N, type, count)                                                                                  \
-  template <>                                                                                                        \
-  __device__ __forceinline__ void wgmma_turned<T, N>(float (&d)[count], uint64_t a, uint64_t b) {                    \
-    asm volatile("{.reg .pred p; setp.ne.b32 p, 1, 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type \
-                 " " SK_WGMMA_##count##_REGISTERS ", p, 1, 1, 1, 1;}"                                                \
-                 : SK_WGMMA_##count##_SUMS                                                                           \
-                 : "l"(a), "l"(b));                                                                                  \
-  }
+#define SK_WGMMA(T, N, type, count)                                                                                    \
+  template <>                                                                                                          \
+  struct Wgmma<T, N> {                                                                                                 \
+    template <bool ATurned, bool BTurned>                                                                              \
+    SK_DEVICE static void add(float (&d)[count], uint64_t a, uint64_t b) {                                             \
+      asm volatile("{.reg .pred p; setp.ne.b32 p, 1, 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type \
+                   " " SK_WGMMA_##count##_REGISTERS ";}"                                                               \
+                   : SK_WGMMA_##count##_SUMS                                                                           \
+                   : "l"(a), "l"(b), "n"(int(ATurned)), "n"(int(BTurned)));                                            \
+    }                                                                                                                  \
+  };
 SK_WGMMA(bf16, 128, "bf16", 64)
 SK_WGMMA(fp16, 128, "f16", 64)
 SK_WGMMA(bf16, 256, "bf16", 128)

@@ -67,19 +67,36 @@ template <class T>
 const char* launch_sparse_linear_panels_grad_x(const SparseLinearShape& shape, const T* grad_out, const T* weight, const int32_t* index, T* grad_x,
                                                Strides grad_x_stride, Fp32 mode, Stream stream);
 
-// ---- wide panels: of a multiple of 64 outputs, in 16 bits, forward, by wgmma (compute capability 9.x). Lines of x, `x_line` elements
-// apart, and the weight must be aligned to 16 bytes.
+// ---- wide panels, of a multiple of 64 outputs, and wide blocks, of multiples of 64 both ways, in 16 bits by wgmma (compute capability
+// 9.x). Everything must be aligned to 16 bytes, lines of x and grad_out too.
 bool has_sparse_linear_wgmma();  // the current device, and this build
 inline bool sparse_linear_wide_panels(const SparseLinearShape& s) { return sparse_linear_panels(s) && s.BO % 64 == 0; }
+inline bool sparse_linear_wide_blocks(const SparseLinearShape& s) { return s.BO % 64 == 0 && s.BI % 64 == 0 && s.BO && s.BI; }
 
-// The tile of a block: 64 outputs by 256 rows, 128 by 128, or 128 by 256, which reads least, where that leaves enough blocks.
-enum class WidePanel { outputs_64, rows_128, rows_256 };
-inline WidePanel wide_panel_tile(int64_t rows, int64_t panels, int64_t width, int multiprocessors) {
-  if (width % 128) return WidePanel::outputs_64;
-  return (rows + 255) / 256 * panels * (width / 128) >= multiprocessors ? WidePanel::rows_256 : WidePanel::rows_128;
+// The tile of a thread block, along a list's targets (outputs, or inputs for grad_x) and across them (rows; for the weight's gradient what
+// the list picks): 64 by 256, 128 by 128, or 128 by 256, which reads least, where that leaves enough of them.
+enum class WideTile { by_64x256, by_128x128, by_128x256 };
+inline WideTile wide_tile(int64_t across, int64_t lists, int64_t width, int multiprocessors) {
+  if (width % 128) return WideTile::by_64x256;
+  return (across + 255) / 256 * lists * (width / 128) >= multiprocessors ? WideTile::by_128x256 : WideTile::by_128x128;
 }
+
+// Feature-major x, lines `x_line` elements apart; grad_out by row.
 template <class T>
 const char* launch_sparse_linear_panels_wgmma_fwd(const SparseLinearShape& shape, const T* x, int64_t x_line, const T* weight, const int32_t* index,
                                                   const T* bias, T* y, Strides y_stride, Stream stream);
+template <class T>
+const char* launch_sparse_linear_panels_wgmma_grad_weight(const SparseLinearShape& shape, const T* grad_out, const T* x, int64_t x_line,
+                                                          const int32_t* index, T* grad_weight, Stream stream);
+// x and grad_out by row.
+template <class T>
+const char* launch_sparse_linear_blocks_wgmma_fwd(const SparseLinearShape& shape, const T* x, const T* weight, const int32_t* index, const T* bias,
+                                                  T* y, Strides y_stride, Stream stream);
+template <class T>
+const char* launch_sparse_linear_blocks_wgmma_grad_x(const SparseLinearShape& shape, const T* grad_out, const T* weight, const LinearColumns& columns,
+                                                     T* grad_x, Strides grad_x_stride, Stream stream);
+template <class T>
+const char* launch_sparse_linear_blocks_wgmma_grad_weight(const SparseLinearShape& shape, const T* grad_out, const T* x, const int32_t* index,
+                                                          T* grad_weight, Stream stream);
 
 }  // namespace sk

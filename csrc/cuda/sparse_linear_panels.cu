@@ -50,19 +50,4 @@ SK_INSTANTIATE(bf16)
 SK_INSTANTIATE(fp16)
 #undef SK_INSTANTIATE
 
-#ifdef SK_WITHOUT_WGMMA  // a build without compute capability 9.0a
-bool has_sparse_linear_wgmma() { return false; }
-template <class T>
-const char* launch_sparse_linear_panels_wgmma_fwd(const SparseLinearShape&, const T*, int64_t, const T*, const int32_t*, const T*, T*, Strides,
-                                                  Stream) {
-  return "sparse_linear: this build has no kernels for compute capability 9.0a";
-}
-template const char* launch_sparse_linear_panels_wgmma_fwd<bf16>(const SparseLinearShape&, const bf16*, int64_t, const bf16*, const int32_t*,
-                                                                 const bf16*, bf16*, Strides, Stream);
-template const char* launch_sparse_linear_panels_wgmma_fwd<fp16>(const SparseLinearShape&, const fp16*, int64_t, const fp16*, const int32_t*,
-                                                                 const fp16*, fp16*, Strides, Stream);
-#else
-bool has_sparse_linear_wgmma() { return compute_capability() == 9; }
-#endif
-
 }  // namespace sk

@@ -26,10 +26,17 @@ Tensor feature_major(const Rows& rows, int64_t features, bool whole = false) {
   return torch::stable::copy_(turned, flat);
 }
 
+// Whether wgmma takes these sizes, this type and these tensors here.
+bool by_wgmma(const SparseLinearShape& s, ScalarType type, std::initializer_list<const Tensor*> tensors) {
+  for (const Tensor* t : tensors)
+    if (!aligned(*t)) return false;
+  return is_half(type) && (sparse_linear_wide_panels(s) || sparse_linear_wide_blocks(s)) && has_sparse_linear_wgmma();
+}
+bool whole_rows(const Rows& rows) { return !rows.feature_major && aligned(rows.tensor); }  // their length is a multiple of 64
+
 }  // namespace
 
-Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& index, bool tf32,
-                     bool wgmma) {
+Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& index, bool tf32, bool wgmma) {
   STD_TORCH_CHECK(x.dim() >= 1, "sparse_linear: x");
   SparseLinearShape s = shape_of(weight, index, x.size(x.dim() - 1));
   STD_TORCH_CHECK(beside(x, weight), "sparse_linear: weight");
@@ -41,18 +48,22 @@ Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<
   s.N = in.N;
   const Tensor out = output_like(x, in.feature_major, s.out()), w = as_contiguous(weight), table = as_contiguous(index);
   const std::optional<Tensor> b = as_contiguous(bias);
-  const bool panels = sparse_linear_panels(s);
-  const bool wide = wgmma && is_half(x.scalar_type()) && sparse_linear_wide_panels(s) && aligned(w) && has_sparse_linear_wgmma();
-  const Tensor source = panels ? feature_major(in, s.in(), wide) : in.tensor;
+  const bool panels = sparse_linear_panels(s), fast = wgmma && by_wgmma(s, x.scalar_type(), {&w});
+  const bool wide_blocks = fast && !panels && whole_rows(in), wide_panels = fast && panels;
+  const Tensor source = panels ? feature_major(in, s.in(), wide_panels) : in.tensor;
   by_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const T *rows = launch.input<T>(source, "x"), *weights = launch.input<T>(w, "weight"), *added = launch.input<T>(b, "bias");
     const int32_t* connections = launch.input<int32_t>(table, "index");
     T* to = launch.output<T>(out, "out");
-    if constexpr (sizeof(T) == 2)
-      if (wide)
+    if constexpr (sizeof(T) == 2) {
+      if (wide_panels)
         return launch.done(launch_sparse_linear_panels_wgmma_fwd<T>(s, rows, source.stride(1), weights, connections, added, to,
                                                                     strides_of(in, s.out()), launch.stream()));
+      if (wide_blocks)
+        return launch.done(
+            launch_sparse_linear_blocks_wgmma_fwd<T>(s, rows, weights, connections, added, to, strides_of(in, s.out()), launch.stream()));
+    }
     if (panels)
       return launch.done(
           launch_sparse_linear_panels_fwd<T>(s, rows, weights, connections, added, to, strides_of(in, s.out()), fp32_mode(tf32), launch.stream()));
@@ -64,7 +75,8 @@ Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<
   return out;
 }
 
-Tensor sparse_linear_grad_x(const Tensor& grad_out, const Tensor& weight, const Tensor& index, const Tensor& plan, int64_t in_features, bool tf32) {
+Tensor sparse_linear_grad_x(const Tensor& grad_out, const Tensor& weight, const Tensor& index, const Tensor& plan, int64_t in_features, bool tf32,
+                            bool wgmma) {
   SparseLinearShape s = shape_of(weight, index, in_features);
   STD_TORCH_CHECK(beside(grad_out, weight) && grad_out.dim() >= 1 && grad_out.size(grad_out.dim() - 1) == s.out(), "sparse_linear: grad_out");
   STD_TORCH_CHECK(beside(plan, weight) && plan.scalar_type() == ScalarType::Int && plan.dim() == 1 && plan.is_contiguous() &&
@@ -77,6 +89,7 @@ Tensor sparse_linear_grad_x(const Tensor& grad_out, const Tensor& weight, const 
   const Tensor grad_x = output_like(grad_out, g.feature_major, in_features), w = as_contiguous(weight), table = as_contiguous(index);
   const bool panels = sparse_linear_panels(s);
   const Tensor cotangents = panels && g.feature_major ? as_contiguous(g.tensor) : g.tensor;
+  const bool wide = wgmma && !panels && by_wgmma(s, weight.scalar_type(), {&w}) && whole_rows(g);
   by_type(weight.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const T *rows = launch.input<T>(cotangents, "grad_out"), *weights = launch.input<T>(w, "weight");
@@ -84,6 +97,9 @@ Tensor sparse_linear_grad_x(const Tensor& grad_out, const Tensor& weight, const 
     const int32_t* indptr = launch.input<int32_t>(plan, "plan") + kHeader;
     const LinearColumns columns{indptr, indptr + s.IB + 1, indptr + s.IB + 1 + s.OB * s.F};
     T* to = launch.output<T>(grad_x, "grad_x");
+    if constexpr (sizeof(T) == 2)
+      if (wide)
+        return launch.done(launch_sparse_linear_blocks_wgmma_grad_x<T>(s, rows, weights, columns, to, strides_of(g, s.in()), launch.stream()));
     if (panels)
       return launch.done(
           launch_sparse_linear_panels_grad_x<T>(s, rows, weights, connections, to, strides_of(g, s.in()), fp32_mode(tf32), launch.stream()));
@@ -95,7 +111,7 @@ Tensor sparse_linear_grad_x(const Tensor& grad_out, const Tensor& weight, const 
 }
 
 Tensor sparse_linear_grad_weight(const Tensor& grad_out, const Tensor& x, const Tensor& index, int64_t block_out, int64_t block_in,
-                                 bool two_dimensional, bool tf32) {
+                                 bool two_dimensional, bool tf32, bool wgmma) {
   STD_TORCH_CHECK(beside(index, x) && index.scalar_type() == ScalarType::Int && index.dim() == 2 && index.size(1) > 0, "sparse_linear: index");
   STD_TORCH_CHECK(x.dim() >= 1 && grad_out.dim() == x.dim() && beside(grad_out, x), "sparse_linear: x");
   STD_TORCH_CHECK(block_out > 0 && block_in > 0 && x.size(x.dim() - 1) % block_in == 0, "sparse_linear: block_size");
@@ -107,13 +123,20 @@ Tensor sparse_linear_grad_weight(const Tensor& grad_out, const Tensor& x, const 
   const Tensor grad_weight =
       two_dimensional ? new_tensor(x, std::array<int64_t, 2>{s.OB, s.F}) : new_tensor(x, std::array<int64_t, 4>{s.OB, s.F, s.BO, s.BI});
   const Tensor table = as_contiguous(index);
-  const bool panels = sparse_linear_panels(s);
-  const Tensor source = panels ? feature_major(in, s.in()) : in.tensor, cotangents = panels ? feature_major(g, s.out()) : g.tensor;
+  const bool panels = sparse_linear_panels(s), fast = wgmma && by_wgmma(s, x.scalar_type(), {});
+  const bool wide_panels = fast && panels && whole_rows(g), wide_blocks = fast && !panels && whole_rows(in) && whole_rows(g);
+  const Tensor source = panels ? feature_major(in, s.in(), wide_panels) : in.tensor,
+               cotangents = panels && !wide_panels ? feature_major(g, s.out()) : g.tensor;
   by_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const T *grads = launch.input<T>(cotangents, "grad_out"), *rows = launch.input<T>(source, "x");
     const int32_t* connections = launch.input<int32_t>(table, "index");
     T* to = launch.output<T>(grad_weight, "grad_weight");
+    if constexpr (sizeof(T) == 2) {
+      if (wide_panels)
+        return launch.done(launch_sparse_linear_panels_wgmma_grad_weight<T>(s, grads, rows, source.stride(1), connections, to, launch.stream()));
+      if (wide_blocks) return launch.done(launch_sparse_linear_blocks_wgmma_grad_weight<T>(s, grads, rows, connections, to, launch.stream()));
+    }
     if (panels) return launch.done(launch_sparse_linear_panels_grad_weight<T>(s, grads, rows, connections, to, fp32_mode(tf32), launch.stream()));
     launch.done(condensed(s) ? launch_sparse_linear_grad_weight<T>(s, grads, g.strides, rows, in.strides, connections, to, launch.stream())
                              : launch_sparse_linear_blocks_grad_weight<T>(s, grads, g.strides, rows, in.strides, connections, to, fp32_mode(tf32),
@@ -126,8 +149,10 @@ Tensor sparse_linear_grad_weight(const Tensor& grad_out, const Tensor& x, const 
 
 STABLE_TORCH_LIBRARY_FRAGMENT(SK_LIBRARY, m) {
   m.def("sparse_linear(Tensor x, Tensor weight, Tensor? bias, Tensor index, bool tf32, bool wgmma=False) -> Tensor");
-  m.def("sparse_linear_grad_x(Tensor grad_out, Tensor weight, Tensor index, Tensor plan, int in_features, bool tf32) -> Tensor");
-  m.def("sparse_linear_grad_weight(Tensor grad_out, Tensor x, Tensor index, int block_out, int block_in, bool condensed, bool tf32) -> Tensor");
+  m.def("sparse_linear_grad_x(Tensor grad_out, Tensor weight, Tensor index, Tensor plan, int in_features, bool tf32, bool wgmma=False) -> Tensor");
+  m.def(
+      "sparse_linear_grad_weight(Tensor grad_out, Tensor x, Tensor index, int block_out, int block_in, bool condensed, bool tf32, "
+      "bool wgmma=False) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(SK_LIBRARY, SK_DEVICE_KEY, m) {
   m.impl("sparse_linear", TORCH_BOX(&sk::glue::cuda::sparse_linear));

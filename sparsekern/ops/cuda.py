@@ -173,7 +173,7 @@ def _linears(kernels: Any) -> Routes:
 
         def ours() -> Tensor:
             planned = make_plan(index, in_features // block[1], block) if plan is None else plan
-            return kernels.sparse_linear_grad_x(grad_out, weight, index, planned, in_features, tf32(grad_out))
+            return kernels.sparse_linear_grad_x(grad_out, weight, index, planned, in_features, tf32(grad_out), e.way == "wgmma")
 
         e = estimate_linear("grad_x", grad_out, in_features, index.shape, block)
         return serve(e, grad_out.device, ours, lambda: rows_like(grad_out, grad_out @ dense_weight(weight, index, in_features)))
@@ -191,9 +191,10 @@ def _linears(kernels: Any) -> Routes:
             return kept.reshape(index.shape if condensed else (*index.shape, block_out, block_in))
 
         def ours() -> Tensor:
-            return kernels.sparse_linear_grad_weight(grad_out, x, index, block_out, block_in, condensed, tf32(x))
+            return kernels.sparse_linear_grad_weight(grad_out, x, index, block_out, block_in, condensed, tf32(x), e.way == "wgmma")
 
-        return serve(estimate_linear("grad_weight", x, x.shape[-1], index.shape, (block_out, block_in)), x.device, ours, torchs)
+        e = estimate_linear("grad_weight", x, x.shape[-1], index.shape, (block_out, block_in))
+        return serve(e, x.device, ours, torchs)
 
     return {"sparse_linear": forward, "sparse_linear_grad_x": grad_x, "sparse_linear_grad_weight": grad_weight}
 
@@ -227,7 +228,7 @@ def explain_linear(
         panels = cuda_cost.is_panels(door, rows, tuple(block_size))
         kernel = "shared words" if tuple(block_size) == (1, 1) else "picked lines" if panels else "matrix blocks"
         e = cuda_cost.linear(door, rows, in_features, tuple(index_shape), tuple(block_size), dtype, tf32, card)
-        kernel = f"{e.way} lines" if e.way else kernel
+        kernel = f"{e.way} {kernel.split()[1]}" if e.way else kernel
         out[door] = {
             "kernel": "dense" if takes_torch(e, torch.device(device)) else kernel,
             "ours_us": round(e.ours_us, 1),

@@ -178,24 +178,32 @@ def is_panels(product: str, rows: int, block: tuple[int, ...]) -> bool:
     return block[1] == 1 and block[0] >= 16 and rows >= 32
 
 
-def tile_of_wide_panels(rows: int, panels: int, width: int, processors: int) -> tuple[int, int]:
-    """Outputs and rows of a tile: as wide_panel_tile (csrc/cuda/sparse_linear.h)."""
+def tile_of_wide(across: int, lists: int, width: int, processors: int) -> tuple[int, int]:
+    """A tile along the ``width`` targets of a list, and across them: as wide_tile (csrc/cuda/sparse_linear.h)."""
     if width % 128:
         return 64, 256
-    return 128, 256 if _up(rows, 256) * panels * (width // 128) >= processors else 128
+    return 128, 256 if _up(across, 256) * lists * (width // 128) >= processors else 128
 
 
-def _by_wgmma(rows: int, index: tuple, width: int, size: int, card: Card) -> dict[str, float]:
-    """Seconds of a forward product of panels of ``width`` outputs by wgmma; none where it does not take them."""
-    (panels, fan_in), depth = index, 64
-    if size != 2 or width % 64 or not card.wgmma:
+def _by_wgmma(product: str, rows: int, in_features: int, index: tuple, block: tuple, size: int, moved: int, card: Card) -> dict[str, float]:
+    """Seconds of a product of wide panels or blocks by wgmma; none where it does not take them. ``moved``: bytes of all operands."""
+    (out_blocks, fan_in), (width, deep), panels = index, block, block[1] == 1
+    if size != 2 or width % 64 or (deep % 64 and not panels) or not card.wgmma or (panels and product == "grad_x"):
         return {}
-    outputs, height = tile_of_wide_panels(rows, panels, width, card.processors)
-    row_tiles, column_tiles = _up(rows, height), panels * (width // outputs)
-    rounds = _up(row_tiles * column_tiles, card.processors)  # a processor has one tile at a time
-    macs = rounds * card.processors * height * outputs * _up(fan_in, depth) * depth
+    if product == "forward":
+        lists, targets, across, inner = out_blocks, width, rows, fan_in * deep
+    elif product == "grad_x":  # the mean list
+        lists, targets, across, inner = in_features // deep, deep, rows, _up(out_blocks * fan_in * deep, in_features) * width
+    else:
+        lists, targets, across, inner = out_blocks, width, fan_in * deep, rows
+    along, height = tile_of_wide(across, lists, targets, card.processors)
+    tiles_across, tiles_along = _up(across, height), targets // along
+    rounds = _up(tiles_across * tiles_along * lists, card.processors)  # a processor has one tile at a time
+    macs = rounds * card.processors * height * along * _up(inner, 64) * 64
+    turned = rows * in_features if panels else 0  # x comes by row, as a rule
     return {
-        "cache": size * (width // outputs * rows * panels * fan_in + row_tiles * panels * fan_in * width) / card.cache,
+        "memory": (moved + 2 * size * turned) / (0.8 * card.copy),
+        "cache": size * lists * inner * (tiles_along * across + tiles_across * targets) / card.cache,
         "padded products": 2 * macs / (0.6 * card.wgmma),
     }
 
@@ -239,21 +247,27 @@ def linear(product: str, rows: int, in_features: int, index: tuple, block: tuple
             "cache": size * read / card.cache,
             "padded products": 2 * macs / (0.6 * _ours_rate(card, dtype, tf32)),
         }
-        other = {**seconds, **(_by_wgmma(rows, index, block_out, size, card) if product == "forward" else {})}
-        if max(other.values()) < max(seconds.values()):
-            seconds, way = other, "wgmma"
     else:
         per_piece, height = 16 // size, 64 if rows <= 64 else 128
         target, source = (block_in, block_out) if product == "grad_x" else (block_out, block_in)
         width = 16 if target <= 16 else 64
-        steps = _up(source, per_piece) * per_piece * _up(target, width) * width
-        macs = _up(rows, height) * height * out_blocks * fan_in * steps
-        read = _up(target, width) * rows * out_blocks * fan_in * source + _up(rows, height) * kept
+        if product == "grad_weight":  # tiles of 64 inputs by 32 outputs of a block
+            across, along = _up(block_in, 64), _up(block_out, 32)
+            macs = _up(rows, 128) * 128 * out_blocks * fan_in * across * 64 * along * 32
+            read = rows * out_blocks * fan_in * (along * block_in + across * block_out)
+        else:
+            steps = _up(source, per_piece) * per_piece * _up(target, width) * width
+            macs = _up(rows, height) * height * out_blocks * fan_in * steps
+            read = _up(target, width) * rows * out_blocks * fan_in * source + _up(rows, height) * kept
         seconds = {
             "memory": moved / (0.8 * card.copy),
             "cache": size * read / card.cache,
             "padded products": 2 * macs / _ours_rate(card, dtype, tf32),
         }
+    if block[1] > 1 or is_panels(product, rows, block):
+        other = _by_wgmma(product, rows, in_features, index, block, size, moved, card)
+        if other and max(other.values()) < max(seconds.values()):
+            seconds, way = other, "wgmma"
     ours_us, bound = _slowest(card, 3 if is_panels(product, rows, block) and product != "grad_x" else 1, seconds)
     dense = in_features * out_features
     making = (size * (2 * dense + 2 * kept) + 8 * kept) / (0.8 * card.copy)

@@ -21,6 +21,7 @@ LONG = {
     "sparse_conv2d_matrix.cu",
     "sparse_conv2d_scatter.cu",
     "sparse_conv2d_weight.cu",
+    "sparse_linear_blocks_wgmma.cu",
     "sparse_linear_panels.cu",
     "sparse_linear_panels_input.cu",
     "sparse_linear_panels_wgmma.cu",

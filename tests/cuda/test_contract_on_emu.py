@@ -8,6 +8,7 @@ import contextlib
 import emulated
 import pytest
 import torch
+import wide
 
 from sparsekern.ops import OPS, cuda, cuda_cost, cuda_fits, cuda_root_conv2d, cuda_sparse_conv2d
 
@@ -191,26 +192,21 @@ def test_panels_are_served_in_every_layout(layout):
     assert results[1][0].stride() == (x.stride() if layout == "feature-major" else results[1][0].contiguous().stride())
 
 
-@pytest.mark.parametrize("rows", [40, 43])
-@pytest.mark.parametrize("layout", ["by row", "feature-major"])
-def test_wide_panels_by_wgmma(rows, layout):
-    """Both kernels of wide panels within their bound, and wgmma asked for where it does not serve."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda t: str(t).removeprefix("torch."))
+@pytest.mark.parametrize("name", ["panels", "blocks", *(pytest.param(name, marks=pytest.mark.slow) for name in list(wide.SAMPLES)[2:])])
+def test_wide_panels_and_blocks_by_wgmma(name, dtype):
+    wide.hold_to_truth(emulated.kernels(), name, dtype)
+
+
+def test_wgmma_does_not_serve_what_it_is_not_made_for():
+    """Asked for with float32 or a weight that begins anywhere, the other kernels serve."""
     generator = torch.Generator().manual_seed(2)
-    draw = lambda *size: torch.randn(size, generator=generator).bfloat16()  # noqa: E731
-    x, bias, index = draw(rows, 90), draw(64), torch.randperm(90, generator=generator)[:70].sort().values.int()[None]
-    x, weight = x.t().contiguous().t() if layout == "feature-major" else x, draw(1, 70, 64, 1)
-    picked, matrix = x.double()[:, index[0].long()], weight.double()[0, :, :, 0]
-    wanted, size = picked @ matrix + bias.double(), picked.abs() @ matrix.abs() + bias.double().abs()
-    limit = 2.0**-8 * wanted.abs() + (3 * 71 + 8) * 2.0**-23 * size  # storing; sums that truncate
+    draw = lambda *size: torch.randn(size, generator=generator)  # noqa: E731
+    x, weight, index = draw(40, 90), draw(1, 70, 64, 1), torch.randperm(90, generator=generator)[:70].sort().values.int()[None]
     run = emulated.kernels().sparse_linear
-    for kept in (weight, torch.cat([weight.new_zeros(1), weight.flatten()])[1:].view(weight.shape)):  # the second is not aligned
-        for wgmma in (True, False):
-            out = run(x, kept, bias, index, False, wgmma)
-            assert out.stride() == ((1, rows) if layout == "feature-major" else (64, 1))
-            assert ((out.double() - wanted).abs() <= limit).all()
-    assert torch.equal(
-        run(x.float(), weight.float(), bias.float(), index, False, True), run(x.float(), weight.float(), bias.float(), index, False)
-    )
+    shifted = torch.cat([weight.new_zeros(1), weight.flatten()]).bfloat16()[1:].view(weight.shape)
+    for kind, kept in ((torch.float32, weight), (torch.bfloat16, shifted)):
+        assert torch.equal(*(run(x.to(kind), kept, None, index, False, wgmma) for wgmma in (True, False)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda t: str(t).removeprefix("torch."))

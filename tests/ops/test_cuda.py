@@ -272,9 +272,9 @@ def conv(groups, batch=64, channels=64, size=56, dtype=torch.bfloat16, product="
     return cuda_cost.convolution(product, (batch, channels, size, size), weight, window, last, dtype, tf32, 1, cuda_cost.H100)
 
 
-def linear(rows, density, block=(1, 1), dtype=torch.bfloat16, size=4096, product="forward", tf32=False):
+def linear(rows, density, block=(1, 1), dtype=torch.bfloat16, size=4096, product="forward", tf32=False, card=cuda_cost.H100):
     index = size // block[0], max(1, int(size * density) // block[1])
-    return cuda_cost.linear(product, rows, size, index, block, dtype, tf32, cuda_cost.H100)
+    return cuda_cost.linear(product, rows, size, index, block, dtype, tf32, card)
 
 
 def test_estimates_are_floored_by_bytes_and_grow_with_work():
@@ -346,46 +346,64 @@ def test_panels_share_what_they_read():
     assert cuda.explain_linear(4096, 4096, (128, 410), (32, 1), torch.bfloat16, "cpu")["forward"]["kernel"] == "picked lines"
 
 
-def test_wide_panels_go_by_wgmma_where_a_card_has_it():
-    """Never by the policy alone: 16 bits, a multiple of 64 outputs, compute capability 9.x, and the shorter estimate."""
-    index, block = (32, 410), (128, 1)
+def test_wide_panels_and_blocks_go_by_wgmma_where_a_card_has_it():
+    """Never by the policy alone: 16 bits, multiples of 64, compute capability 9.x, and the shorter estimate."""
 
-    def way(card=cuda_cost.H100, rows=4096, block=block, dtype=torch.bfloat16, product="forward"):
-        e = cuda_cost.linear(product, rows, 4096, (4096 // block[0], 410), block, dtype, False, card)
-        without = cuda_cost.linear(product, rows, 4096, (4096 // block[0], 410), block, dtype, False, replace(card, wgmma=0.0))
+    def way(card=cuda_cost.H100, rows=4096, block=(128, 1), dtype=torch.bfloat16, product="forward"):
+        index = (4096 // block[0], 410 // block[1])
+        e, without = (cuda_cost.linear(product, rows, 4096, index, block, dtype, False, c) for c in (card, replace(card, wgmma=0.0)))
         assert not without.way and (e.ours_us < without.ours_us if e.way else e.ours_us == without.ours_us)
         return e.way
 
     assert way() == way(dtype=torch.float16) == way(block=(64, 1)) == way(rows=4097) == "wgmma"
+    assert way(product="grad_weight") == way(product="grad_weight", block=(64, 1)) == "wgmma"
+    for product in OPS["sparse_linear"].products:
+        assert way(product=product, block=(64, 64)) == way(product=product, block=(128, 128)) == "wgmma"
     for other in (
         dict(card=cuda_cost.A100),
         dict(dtype=torch.float32),
         dict(rows=32),
         dict(block=(96, 1)),
-        dict(block=(64, 64)),
         dict(product="grad_x"),
-        dict(product="grad_weight"),
+        dict(block=(64, 32)),
+        dict(block=(32, 64), product="grad_x"),
+        dict(block=(64, 64), card=cuda_cost.A100, product="grad_weight"),
+        dict(block=(64, 64), rows=16),
+        dict(block=(16, 16)),
     ):
         assert way(**other) == "", other
-    assert [cuda_cost.tile_of_wide_panels(rows, 6, 128, 132) for rows in (4096, 8192)] == [(128, 128), (128, 256)]
-    kernels = [cuda.explain_linear(rows, 4096, index, block, torch.bfloat16, "cpu")["forward"]["kernel"] for rows in (4096, 64)]
-    assert kernels == ["wgmma lines", "picked lines"]
+    assert [cuda_cost.tile_of_wide(rows, 6, 128, 132) for rows in (4096, 8192)] == [(128, 128), (128, 256)]
+    assert cuda_cost.tile_of_wide(8192, 6, 64, 132) == (64, 256)
+    explained = [cuda.explain_linear(rows, 4096, (32, 410), (128, 1), torch.bfloat16, "cpu")["forward"]["kernel"] for rows in (4096, 64)]
+    assert explained == ["wgmma lines", "picked lines"]
+    explained = cuda.explain_linear(4096, 4096, (32, 3), (128, 128), torch.bfloat16, "cpu")
+    assert {product["kernel"] for product in explained.values()} == {"wgmma blocks"}
 
 
-def test_the_way_is_handed_to_the_kernel(monkeypatch):
+def test_a_weight_gradient_of_blocks_reads_more_than_the_product():
+    """Its tiles are smaller where tensor cores are fed by warps."""
+    forward, gradient = (linear(4096, 0.1, block=(64, 64), product=product, card=cuda_cost.A100) for product in ("forward", "grad_weight"))
+    assert forward.bound == gradient.bound == "cache" and gradient.ours_us > 1.5 * forward.ours_us
+
+
+def test_the_way_is_handed_to_the_kernels(monkeypatch):
     asked = []
-    kernels = SimpleNamespace(
-        **{**vars(ALL), "sparse_linear": lambda *arguments: asked.append(arguments[-1]) or arguments[0].new_zeros(3, 64)}
-    )
-    library = cuda.register(kernels, "CPU")
+
+    def kernel(*sizes):
+        return lambda *arguments: asked.append(arguments[-1]) or arguments[0].new_zeros(sizes)
+
+    kernels = {"sparse_linear": kernel(3, 64), "sparse_linear_grad_x": kernel(3, 8), "sparse_linear_grad_weight": kernel(1, 2, 64, 1)}
+    library = cuda.register(SimpleNamespace(**{**vars(ALL), **kernels}), "CPU")
+    together, OPS["sparse_linear"].gradients = OPS["sparse_linear"].gradients, None
     try:
-        x, weight, index = torch.zeros(3, 8, dtype=torch.bfloat16), torch.zeros(1, 2, 64, 1, dtype=torch.bfloat16), torch.tensor([[1, 4]])
+        x, weight = (torch.zeros(*sizes, dtype=torch.bfloat16, requires_grad=True) for sizes in ((3, 8), (1, 2, 64, 1)))
         for estimated in ("wgmma", ""):
             monkeypatch.setattr(cuda_cost, "linear", lambda *_, e=estimated: cuda_cost.Estimate(1.0, 9.0, "memory", way=e))
-            ops.sparse_linear(x, weight, index.int())
+            ops.sparse_linear(x, weight, torch.tensor([[1, 4]]).int()).sum().backward()
     finally:
         library._destroy()
-    assert asked == [True, False]
+        OPS["sparse_linear"].gradients = together
+    assert asked == [True] * 3 + [False] * 3
 
 
 def test_which_card_has_wgmma(monkeypatch):
@@ -426,8 +444,9 @@ def test_explain_on_a_gpu_prints_both_estimates(monkeypatch, provider):
     monkeypatch.setattr(backends, "serves", lambda *_: provider)
     text = sk.GroupedConv2d(96, 192, 5, padding=2, groups=16).explain((128, 96, 16, 16), channels_last=True)
     assert text.startswith("GroupedConv2d 96 -> 192") and text.count("modelled: ") == 3 and f"served by {provider}" in text
-    text = sk.SparseLinear(4096, 4096, density=0.1, block_size=64).to(torch.bfloat16).explain(rows=4096)
-    assert text.count("estimated") == 3 and "matrix blocks" in text
+    for block, kernel in ((64, "wgmma blocks "), (32, "matrix blocks ")):
+        text = sk.SparseLinear(4096, 4096, density=0.1, block_size=block).to(torch.bfloat16).explain(rows=4096)
+        assert text.count("estimated") == 3 and text.count(kernel) == 3
     assert "wgmma lines    est" in sk.SparseLinear(4096, 4096, density=0.1, block_size=(128, 1)).to(torch.bfloat16).explain(rows=4096)
     assert "dense" in sk.SparseLinear(512, 512, density=0.5).to(torch.bfloat16).explain(rows=4096)
     assert "reference" in sk.SparseLinear(64, 64, density=0.5).double().explain()

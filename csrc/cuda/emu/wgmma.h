@@ -1,5 +1,5 @@
 // wgmma: products of a warpgroup that read both operands from shared memory through the asynchronous proxy.
-// Operands have the 128-byte swizzle; a is K-major or M-major, b is N-major (PTX manual, "Asynchronous warpgroup level matrix instructions").
+// Operands have the 128-byte swizzle; a is K-major or M-major, b K-major or N-major (PTX manual, "Asynchronous warpgroup level matrix instructions").
 #pragma once
 #include "cuda/emu/matrix.h"
 
@@ -15,7 +15,7 @@ inline uint32_t wgmma_element(uint64_t descriptor, bool mn_major, int mn, int k)
 }
 
 // The matrices behind two descriptors: d [64, N] += a [64, 16] b [16, N].
-template <class T, int N, bool ATurned>
+template <class T, int N, bool ATurned, bool BTurned>
 struct WgmmaOperands {
   uint64_t a, b;
 
@@ -23,8 +23,8 @@ struct WgmmaOperands {
     std::vector<uint32_t> found;
     for (int k = 0; k < 16; k += ATurned ? 1 : 8)
       for (int m = 0; m < 64; m += ATurned ? 8 : 1) found.push_back(wgmma_element(a, ATurned, m, k));
-    for (int k = 0; k < 16; ++k)
-      for (int n = 0; n < N; n += 8) found.push_back(wgmma_element(b, true, n, k));
+    for (int k = 0; k < 16; k += BTurned ? 1 : 8)
+      for (int n = 0; n < N; n += BTurned ? 8 : 1) found.push_back(wgmma_element(b, BTurned, n, k));
     return found;
   }
   // Thread t holds rows t/32*16 + t%32/4 and that + 8, two neighbouring columns of every eight.
@@ -41,7 +41,7 @@ struct WgmmaOperands {
     };
     for (int k = 0; k < 16; ++k) {
       for (int m = 0; m < 64; ++m) left[m][k] = element(a, ATurned, m, k);
-      for (int n = 0; n < N; ++n) right[k][n] = element(b, true, n, k);
+      for (int n = 0; n < N; ++n) right[k][n] = element(b, BTurned, n, k);
     }
     each([](float& sum, float& at) { at = sum; });
     for (int m = 0; m < 64; ++m) {
@@ -79,8 +79,8 @@ inline Accumulators& take(Products& products, const std::vector<float*>& registe
   return a;
 }
 
-// Columns of d: N. `ATurned`: a is M-major, its rows side by side.
-template <class T, int N, bool ATurned>
+// Columns of d: N. `ATurned`: a is M-major, its rows side by side; `BTurned`: b is N-major.
+template <class T, int N, bool ATurned, bool BTurned>
 void wgmma(float* d, uint64_t a, uint64_t b, Site site) {
   struct Argument {
     float* d;
@@ -96,7 +96,7 @@ void wgmma(float* d, uint64_t a, uint64_t b, Site site) {
       if (x.a != a || x.b != b) fault(format("wgmma at %s: the descriptors differ between threads", name(site).c_str()));
       registers.push_back(x.d);
     }
-    const WgmmaOperands<T, N, ATurned> operands{a, b};
+    const WgmmaOperands<T, N, ATurned, BTurned> operands{a, b};
     const int first_warp = lane().id / 128 * 4;
     const std::vector<uint32_t> pieces = operands.pieces();
     for (uint32_t p : pieces) {
@@ -152,10 +152,12 @@ template <int Left>
 void wgmma_wait(emu::Site at = emu::Site::here()) {
   emu::wgmma_wait(Left, at);
 }
-inline void wgmma_64x64x16(float (&d)[32], uint64_t a, uint64_t b, emu::Site at = emu::Site::here()) { emu::wgmma<bf16, 64, false>(d, a, b, at); }
-template <class T, int N>
-void wgmma_turned(float (&d)[N / 2], uint64_t a, uint64_t b, emu::Site at = emu::Site::here()) {
-  emu::wgmma<T, N, true>(d, a, b, at);
+inline void wgmma_64x64x16(float (&d)[32], uint64_t a, uint64_t b, emu::Site at = emu::Site::here()) {
+  emu::wgmma<bf16, 64, false, true>(d, a, b, at);
+}
+template <class T, int N, bool ATurned, bool BTurned>
+void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, emu::Site at = emu::Site::here()) {
+  emu::wgmma<T, N, ATurned, BTurned>(d, a, b, at);
 }
 inline uint32_t shared_pointer(uint32_t address) { return address; }
 

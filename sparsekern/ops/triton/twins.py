@@ -28,7 +28,8 @@ def twin(op: str) -> ModuleType:
 def kernels() -> SimpleNamespace:
     """What the compiled CUDA library offers, by twins: for :func:`sparsekern.ops.cuda.register`, which chooses between these and torch.
 
-    The last argument of most, whether ten bits of fraction would do, goes unheeded: twins multiply float32 as it is.
+    The last arguments of most, whether ten bits of fraction would do and which kernel is meant, go unheeded: twins multiply float32 as
+    it is.
     """
     linear, conv, masked, many, root = (twin(op) for op in (*OPS, "root_conv2d"))
 
@@ -36,7 +37,7 @@ def kernels() -> SimpleNamespace:
         *window, relu, _ = rest
         return conv.forward(x, weight, bias, None, *window, relu)
 
-    def sparse_linear_grad_x(grad_out: Tensor, weight: Tensor, index: Tensor, plan: Tensor, in_features: int, _: bool) -> Tensor:
+    def sparse_linear_grad_x(grad_out: Tensor, weight: Tensor, index: Tensor, plan: Tensor, in_features: int, *_: bool) -> Tensor:
         inputs = in_features // (weight.shape[3] if weight.dim() == 4 else 1)
         lists = plan[HEADER:].split([inputs + 1, index.numel(), index.numel()])  # where each input's begin, outputs, places
         return linear.grad_x(grad_out, weight, index, None, in_features, (lists[2], lists[0]))
@@ -54,5 +55,5 @@ def kernels() -> SimpleNamespace:
         grouped_mm_grad_a=lambda *args: many.grad_x(*args[:-1]),
         grouped_mm_grad_b=lambda *args: many.grad_weight(*args[:-1]),
         root_conv2d=lambda *args: root.forward(*args[:-1]),
-        sparse_linear_grad_weight=lambda grad_out, x, index, *rest: linear.grad_weight(grad_out, x, index, None, *rest[:-1]),
+        sparse_linear_grad_weight=lambda grad_out, x, index, *rest: linear.grad_weight(grad_out, x, index, None, *rest[:3]),
     )
