@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]  # the package that was just built here: an installation is seen by later processes only
 LIBRARY = ROOT / "sparsekern" / "_C_cuda.so"
-COMPILED = {"max_autotune": 180.0, "triton": 60.0}  # with --compiled, and only where so many seconds are left
+COMPILED = {"max_autotune": 180.0, "triton": 60.0, "bsr_tuned": 60.0}  # with --compiled, and only where so many seconds are left
 NO_RIVALS = ("two_of_four", "triton")  # another function; ours in another language
 STEPS = ("build", "facts", "ceilings", "correctness", "timing", "twins", "sanitizer")
 

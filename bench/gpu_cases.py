@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import gpu_bsr
 import torch
 from gpu_timing import DEVICE, Call, sets_for
 from torch.nn import functional as F
@@ -224,6 +225,8 @@ def linear(case, dtype: torch.dtype, training: bool) -> Setup:
                 continue
             try:
                 ws = [make(w) for w in full]
+                if name == "bsr" and DEVICE == "cuda":  # compiling takes long
+                    providers["bsr_tuned"] = gpu_bsr.tuned(ws, xs, bias)
                 providers[name] = lambda i, ws=ws, name=name: lambda: _sparse_product(ws[i], xs[i], bias, name)
             except Exception as error:
                 refused[name] = f"{type(error).__name__}: {error}"[:200]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,6 +82,41 @@ def test_fresh_memory_is_poisoned(gpu):
     with gpu_checks.poisoned("cpu"):
         assert torch.empty(3).isnan().all() and torch.empty(2, 2, dtype=torch.bfloat16).new_empty(5).isnan().all()
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_block_sparse_rival_runs_with_the_parameters_that_suit_the_card(gpu, monkeypatch):
+    """The quickest of those that can be launched, chosen once, on its own function of the same arguments."""
+    import gpu_bsr
+
+    tried, now = [], SimpleNamespace(us=0.0)
+
+    def bsr_dense_addmm(added, weight, dense, meta):
+        tried.append(meta)
+        if meta["num_stages"] == 4:
+            raise RuntimeError("out of shared memory")
+        now.us = 5.0 if meta["num_warps"] == 8 and meta["SPLIT_N"] == 2 else 9.0
+        return added + weight.to_dense() @ dense
+
+    def time_us(call):
+        call()
+        return now.us
+
+    monkeypatch.setitem(sys.modules, "torch.sparse._triton_ops", SimpleNamespace(bsr_dense_addmm=bsr_dense_addmm))
+    monkeypatch.setattr(gpu_bsr.quickest, "__defaults__", (time_us,))
+    weight, xs, bias = torch.randn(32, 48), [torch.randn(128, 48) for _ in range(2)], torch.randn(32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        make = gpu_bsr.tuned([weight.to_sparse_bsr((16, 16))] * 2, xs, bias)
+    calls = [make(i) for i in range(2)]
+    distinct = {tuple(meta.values()) for meta in tried}
+    assert len(distinct) == len(list(gpu_bsr.ways(128, 16))) == 9
+    before = len(tried)
+    for call, x in zip(calls, xs):
+        torch.testing.assert_close(call(), torch.nn.functional.linear(x, weight, bias))
+    assert tried[before:] == [{"SPLIT_N": 2, "num_stages": 3, "num_warps": 8, "GROUP_SIZE_ROW": 4}] * 2
+    monkeypatch.setattr(gpu_bsr.quickest, "__defaults__", (lambda call: 1 / 0,))
+    with pytest.raises(RuntimeError, match="none of the launch parameters serves"):
+        gpu_bsr.tuned([weight.to_sparse_bsr((16, 16))] * 2, xs, bias)(0)
 
 
 def test_a_row_says_why_nothing_was_timed_cold(gpu, monkeypatch):
