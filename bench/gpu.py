@@ -5,7 +5,7 @@
     python bench/gpu.py --dry-run          # every step on the CPU, small: proves this script, times nothing
 
 Nothing is timed that is not right: a provider whose result is not close to float64 gets a row that says so, and no time; if it
-is ours, the exit status says so too.
+is ours, the exit status says so too, as it does where a call of ours cannot be captured in a graph.
 """
 
 from __future__ import annotations
@@ -292,6 +292,7 @@ def _timing(rows: Rows, dry: bool, left, compiled: bool) -> None:
                     raise SystemExit(gpu_watch.LOST) from None
         taken = gpu_timing.samples_us(ready)
         times = {name: {**gpu_timing.spread(t["us"]), "by": t["by"]} for name, t in taken.items()}
+        refused |= {name: f"no graph, {t['by']}" for name, t in times.items() if name.startswith("ours") and t["by"].startswith("events")}
         for name in times:
             times[name] |= gpu_timing.cold(ready[name][0]) if left() > 60 else {"cold_us": None, "not_cold": "no time left"}
         row |= {

@@ -177,6 +177,21 @@ def test_a_wrong_result_is_not_timed_and_fails_the_run(gpu, tmp_path, monkeypatc
     assert "off by" in row["refused"]["ours"] and "ours" not in row["times"] and "bmm" in row["times"]
 
 
+def test_a_call_of_ours_that_no_graph_takes_fails_the_run(gpu, tmp_path, monkeypatch, capsys):
+    import gpu_cases
+    import gpu_timing
+
+    waits = {name: {"us": [3.0], "by": "events: RuntimeError"} for name in ("ours", "bmm", "loop")}
+    monkeypatch.setattr(gpu_timing, "samples_us", lambda providers: {name: waits[name] for name in providers})
+    one = lambda: gpu_cases.multiplication((2, 3, 4, 5, False), torch.float32, False)  # noqa: E731
+    monkeypatch.setattr(gpu_cases, "cases", lambda dry: [("waits", one)])
+    out = tmp_path / "gpu.jsonl"
+    assert gpu.main(["--dry-run", "--steps", "timing", "--out", str(out)]) == 1
+    (row,) = map(json.loads, out.read_text().splitlines())
+    assert row["failed"] == ["ours"] and row["refused"] == {"ours": "no graph, events: RuntimeError"} and "ours" in row["times"]
+    assert "FAILED grouped_mm" in capsys.readouterr().out
+
+
 def test_after_a_failed_build_nothing_of_the_older_library_counts(gpu, tmp_path):
     out = tmp_path / "gpu.jsonl"
     rows = [
