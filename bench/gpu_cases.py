@@ -5,6 +5,7 @@ A set is all that a call reads but its bias: images or rows, weight, index, the 
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import math
@@ -16,8 +17,9 @@ import gpu_bsr
 import torch
 from gpu_timing import DEVICE, Call, sets_for
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from sparsekern import ops, topology
+from sparsekern import models, ops, topology
 from sparsekern.ops import backends, cuda, cuda_grouped_mm, cuda_root_conv2d, cuda_sparse_conv2d
 from sparsekern.ops.sparse_conv2d import dense_weight as masked_dense
 from sparsekern.ops.sparse_linear import dense_weight
@@ -37,6 +39,7 @@ class Setup:
     truth: Callable[[], tuple[torch.Tensor, ...]]  # of set 0, in float64: the output, or the gradients of its factors and bias
     sets: int
     refused: dict[str, str] = field(default_factory=dict)  # rivals that cannot run, and why
+    depth: int = 1  # products one behind the other: the root of it is how many times the error of one is allowed
 
 
 def _never(call: Call) -> Call:
@@ -425,6 +428,52 @@ def multiplication(case, dtype: torch.dtype, training: bool) -> Setup:
     return Setup(name, 2 * groups * rows * inner * columns * (3 if training else 1), moved, _modelled(estimates), providers, truth, sets)
 
 
+# ---- whole networks, for inference: as a user gets them, so that each layer goes to whom the cost model says
+
+#: (model, its dense twin, images, width of an image)
+NETWORKS = [("nin_root_8", "nin", n, 32) for n in (128, 1)] + [("resnet50_root_16", "resnet50", n, 224) for n in (64, 1)]
+DRY_NETWORKS = [("nin_root_8", "nin", 1, 32)]
+
+
+def network(case, dtype: torch.dtype, training: bool) -> Setup:
+    name, twin, n, size = case
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        wide, dense = (models.create_model(which).eval().requires_grad_(False) for which in (name, twin))
+    net, twin_net = (copy.deepcopy(m).to(DEVICE, dtype) for m in (wide, dense))
+    weights = sum(p.numel() for p in net.parameters())
+    moved = dtype.itemsize * (n * 3 * size * size + weights)
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    images = [torch.randn(n, 3, size, size, device=DEVICE, generator=generator).to(dtype) for _ in range(4)]  # a network outgrows the cache
+    last = [x.to(memory_format=torch.channels_last) for x in images]
+    last_net, last_twin = (copy.deepcopy(m).to(memory_format=torch.channels_last) for m in (net, twin_net))
+    with FlopCounterMode(display=False) as counter:
+        net(images[0][:1])
+
+    def by_torch(call: Call) -> Call:
+        def run():
+            with backends.use(backends.providers(DEVICE)[-1], DEVICE, dense="always" if backends.native or DEVICE == "cuda" else "auto"):
+                return call()
+
+        return run
+
+    def calls(model, xs) -> Make:
+        return lambda i: functools.partial(model, xs[i])
+
+    providers = {"ours_nhwc": calls(last_net, last), "ours_nchw": calls(net, images)}
+    providers |= {f"cudnn_{layout}": lambda i, m=m, xs=xs: by_torch(calls(m, xs)(i)) for layout, m, xs in
+                  (("nhwc", last_net, last), ("nchw", net, images))}  # fmt: skip
+    providers["dense_twin"] = calls(last_twin, last)
+
+    def truth() -> tuple[torch.Tensor, ...]:
+        with backends.use("reference", DEVICE):
+            return (wide.to(DEVICE, torch.float64)(images[0].double()),)
+
+    depth = sum(isinstance(m, torch.nn.Conv2d) for m in net.modules())
+    key = f"network/{name} n{n} @{size}/{str(dtype)[6:]}/fwd"
+    return Setup(key, n * counter.get_total_flops(), moved, {}, providers, truth, len(images), depth=depth)
+
+
 def kinds(dry: bool):
     """What makes the cases of each kind, and their shapes."""
     return (
@@ -433,6 +482,7 @@ def kinds(dry: bool):
         (masked, DRY_MASKS if dry else MASKS),
         (root, DRY_ROOTS if dry else ROOTS),
         (multiplication, DRY_MULTIPLICATIONS if dry else MULTIPLICATIONS),
+        (network, DRY_NETWORKS if dry else NETWORKS),
     )
 
 
@@ -444,6 +494,6 @@ def cases(dry: bool):
     )
     for training, dtype in runs:
         for make, shapes in kinds(dry):
-            for shape in shapes if make is not root or not training else ():
+            for shape in shapes if make not in (root, network) or not training else ():
                 key = f"{make.__name__} {shape} {str(dtype)[6:]} {'step' if training else 'fwd'}"
                 yield key, lambda make=make, shape=shape, dtype=dtype, training=training: make(shape, dtype, training)
