@@ -11,7 +11,8 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from unittest import mock
 
 import gpu_bsr
 import torch
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsekern import models, ops, topology
-from sparsekern.ops import backends, cuda, cuda_grouped_mm, cuda_root_conv2d, cuda_sparse_conv2d
+from sparsekern.ops import backends, cuda, cuda_cost, cuda_grouped_mm, cuda_root_conv2d, cuda_sparse_conv2d
 from sparsekern.ops.sparse_conv2d import dense_weight as masked_dense
 from sparsekern.ops.sparse_linear import dense_weight
 
@@ -47,6 +48,17 @@ def _never(call: Call) -> Call:
 
     def run():
         with backends.use(backends.providers(DEVICE)[-1], DEVICE, dense="never" if backends.native or DEVICE == "cuda" else "auto"):
+            return call()
+
+    return run
+
+
+def _without_wgmma(call: Call) -> Call:
+    """The same by the kernels of a card that has none."""
+    card_of = cuda_cost.card_of
+
+    def run():
+        with mock.patch.object(cuda_cost, "card_of", lambda device: replace(card_of(device), wgmma=0.0)):
             return call()
 
     return run
@@ -238,9 +250,8 @@ def linear(case, dtype: torch.dtype, training: bool) -> Setup:
             providers["gather"] = lambda i: lambda: (xs[i][:, places[i]] * weights[i]).sum(-1) + bias
     _with_twins(providers, dtype, training, lambda k: lambda i: lambda: k.sparse_linear(xs[i], weights[i], bias, indices[i], False))
     estimates = [cuda.estimate_linear(door, xs[0], inputs, index.shape, block) for door in (DOORS if training else DOORS[:1])]
-    if estimates[0].way and not training and DEVICE == "cuda":  # beside the kernel that the model takes the other one
-        other = functools.partial(torch.ops.sparsekern_cuda.sparse_linear, tf32=False, wgmma=False)
-        providers["ours_mma"] = lambda i: lambda: other(xs[i], weights[i], bias, indices[i])
+    if any(e.way for e in estimates) and DEVICE == "cuda":  # beside the kernels that the model takes the other ones
+        providers["ours_mma"] = lambda i: _without_wgmma(_never(mine(i)))
     name = f"sparse_linear/{inputs}-{outputs} n{rows} {density:g} {block[0]}x{block[1]}/{str(dtype)[6:]}/{'step' if training else 'fwd'}"
     truth = _truth(lambda x, w, b: F.linear(x, dense_weight(w, index, inputs), b), (xs[0], weights[0], bias), cotangents[0], training)
     return Setup(name, 2 * rows * kept * (3 if training else 1), moved, _modelled(estimates), providers, truth, sets, refused)

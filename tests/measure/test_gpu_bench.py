@@ -183,6 +183,17 @@ def test_a_wrong_result_is_not_timed_and_fails_the_run(gpu, tmp_path, monkeypatc
     assert "off by" in row["refused"]["ours"] and "ours" not in row["times"] and "bmm" in row["times"]
 
 
+def test_what_is_timed_beside_wgmma_runs_without_it(gpu):
+    import gpu_cases
+
+    from sparsekern.ops import cuda, cuda_cost
+
+    x, index = torch.empty(4096, 4096, dtype=torch.bfloat16, device="meta"), (64, 6)
+    ways = lambda: [cuda.estimate_linear(product, x, 4096, index, (64, 64)).way for product in gpu_cases.DOORS]  # noqa: E731
+    assert ways() == ["wgmma"] * 3 and gpu_cases._without_wgmma(ways)() == [""] * 3 and ways() == ["wgmma"] * 3
+    assert cuda_cost.card_of(x.device).wgmma
+
+
 def test_a_call_of_ours_that_no_graph_takes_fails_the_run(gpu, tmp_path, monkeypatch, capsys):
     import gpu_cases
     import gpu_timing
