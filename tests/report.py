@@ -19,7 +19,8 @@ def total(ran: Mapping[str, dict]) -> dict:
 
 def remark(result: dict) -> str:
     """What a number alone would hide."""
-    return "FAILED" if result["failures"] else "skipped: a tool is missing" if result.get("skipped") else ""
+    said = ["FAILED"] if result["failures"] else ["skipped: a tool is missing"] if result.get("skipped") else []
+    return "; ".join([*said, *result.get("notes", [])])
 
 
 def table(ran: Mapping[str, dict]) -> str:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -112,6 +113,7 @@ SUITES = {
             "tests/test_architecture.py",
             "tests/test_without_kernels.py",
             "tests/test_hardened.py",
+            "tests/test_what_was_not_tried.py",
             "tests/test_import.py",
         ]
     ],
@@ -158,14 +160,26 @@ def reporting(command: list[str], junit: Path) -> list[str]:
 def counted(name: str) -> tuple[int, int]:
     """(cases tried, failures) of a suite: tests, and for a test of many cases those."""
     cases = failures = 0
-    for junit in RESULTS.glob(f"{name}-*.xml"):
-        for suite in ElementTree.parse(junit).getroot().iter("testsuite"):
-            skipped = int(suite.get("skipped", 0)) + int(suite.get("disabled", 0))
-            cases += int(suite.get("tests", 0)) - skipped
-            failures += int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+    for suite in suites_of(name):
+        skipped = int(suite.get("skipped", 0)) + int(suite.get("disabled", 0))
+        cases += int(suite.get("tests", 0)) - skipped
+        failures += int(suite.get("failures", 0)) + int(suite.get("errors", 0))
     tally = RESULTS / f"{name}.tally"
     cases += sum(int(line.split()[0]) for line in tally.read_text().splitlines()) if tally.exists() else 0
     return cases, failures
+
+
+def notes(name: str) -> list[str]:
+    """What a suite did not try, which no failure shows: lines of its tally with no cases, and tests that were skipped."""
+    tally = RESULTS / f"{name}.tally"
+    lines = [line.split(maxsplit=1) for line in tally.read_text().splitlines()] if tally.exists() else []
+    skipped = sum(int(suite.get(kind, 0)) for suite in suites_of(name) for kind in ("skipped", "disabled"))
+    return [*(what for count, what in lines if count == "0"), *([f"{skipped} skipped"] if skipped else [])]
+
+
+def suites_of(name: str) -> Iterator[ElementTree.Element]:
+    for path in RESULTS.glob(f"{name}-*.xml"):
+        yield from ElementTree.parse(path).getroot().iter("testsuite")
 
 
 def run_suite(name: str, commands: list[list[str]], full: bool) -> dict:
@@ -183,7 +197,8 @@ def run_suite(name: str, commands: list[list[str]], full: bool) -> dict:
             break
     cases, failures = counted(name)
     minutes = (time.monotonic() - started) / 60
-    return {"cases": cases, "failures": max(failures, int(failed)), "minutes": minutes, "skipped": not commands, "commit": report.commit()}
+    found = {"cases": cases, "failures": max(failures, int(failed)), "minutes": minutes, "notes": notes(name)}
+    return {**found, "skipped": not commands, "commit": report.commit()}
 
 
 def main() -> int:

@@ -1,0 +1,49 @@
+"""What a run leaves out stands in its table: a tool that is missing, tests that were skipped, known faults that nobody could look up."""
+
+from __future__ import annotations
+
+import subprocess
+
+import dependencies
+import pytest
+import report
+import run
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    monkeypatch.setenv("TEST_TALLY", str(tmp_path / "audit.tally"))
+    monkeypatch.setattr(dependencies, "report", list)
+    monkeypatch.setattr(dependencies.sys, "argv", ["dependencies.py"])
+    return tmp_path
+
+
+def row(name: str = "audit", failures: int = 0, **found) -> str:
+    cases, failed = run.counted(name)
+    result = {"cases": cases, "failures": failed + failures, "minutes": 0.0, "notes": run.notes(name), **found}
+    return report.table({name: result}).splitlines()[1]
+
+
+def test_faults_that_were_not_looked_up(results, monkeypatch):
+    monkeypatch.setattr(dependencies.importlib.util, "find_spec", lambda name: None)
+    assert not dependencies.main()
+    assert row().endswith("known faults of these versions were not looked up: pip-audit is not installed")
+
+
+@pytest.mark.parametrize("answer", [0, 1])
+def test_an_audit_that_cannot_ask_or_finds_a_fault_fails(results, monkeypatch, answer):
+    """Without a network pip-audit ends in an error, as it does with a fault."""
+    monkeypatch.setattr(dependencies.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(dependencies.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, answer))
+    assert bool(dependencies.main()) == bool(answer)
+    assert run.notes("audit") == []
+
+
+def test_skipped_tests_and_missing_tools(results):
+    (results / "trust-0.xml").write_text('<testsuites><testsuite tests="9" skipped="2" failures="0" errors="0"/></testsuites>')
+    (results / "trust.tally").write_text("30 drawn\n0 seven million: too little memory\n")
+    assert run.counted("trust") == (37, 0)
+    assert row("trust").endswith("seven million: too little memory; 2 skipped")
+    assert row("trust", failures=1).endswith("FAILED; seven million: too little memory; 2 skipped")
+    assert report.remark({"failures": 0, "skipped": True}) == "skipped: a tool is missing"
