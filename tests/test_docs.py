@@ -111,6 +111,21 @@ def test_links_point_somewhere(name):
 # ---- lists that must be complete
 
 
+def test_every_test_that_a_defect_is_held_by_exists():
+    files = [file for suffix in ("py", "cpp") for file in (ROOT / "tests").rglob(f"test_*.{suffix}")]
+    written = {file.relative_to(ROOT / "tests").as_posix(): file.read_text() for file in files}
+    page = (ROOT / "docs" / "trust.md").read_text().partition("## What was found")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| .* \| (.*?) \|$", page, re.M)[1:]
+    assert len(rows) > 20
+    for row in rows:
+        names = re.findall(r"`([^`]*test_[^`]*)`", row)
+        assert names, f"{row} names no test"
+        for name in names:
+            file, _, test = name.rpartition("::")
+            there = {path: text for path, text in written.items() if path.endswith(file)}
+            assert name in written if "." in test else any(f"def {test}(" in text for text in there.values()), f"there is no {name}"
+
+
 def test_every_environment_variable_is_listed():
     """What the code reads from the environment, and every option of the build, stands in one place; and nothing else does."""
     files = [file for pattern, folders in CODE.items() for folder in folders for file in folder.glob(pattern)]
