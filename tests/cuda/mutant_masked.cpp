@@ -90,13 +90,13 @@ void run(sk::SparseConv2dShape s, double density, const char* way) {
 int main() {
   // N C H W K KH KW stride pad dilation BO BI BT
   const sk::SparseConv2dShape spatial{3, 10, 9, 7, 9, 3, 3, 1, 1, 1, 1, 1, 1, 1, 10, 1, 0, true},
-      strided{1, 18, 9, 10, 6, 3, 3, 2, 2, 1, 1, 1, 1, 3, 9, 1, 0, false};
+      pieces{2, 16, 6, 7, 16, 3, 3, 1, 1, 1, 1, 1, 1, 1, 16, 1, 0, true}, strided{1, 18, 9, 10, 6, 3, 3, 2, 2, 1, 1, 1, 1, 3, 9, 1, 0, false};
   check::in_every_way([&](const char* way) {
     try {
-      run<sk::bf16>(spatial, 0.4, way), run<float>(strided, 0.4, way);
+      run<sk::bf16>(spatial, 0.4, way), run<float>(strided, 0.4, way), run<sk::bf16>(pieces, 0.4, way);
     } catch (const emu::Fault& fault) {
       check::fail("fault: %s, %s", fault.what(), way);
     }
   });
-  return check::result("mutant", 12);
+  return check::result("mutant", 18);
 }

@@ -464,6 +464,54 @@ WIDE_BLOCKS = {
     ),
     "weight: blocks one behind the other": (BLOCKS, "const int at = first_atom + i / 64;", "const int at = first_atom;", "twice"),
 }
+#: In every kind of kernel: what some of a block's threads pass by, and copies that are not waited for.
+SOME = "if (threadIdx.x < 96) __syncthreads();"
+APART = "divergent|deadlock|race"
+NOT_REFILLED = "__syncthreads();  // nobody refills what is still read"
+HALO = ("conv_job.h", "p.x < job.source_w", "p.x <= job.source_w", WRONG)
+WEIGHT["barrier for some warps"] = ("grouped_conv2d_weight.cuh", TILE_STILL_READ, SOME, APART)
+LINEAR |= {
+    "barrier for some warps": ("sparse_linear.cuh", "__syncthreads();  // nobody stages over rows that are still read", SOME, APART),
+    "blocks: barrier for some warps": (
+        "sparse_linear_blocks.cuh",
+        "__syncthreads();   // everybody's copies are there",
+        f"{SOME} //",
+        APART,
+    ),
+    "blocks: matrix step for some lanes": (
+        "sparse_linear_blocks.cuh",
+        "ldmatrix_x4<false>(raw, targets",
+        "if (lane < 31) ldmatrix_x4<false>(raw, targets",
+        APART,
+    ),
+}
+MASKED |= {
+    "list: barrier for some warps": (LIST, "__syncthreads();  // nobody refills what is still read; sums are there", SOME, APART),
+    "list: halo: right edge": HALO,
+    "matrix: barrier for some warps": (MATRIX, NOT_REFILLED, SOME, APART),
+    "matrix: does not wait": (MATRIX, "copy_async_wait<0>()", "copy_async_wait<1>()", "is being copied to"),
+    "scatter: barrier for some warps": (SCATTER, NOT_REFILLED, SOME, APART),
+    "scatter: does not wait": (SCATTER, "copy_async_wait<0>()", "copy_async_wait<1>()", "is being copied to"),
+}
+PATCH["barrier for some warps"] = (PATCH_KERNEL, NOT_REFILLED, SOME, APART)
+PANEL["input: barrier for some warps"] = (PANELS_INPUT, "__syncthreads();  // all sums are there", SOME, APART)
+ROOTS |= {
+    "barrier for some warps": (ROOT_KERNEL, "__syncthreads();  // nobody stages over weights that are still read", SOME, APART),
+    "does not wait for the source": (
+        ROOT_KERNEL,
+        "copy_async_wait<0>();\n      k.prepare",
+        "copy_async_wait<1>();\n      k.prepare",
+        "is being copied to",
+    ),
+    "does not wait for the second weight": (
+        ROOT_KERNEL,
+        "copy_async_wait<0>();\n        __syncthreads();",
+        "copy_async_wait<1>();\n        __syncthreads();",
+        "is being copied to",
+    ),
+    "halo: right edge": HALO,
+}
+MANY["barrier for some warps"] = (MM, "__syncthreads();  // the next pass fetches over what was read", SOME, APART)
 DRIVERS = {
     "wgmma": WGMMA,
     "wide": WIDE_BLOCKS,
