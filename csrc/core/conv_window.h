@@ -41,6 +41,13 @@ inline bool each_window_touches(int64_t size, int64_t outputs, int64_t taps, int
   }
   return true;
 }
+// In any type it ends the process where taps that lie apart miss the image, in a channels_last convolution.
+inline bool torch_survives(const int64_t (&size)[2], const int64_t (&outputs)[2], const int64_t (&taps)[2], const int64_t (&stride)[2],
+                           const int64_t (&pad)[2], const int64_t (&dilation)[2]) {
+  const auto touches = [&](int d) { return each_window_touches(size[d], outputs[d], taps[d], stride[d], pad[d], dilation[d]); };
+  const bool apart = (taps[0] > 1 && dilation[0] > 1) || (taps[1] > 1 && dilation[1] > 1);
+  return !apart || (touches(0) && touches(1));
+}
 inline bool torch_can_run(const int64_t (&size)[2], const int64_t (&outputs)[2], const int64_t (&taps)[2], const int64_t (&stride)[2],
                           const int64_t (&pad)[2], const int64_t (&dilation)[2]) {
   if (outputs[1] == 1 && stride[1] > 1) return false;

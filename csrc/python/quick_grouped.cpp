@@ -65,7 +65,8 @@ Tensor by_torch(const Tensor& x, const Tensor& weight, const optional<Tensor>& b
   const at::AutoDispatchBelowADInplaceOrView guard;  // no gradient is wanted
   const bool turn = s.channels_last && !s.weight_channels_last && s.C > s.groups && s.KH * s.KW > 1;
   Scratch memory(turn ? weight.nbytes() : 0);
-  Tensor y = at::convolution(x, turn ? turned(weight, memory, s) : weight, bias, w.stride, w.padding, w.dilation, false, {0, 0}, s.groups);
+  const std::array<int64_t, 2> dilation{useful_dilation(w.dilation[0], s.KH), useful_dilation(w.dilation[1], s.KW)};
+  Tensor y = at::convolution(x, turn ? turned(weight, memory, s) : weight, bias, w.stride, w.padding, dilation, false, {0, 0}, s.groups);
   if (s.channels_last ? !channels_last(y) : channels_last(y) || !y.is_contiguous()) y = new_image(x.scalar_type(), s).copy_(y);
   return relu ? y.relu_() : y;
 }
@@ -87,7 +88,8 @@ optional<Tensor> direct_grouped(const Tensor& x, const Tensor& weight, const opt
   if ((!s.weight_channels_last && !weight.is_contiguous()) || DeadTaps(s)) return {};
   if (!grouped_conv2d_choice(s, ConvProduct::forward, bf16 ? ConvType::bf16 : ConvType::fp32).ours) {
     const bool can =
-        !bf16 || torch_can_run({s.H, s.W}, {s.OH, s.OW}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w});
+        bf16 ? torch_can_run({s.H, s.W}, {s.OH, s.OW}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w})
+             : torch_survives({s.H, s.W}, {s.OH, s.OW}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w});
     return can ? optional<Tensor>(by_torch(x, weight, bias, w, relu, s)) : std::nullopt;
   }
   if (bf16 && !grouped_conv2d_on_tiles(s)) return {};

@@ -13,9 +13,12 @@ namespace {
 // Who serves, what torch cannot do counted in.
 ConvChoice choice_of(const Conv2dShape& s, ConvProduct product, ConvType type) {
   const ConvChoice choice = grouped_conv2d_choice(s, product, type);
-  const bool can = choice.ours || type == ConvType::fp32 ||
-                   torch_can_run({s.H, s.W}, {s.OH, s.OW}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w});
-  return can ? choice : ConvChoice{true, "torch's 16-bit convolutions fail in this window"};
+  const bool can =
+      type == ConvType::fp32
+          ? torch_survives({s.H, s.W}, {s.OH, s.OW}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w})
+          : torch_can_run({s.H, s.W}, {s.OH, s.OW}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w});
+  if (choice.ours || can) return choice;
+  return {true, type == ConvType::fp32 ? "torch's dilated convolutions fail in this window" : "torch's 16-bit convolutions fail in this window"};
 }
 
 bool torch_wins(const Conv2dShape& s, ConvProduct product, ScalarType type) {
@@ -48,7 +51,7 @@ Tensor torch_backward(const Tensor& grad_out, const Tensor& x, const Tensor& wei
                                      from(no_bias),
                                      from(Ints{w.stride_h, w.stride_w}),
                                      from(Ints{w.pad_h, w.pad_w}),
-                                     from(Ints{w.dilation_h, w.dilation_w}),
+                                     from(Ints{useful_dilation(w.dilation_h, weight.size(2)), useful_dilation(w.dilation_w, weight.size(3))}),
                                      from(false),
                                      from(Ints{0, 0}),
                                      from(w.groups),
@@ -93,7 +96,7 @@ Tensor torch_forward(const Tensor& x, const Tensor& weight, const std::optional<
   if (channels_last(x) && weight.size(1) > 1 && weight.size(2) * weight.size(3) > 1 && !channels_last(weight) && weight.is_contiguous())
     turned.emplace(weight, threads);
   return call<9>("aten::convolution", "", x, turned ? turned->tensor() : weight, bias, Ints{w.stride_h, w.stride_w}, Ints{w.pad_h, w.pad_w},
-                 Ints{w.dilation_h, w.dilation_w}, false, Ints{0, 0}, w.groups);
+                 Ints{useful_dilation(w.dilation_h, weight.size(2)), useful_dilation(w.dilation_w, weight.size(3))}, false, Ints{0, 0}, w.groups);
 }
 
 // An image of which only the sizes matter, in memory that the thread keeps: a fresh one would take away the pages that torch's result

@@ -88,8 +88,10 @@ struct ConvPlanHolder {
 // Who serves, what torch cannot do counted in.
 SparseConv2dChoice choice_of(const SparseConv2dShape& s, SparseConv2dProduct product, bool half) {
   SparseConv2dChoice choice = sparse_conv2d_choice(s, product, half);
-  if (half && choice.kernel == SparseConv2dKernel::dense &&
-      !torch_can_run({s.H, s.W}, {s.OH(), s.OW()}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w}))
+  if (choice.kernel == SparseConv2dKernel::dense &&
+      !(half
+            ? torch_can_run({s.H, s.W}, {s.OH(), s.OW()}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w})
+            : torch_survives({s.H, s.W}, {s.OH(), s.OW()}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w})))
     choice.kernel = sparse_conv_tiled(s) ? SparseConv2dKernel::tile : SparseConv2dKernel::list;
   return choice;
 }
@@ -133,8 +135,9 @@ Tensor sparse_conv2d(const Tensor& x, const Tensor& weight, const std::optional<
   const Images in(x);
   s.channels_last = in.last;
   if (dense_wins(s, SparseConv2dProduct::out, x)) {
-    const Tensor y = call<9>("aten::convolution", "", in.tensor, dense_weight(s, p.data, weight, threads), bias, pair(stride_h, stride_w),
-                             pair(pad_h, pad_w), pair(dilation_h, dilation_w), false, pair(0, 0), int64_t(1));
+    const Tensor y =
+        call<9>("aten::convolution", "", in.tensor, dense_weight(s, p.data, weight, threads), bias, pair(stride_h, stride_w), pair(pad_h, pad_w),
+                pair(useful_dilation(dilation_h, KH), useful_dilation(dilation_w, KW)), false, pair(0, 0), int64_t(1));
     return laid_out(y, s.channels_last);
   }
   const Tensor out = Images::like(x, {s.N, s.K, s.OH(), s.OW()}, s.channels_last), w = as_contiguous(weight);
@@ -169,7 +172,7 @@ Tensor sparse_conv2d_grad_x(const Tensor& grad_out, const Tensor& weight, const 
     const Tensor y = call<8>("aten::conv_transpose2d", "input", g.tensor, dense_weight(s, p.data, weight, threads), std::optional<Tensor>(),
                              pair(stride_h, stride_w), pair(pad_h, pad_w),
                              pair(rest(H, s.OH(), KH, stride_h, pad_h, dilation_h), rest(W, s.OW(), KW, stride_w, pad_w, dilation_w)), int64_t(1),
-                             pair(dilation_h, dilation_w));
+                             pair(useful_dilation(dilation_h, KH), useful_dilation(dilation_w, KW)));
     return laid_out(y, s.channels_last);
   }
   const Tensor out = Images::like(grad_out, {s.N, C, H, W}, s.channels_last), w = as_contiguous(weight);
@@ -211,7 +214,7 @@ Tensor sparse_conv2d_grad_weight(const Tensor& grad_out, const Tensor& x, const 
                                        from(std::optional<std::vector<int64_t>>()),
                                        from(pair(stride_h, stride_w)),
                                        from(pair(pad_h, pad_w)),
-                                       from(pair(dilation_h, dilation_w)),
+                                       from(pair(useful_dilation(dilation_h, KH), useful_dilation(dilation_w, KW))),
                                        from(false),
                                        from(pair(0, 0)),
                                        from(int64_t(1)),

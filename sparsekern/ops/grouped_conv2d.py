@@ -111,7 +111,7 @@ def reference(
 ) -> Tensor:  # fmt: skip
     check(x, weight, bias, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, shortcut)
     xc, wc, bc, added = d.compute(x, weight, bias, shortcut)
-    out = torch.nn.functional.conv2d(xc, wc, bc, (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups)
+    out = d.convolve(xc, wc, bc, (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups)
     if added is not None:
         out = out + added
     return _laid_out_like(x, (out.relu() if relu else out).to(x.dtype))
@@ -120,6 +120,9 @@ def reference(
 def _backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, stride: Shape, padding: Shape, dilation: Shape, groups: int, mask: tuple[bool, bool, bool]
 ) -> tuple[Tensor, ...]:
+    dilation = d.useful_dilation(dilation, weight.shape[2:])
+    if max(dilation) > 1:
+        grad_out, x, weight = (t.clone(memory_format=torch.contiguous_format) for t in (grad_out, x, weight))  # as convolve
     return torch.ops.aten.convolution_backward(grad_out, x, weight, None, stride, padding, dilation, False, (0, 0), groups, mask)
 
 

@@ -121,7 +121,7 @@ def reference(
     check(x, packed, bias, shortcut, out_channels, kernel_h, kernel_w, *rest)
     *window, groups, relu = rest
     xc, bc, added = d.compute(x, bias, shortcut)
-    out = torch.nn.functional.conv2d(xc, unpack_grouped_conv2d(packed), bc, window[:2], window[2:4], window[4:], groups)
+    out = d.convolve(xc, unpack_grouped_conv2d(packed), bc, window[:2], window[2:4], window[4:], groups)
     out = out if added is None else out + added
     return _laid_out_like(x, (out.relu() if relu else out).to(x.dtype))
 

@@ -70,7 +70,7 @@ def reference(xs: Sequence[Tensor], packed: Tensor, biases: Sequence[Tensor], wi
     with torch.autocast(xs[0].device.type, enabled=False):  # in float32, as the kernels
         for x, pack, bias, w in zip(xs, packed, biases, _windows(windows)):
             xc, bc = d.compute(x, bias)
-            parts.append(torch.nn.functional.conv2d(xc, unpack_grouped_conv2d(pack), bc, w[2:4], w[4:6], w[6:8], w[8]))
+            parts.append(d.convolve(xc, unpack_grouped_conv2d(pack), bc, w[2:4], w[4:6], w[6:8], w[8]))
     out = torch.cat(parts, 1)
     return _laid_out_like(xs[0], (out.relu() if relu else out).to(xs[0].dtype))
 

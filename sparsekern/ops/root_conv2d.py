@@ -140,7 +140,7 @@ def _chain(x: Tensor, stages: list[tuple[Any, Any]], shortcut: Tensor | None, wi
     for i, (weight, bias) in enumerate(stages):
         end = i == len(stages) - 1
         if i == 0:
-            y = torch.nn.functional.conv2d(y, weight, bias, window[:2], window[2:4], window[4:6], window[6])
+            y = d.convolve(y, weight, bias, window[:2], window[2:4], window[4:6], window[6])
         else:
             y = torch.nn.functional.conv2d(y, weight, bias, groups=y.shape[1] // weight.shape[1])
         y = y + shortcut if end and shortcut is not None else y

@@ -54,7 +54,7 @@ def _out_size(
 
 def _arguments(window: Shape) -> tuple[list[int], list[int], list[int]]:
     """Stride, padding, dilation, as torch's convolutions take them."""
-    return list(window[2:4]), list(window[4:6]), list(window[6:8])
+    return list(window[2:4]), list(window[4:6]), list(d.useful_dilation(window[6:8], window[:2]))
 
 
 # ---- check
@@ -161,7 +161,12 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None, indptr: Tensor, in
     check(x, weight, bias, indptr, index, plan, *window)
     xc, wc, bc = d.compute(x, weight, bias)
     dense = dense_weight(wc, indptr, index, x.shape[1], window[:2])
-    return _laid_out_like(x, torch.nn.functional.conv2d(xc, dense, bc, *_arguments(window)).to(x.dtype))
+    return _laid_out_like(x, d.convolve(xc, dense, bc, *_arguments(window)).to(x.dtype))
+
+
+def _apart(t: Tensor, window: Shape) -> Tensor:
+    """As in :func:`define.convolve`."""
+    return t.clone(memory_format=torch.contiguous_format) if max(window[6:8]) > 1 else t
 
 
 def reference_grad_x(
@@ -171,7 +176,7 @@ def reference_grad_x(
     g, w = d.compute(grad_out, weight)
     x = g.new_empty(grad_out.shape[0], channels, height, width)  # read for its sizes
     dense = dense_weight(w, indptr, index, channels, window[:2])
-    backward = torch.ops.aten.convolution_backward
+    backward, g = torch.ops.aten.convolution_backward, _apart(g, window)
     grad = backward(g, x, dense, None, *_arguments(window), False, [0, 0], 1, [True, False, False])[0]
     return _laid_out_like(grad_out, grad.to(grad_out.dtype))
 
@@ -182,7 +187,7 @@ def reference_grad_weight(
 ) -> Tensor:  # fmt: skip
     g, xc = d.compute(grad_out, x)
     dense = xc.new_empty(grad_out.shape[1], x.shape[1], *window[:2])  # read for its sizes
-    backward = torch.ops.aten.convolution_backward
+    backward, g, xc = torch.ops.aten.convolution_backward, _apart(g, window), _apart(xc, window)
     grad = backward(g, xc, dense, None, *_arguments(window), False, [0, 0], 1, [False, True, False])[1]
     return kept_weight(grad, indptr, index, (block_out, block_in, block_taps)).to(x.dtype).contiguous()
 

@@ -177,6 +177,25 @@ def rows(folder: Path):
     return b'{"machine": {"cpu": "x"}}\n' + line.encode() * 3, "rows.jsonl", lambda: read_rows(folder / "rows.jsonl")
 
 
+def profile_file(folder: Path):
+    from rich.console import Console
+    from torch import nn, ones
+
+    from sparsekern.profile import profile
+    from sparsekern.profile.report import realised, table
+    from sparsekern.profile.save import read_json, write_json
+
+    found = profile(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), ones(2, 8), rounds=1, twins=False, memory=False)
+    write_json(found, folder / "a.json")
+
+    def read():
+        other = read_json(folder / "a.json")
+        for shown in (table(other), realised(found, other), realised(other, found)):
+            Console(file=io.StringIO(), width=200).print(shown)
+
+    return (folder / "a.json").read_bytes(), "a.json", read
+
+
 def _tables(layer, x, names: tuple[str, ...]):
     """Index tables that come in a state_dict, and then are written in place: refused, or run within bounds."""
     import torch
@@ -232,7 +251,7 @@ READERS: dict[str, Callable] = {
     f.__name__: f
     for f in (
         cifar, cifar_archive, cifar_plain_archive, mnist_images, mnist_labels, mnist_gzip, svhn_plain, svhn_compressed, imagenet_image,
-        imagenet_archive, checkpoint, rows, linear_table, mask_tables,
+        imagenet_archive, checkpoint, rows, profile_file, linear_table, mask_tables,
     )
 }  # fmt: skip
 
