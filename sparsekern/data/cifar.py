@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsekern.data.files import check_md5, require
+from sparsekern.data.files import check_md5, check_path, require
 from sparsekern.data.plain_pickle import BadPickle, load_plain_pickle
 from sparsekern.data.samples import Samples
 
@@ -111,6 +111,9 @@ def cifar10_images(path: str | Path, n: int) -> Tensor:
         ValueError: ``cifar10_images: test_batch must be a complete CIFAR-10 batch; got a file that is cut short (get
             cifar-10-python.tar.gz from ...)``
     """
+    check_path("cifar10_images", path=path)
+    if not isinstance(n, int):
+        raise ValueError(f"cifar10_images: n must be a whole number; got {type(n).__name__}")
     if n < 0:
         raise ValueError(f"cifar10_images: n must be at least 0; got {n}")
     rows, missing = [], n
@@ -127,7 +130,8 @@ def cifar10_images(path: str | Path, n: int) -> Tensor:
 
 
 def _samples(op: str, release: Release, path: str | Path, split: str, check: bool) -> Samples:
-    if split not in release.splits:
+    check_path(op, path=path)
+    if not isinstance(split, str) or split not in release.splits:
         raise ValueError(f"{op}: split must be one of {sorted(release.splits)}; got {split!r}")
     path, md5s = Path(path), release.splits[split]
     whole = path.is_file() and path.name.endswith(_ARCHIVES)

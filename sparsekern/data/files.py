@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
+
+import numpy as np
 
 
 def require(condition: bool, op: str, arg: str, rule: str, got: object, source: str) -> None:
     """Raise ``<op>: <arg> must be <rule>; got <value> (<source>)`` unless ``condition``."""
     if not condition:
         raise ValueError(f"{op}: {arg} must be {rule}; got {got} ({source})")
+
+
+def is_whole(value: object, most: int = 2**63 - 1) -> bool:
+    """An int, of Python or numpy, up to ``most``; tensors and arrays are none, nor are types."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value <= most)
+
+
+def check_path(op: str, **paths: object) -> None:
+    """Raise unless each of them is text or a path."""
+    for arg, path in paths.items():
+        if not isinstance(path, str | PathLike):
+            raise ValueError(f"{op}: {arg} must be a path; got {type(path).__name__}")
 
 
 def find_file(op: str, path: str | Path, names: Sequence[str], source: str, folders: Sequence[str] = ()) -> Path:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sparsekern.data.files import check_md5, find_file, require
+from sparsekern.data.files import check_md5, check_path, find_file, require
 
 ARCHIVES = {
     "train": ("ILSVRC2012_img_train.tar", "1d675b47d978889d74fa0da5fadfb00e"),
@@ -46,7 +46,8 @@ class ImageNet(Dataset):
     def __init__(
         self, path: str | Path, split: str = "train", transform: Callable[[Tensor], Tensor] | None = None, *, check: bool = True
     ) -> None:
-        if split not in IMAGES:
+        check_path("ImageNet", path=path)
+        if not isinstance(split, str) or split not in IMAGES:
             raise ValueError(f"ImageNet: split must be one of {sorted(IMAGES)}; got {split!r}")
         folder = Path(path) / split
         if not folder.is_dir():
@@ -91,7 +92,8 @@ def unpack_imagenet(archives: str | Path, path: str | Path, split: str = "val", 
         FileExistsError: ``unpack_imagenet: path must not hold the folder val yet; it does: 'x/val'``
     """
     op = "unpack_imagenet"
-    if split not in IMAGES:
+    check_path(op, archives=archives, path=path)
+    if not isinstance(split, str) or split not in IMAGES:
         raise ValueError(f"{op}: split must be one of {sorted(IMAGES)}; got {split!r}")
     files = {}
     for name in (split, "devkit") if split == "val" else (split,):

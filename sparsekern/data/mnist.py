@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsekern.data.files import check_md5, find_file, require
+from sparsekern.data.files import check_md5, check_path, find_file, require
 from sparsekern.data.samples import Samples
 
 IMAGES, LABELS = 2051, 2049  # the first four bytes of a file of images [N, 28, 28], of labels [N]
@@ -40,7 +40,8 @@ def mnist(path: str | Path, split: str = "train", *, check: bool = True) -> Samp
         FileNotFoundError: ``mnist: path must hold the file train-images-idx3-ubyte.gz; got 'x', which does not exist (get ...)``
         ValueError: ``mnist: t10k-labels-idx1-ubyte must be of 10016 bytes, as its first ones say; got 5000 (get ...)``
     """
-    if split not in PREFIX:
+    check_path("mnist", path=path)
+    if not isinstance(split, str) or split not in PREFIX:
         raise ValueError(f"mnist: split must be one of {sorted(PREFIX)}; got {split!r}")
     images = _read(Path(path), f"{PREFIX[split]}-images-idx3-ubyte.gz", IMAGES, check)
     labels = _read(Path(path), f"{PREFIX[split]}-labels-idx1-ubyte.gz", LABELS, check)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sparsekern.data.files import is_whole
 from sparsekern.data.samples import Samples
 
 #: Codeword of each class; a class's label is its place here.
@@ -81,19 +82,21 @@ def morse(
         >>> data.x.shape, data.classes
         (torch.Size([640, 64]), 64)
     """
-    _check(split in PER_CLASS, "split", f"one of {sorted(PER_CLASS)}", repr(split))
-    _check(variant in VARIANTS, "variant", f"one of {sorted(VARIANTS)}", repr(variant))
-    _check(style in ("gray", "bw"), "style", "one of ['bw', 'gray']", repr(style))
+    _check(isinstance(split, str) and split in PER_CLASS, "split", f"one of {sorted(PER_CLASS)}", repr(split))
+    _check(isinstance(variant, str) and variant in VARIANTS, "variant", f"one of {sorted(VARIANTS)}", repr(variant))
+    _check(isinstance(style, str) and style in ("gray", "bw"), "style", "one of ['bw', 'gray']", repr(style))
     told = {"noise_sd": noise_sd, "leading": leading, "dash": dash}
     options: dict[str, Any] = {"noise_sd": 0.0, "leading": False, "dash": (4, 9), **VARIANTS[variant]}
     options |= {k: v for k, v in told.items() if v is not None}
     count = PER_CLASS[split] if per_class is None else per_class
     for name, number in {"per_class": count, "dilation": dilation, "max_flip": max_flip, "seed": seed}.items():
-        _check(hasattr(number, "__index__"), name, "a whole number", repr(number))
+        _check(is_whole(number, 2**31 - 1 if name == "per_class" else 2**63 - 1), name, "a whole number", repr(number))
     noise: Any = options["noise_sd"]
     _check(isinstance(noise, Real) and 0 <= float(noise) < float("inf"), "noise_sd", "a finite number of at least 0", noise)
     _check(count >= 0, "per_class", "at least 0", count)
     _check(dilation >= 1, "dilation", "at least 1", dilation)
+    _check(dilation < 2**20, "dilation", "below 2^20", dilation)
+    _check(leading is None or isinstance(leading, bool), "leading", "None, True or False", repr(leading))
     _check(seed >= 0, "seed", "at least 0", seed)
     for name, lengths in {"dot": dot, "dash": options["dash"], "space": space}.items():
         pair = isinstance(lengths, tuple | list) and len(lengths) == 2 and all(isinstance(n, int) for n in lengths)

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsekern.data.files import is_whole
+
 PHOTOGRAPHS = "two photographs installed with scikit-learn (china.jpg, flower.jpg)"
 
 
@@ -28,11 +30,13 @@ def sample_patches(n: int, size: int = 32, seed: int = 0) -> Tensor:
         >>> sample_patches(4).shape
         torch.Size([4, 3, 32, 32])
     """
-    for name, number in {"n": n, "size": size}.items():
-        if not hasattr(number, "__index__"):
+    for name, number in {"n": n, "size": size, "seed": seed}.items():
+        if not is_whole(number, 2**31 - 1 if name == "n" else 2**63 - 1):
             raise ValueError(f"sample_patches: {name} must be a whole number; got {number!r}")
     if n < 0:
         raise ValueError(f"sample_patches: n must be at least 0; got {n}")
+    if seed < 0:
+        raise ValueError(f"sample_patches: seed must be at least 0; got {seed}")
     photographs = _photographs()
     limit = min(min(image.shape[:2]) for image in photographs)
     if not 1 <= size <= limit:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsekern.data.files import is_whole
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -23,6 +25,9 @@ class Samples:
     classes: int
 
     def __post_init__(self) -> None:
+        for arg, value in (("x", self.x), ("y", self.y)):
+            if not isinstance(value, Tensor) or value.dim() == 0:
+                raise ValueError(f"Samples: {arg} must be a tensor [N, ...]; got {type(value).__name__}")
         if len(self.x) != len(self.y):
             raise ValueError(f"Samples: y must be one label per sample, {len(self.x)}; got {len(self.y)}")
 
@@ -34,6 +39,10 @@ class Samples:
 
     def first_per_class(self, n: int) -> Samples:
         """The first ``n`` samples of each class, in their order."""
+        if not is_whole(n) or n < 0:
+            raise ValueError(
+                f"Samples: n must be a whole number of at least 0; got {type(n).__name__ if isinstance(n, Tensor) else repr(n)}"
+            )
         order = self.y.argsort(stable=True)
         counts = torch.bincount(self.y, minlength=self.classes)
         rank = torch.empty_like(order)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsekern.data.files import check_md5, find_file, require
+from sparsekern.data.files import check_md5, check_path, find_file, require
 from sparsekern.data.samples import Samples
 
 MD5 = {
@@ -35,7 +35,10 @@ def svhn(path: str | Path, split: str = "train", *, check: bool = True) -> Sampl
             file (get ...)``
         ModuleNotFoundError: ``svhn: scipy must be installed: pip install sparsekern[data]``
     """
+    check_path("svhn", path=path)
     images, labels = [], []
+    if not isinstance(split, str):
+        raise ValueError(f"svhn: split must be one of {sorted(MD5)}, or several joined by +; got {type(split).__name__}")
     for one in split.split("+"):
         if one not in MD5:
             raise ValueError(f"svhn: split must be one of {sorted(MD5)}, or several joined by +; got {split!r}")

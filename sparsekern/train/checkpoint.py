@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,16 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], facts: Mapp
     """
     from safetensors.torch import save_file
 
+    if not isinstance(path, str | PathLike):
+        raise ValueError(f"train: path must be a path; got {type(path).__name__}")
+    good = isinstance(tensors, Mapping) and all(isinstance(k, str) and isinstance(t, Tensor) for k, t in tensors.items())
+    if not good:
+        raise ValueError(f"train: tensors must be a mapping of names to tensors; got {type(tensors).__name__}")
     whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    text = json.dumps(facts, sort_keys=True)
+    try:
+        text = json.dumps(facts, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"train: facts must be plain data, as JSON takes it; got {type(facts).__name__}: {error}") from error
     header = {"format": FORMAT, "facts": text, "digest": _digest(whole, text)}
     write_whole(path, lambda file: save_file(whole, file, metadata=header))
 
@@ -59,6 +68,8 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     """
     from safetensors import SafetensorError, safe_open
 
+    if not isinstance(path, str | PathLike):
+        raise ValueError(f"train: checkpoint must be a file; got {type(path).__name__}")
     if not Path(path).is_file():
         raise FileNotFoundError(f"train: checkpoint must be a file; got {str(path)!r}, which does not exist")
     try:

@@ -56,7 +56,8 @@ class MovingConnections(Fixed):
     """
 
     def __init__(self, every: int = 100, alpha: float = 0.3, until: float = 0.75) -> None:
-        if every < 1 or not 0 < alpha <= 1 or not 0 < until <= 1:
+        numbers = all(isinstance(n, int | float) for n in (every, alpha, until)) and every == every // 1
+        if not numbers or every < 1 or not 0 < alpha <= 1 or not 0 < until <= 1:
             raise ValueError(f"MovingConnections: every must be at least 1, alpha and until in (0, 1]; got {every}, {alpha}, {until}")
         self.every, self.alpha, self.until = every, alpha, until
         self._gradients: dict[str, Tensor] = {}
@@ -135,7 +136,7 @@ class DrawnAnew(Fixed):
     """
 
     def __init__(self, every: int | str = 1) -> None:
-        if every != "epoch" and (isinstance(every, str) or every < 1):
+        if every != "epoch" and (not isinstance(every, int) or every < 1):
             raise ValueError(f"DrawnAnew: every must be at least 1, or 'epoch'; got {every!r}")
         self.every = every
 

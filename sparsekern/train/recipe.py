@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import zlib
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -30,6 +31,15 @@ class Schedule:
     milestones: tuple[float, ...] = ()
     gamma: float = 0.1
     decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        number = lambda n: isinstance(n, int | float) and math.isfinite(n)  # noqa: E731
+        good = isinstance(self.milestones, tuple | list) and all(map(number, self.milestones))
+        if not good:
+            raise ValueError(f"Schedule: milestones must be fractions of the training; got {self.milestones!r}")
+        for arg, value in (("gamma", self.gamma), ("decay", self.decay)):
+            if not number(value) or value < 0:
+                raise ValueError(f"Schedule: {arg} must be a finite number of at least 0; got {value!r}")
 
     def rate(self, lr: float, step: int, steps: int) -> float:
         """Rate of step ``step`` of ``steps``, counted from 0.
@@ -133,7 +143,7 @@ def get_recipe(name: str) -> Recipe:
         >>> get_recipe("simplenet/5m_cifar10").bn_momentum
         0.05
     """
-    if name not in _RECIPES:
+    if not isinstance(name, str) or name not in _RECIPES:
         near = difflib.get_close_matches(str(name), _RECIPES, n=3, cutoff=0.4)
         hint = f" (nearest: {', '.join(near)})" if near else ""
         raise ValueError(f"train: RECIPE must be one of sparsekern train --list; got {name!r}{hint}")

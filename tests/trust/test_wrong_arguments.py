@@ -8,10 +8,12 @@ or Python's, a hang, or the end of the process. The exact sentences of single ca
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
 import re
 import resource
 import signal
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +25,8 @@ from torch import nn
 from trust.tally import tally
 
 import sparsekern
+from sparsekern import data, ops, topology, train
 from sparsekern import nn as layers
-from sparsekern import ops, topology
 from sparsekern.ops import backends
 
 WRONG: dict[str, Any] = {
@@ -37,7 +39,7 @@ WRONG: dict[str, Any] = {
 #: Handed to torch, or to the model, as they are, which answer for them.
 TORCHS = ("device", "generator", "example_input")
 SECONDS, MEMORY = 20, 8 << 30
-SENTENCE = re.compile(r"[A-Za-z_0-9]+: [\w\[\], .]+ must [^;]+(; got |$)", re.DOTALL)
+SENTENCE = re.compile(r"[A-Za-z_0-9]+: [^;]+ must [^;]+(; got |; it does|$)", re.DOTALL)
 
 
 def _operators() -> dict[str, tuple[Callable, dict]]:
@@ -177,14 +179,49 @@ def _conversions() -> dict[str, tuple[Callable, dict]]:
     }  # fmt: skip
 
 
-CALLS = {"operators": _operators, "layers": _layers, "topologies": _topologies, "conversions": _conversions}
+def _files() -> dict[str, tuple[Callable, dict]]:
+    folder = Path(tempfile.mkdtemp())
+    state, path = {"a": torch.ones(2)}, folder / "a.safetensors"
+    checkpoints = {}
+    if importlib.util.find_spec("safetensors"):
+        train.save_checkpoint(path, state, {"a": 1})
+        checkpoints = {
+            "save_checkpoint": (train.save_checkpoint, dict(path=path, tensors=state, facts={"a": 1})),
+            "load_checkpoint": (train.load_checkpoint, dict(path=path)),
+        }
+    samples = data.Samples(torch.ones(4, 3, 4, 4), torch.zeros(4, dtype=torch.int64), 2)
+    split = dict(path=folder, split="train")
+    morse = dict(
+        split="train", variant="baseline", per_class=1, noise_sd=0.0, leading=None, dot=(1, 3), dash=None, space=(1, 3), dilation=1
+    )
+    return {
+        **checkpoints,
+        "Optimiser": (train.Optimiser, dict(name="sgd", lr=0.1, options={})),
+        "Schedule": (lambda **k: train.Schedule(**k).rate(0.1, 1, 10), dict(milestones=(0.5,), gamma=0.1, decay=0.0)),
+        "get_recipe": (train.get_recipe, dict(name=train.list_recipes()[0].name)),
+        "DrawnAnew": (train.DrawnAnew, dict(every=1)),
+        "MovingConnections": (train.MovingConnections, dict(every=100, alpha=0.3, until=0.75)),
+        "Samples": (data.Samples, dict(x=samples.x, y=samples.y, classes=2)),
+        "Samples.first_per_class": (samples.first_per_class, dict(n=1)),
+        **{name: (getattr(data, name), split) for name in ("cifar10", "cifar100", "mnist", "svhn", "ImageNet")},
+        "cifar10_images": (data.cifar10_images, dict(path=folder, n=1)),
+        "unpack_imagenet": (data.unpack_imagenet, dict(archives=folder, path=folder / "out", split="val")),
+        "digits": (data.digits, dict(split="train", seed=0)),
+        "sample_patches": (data.sample_patches, dict(n=1, size=8, seed=0)),
+        "morse": (data.morse, morse | dict(space=(1, 3), style="gray", max_flip=0, seed=0)),
+    }
+
+
+CALLS = {
+    "operators": _operators, "layers": _layers, "topologies": _topologies, "conversions": _conversions, "files": _files,
+}  # fmt: skip
 
 
 def answer(call: Callable, arguments: dict) -> str | None:
     """None for a result, else what was said; memory that cannot be had is an answer for sizes that are only large."""
     try:
         call(**arguments)
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError) as error:
         return f"{type(error).__name__}: {error}"
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or re.search(
@@ -200,7 +237,8 @@ def too_long(*_: Any) -> None:
 
 
 @pytest.fixture
-def little_memory_and_time():
+def little_memory_and_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a file is called x
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before, handler = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGALRM, too_long)
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, before[1]))
