@@ -32,8 +32,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from sparsekern.models.options import check_groups, check_image, check_options
 from sparsekern.models.parts import ConvFactory, Groups, conv_unit, default_conv, he_init_, linear_init_
 from sparsekern.models.registry import register_model
+from sparsekern.topology.draw import is_whole
 
 INPUT_SHAPE = (3, 227, 227)
 
@@ -76,10 +78,12 @@ class AlexNet(nn.Sequential):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        if len(input_shape) != 3 or input_shape[0] != 3 or min(input_shape[1:]) < 67:
-            raise ValueError(f"AlexNet: input_shape must be (3, H, W) with H and W at least 67; got {tuple(input_shape)}")
+        check_options("AlexNet", classes=classes, conv=conv, dropouts={"dropout": dropout})
+        check_image("AlexNet", input_shape, 67)
         unit = partial(conv_unit, default_conv() if conv is None else conv)
-        g2, g4, g5 = (groups,) * 3 if isinstance(groups, int) else groups
+        groups = (groups,) * 3 if is_whole(groups) else groups  # type: ignore[assignment] # of one number
+        check_groups("AlexNet", groups, 3, "a number, or one for each of conv2, conv4 and conv5")
+        g2, g4, g5 = groups  # type: ignore[misc] # as was checked
         normalise = partial(nn.LocalResponseNorm, 5, alpha=1e-4, beta=0.75)
         pool = partial(nn.MaxPool2d, 3, stride=2, ceil_mode=True)
         layers = {

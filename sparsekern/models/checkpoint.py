@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.nn.group_weights import has_fewer_groups, inside_groups
+from sparsekern.topology.draw import check_real
 
 Layers = dict[str, dict[str, Tensor]]  # {"layer1.0.bn1": {"weight": ..., "running_mean": ...}}
 
@@ -79,6 +80,7 @@ def load_dense(model: nn.Module, state_dict: Mapping, *, eps: float | None = Non
 
     Raises:
         ValueError: ``load_dense: state_dict must be a mapping of names to tensors; got list``;
+            ``load_dense: eps must be in [0, 1]; got -1``;
             ``load_dense: state_dict must hold layers of ResNet; got 2 entries of which none fits (first 'encoder.weight')``
 
     Cost:
@@ -94,6 +96,8 @@ def load_dense(model: nn.Module, state_dict: Mapping, *, eps: float | None = Non
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"load_dense: model must be an nn.Module; got {type(model).__name__}")
+    if eps is not None:
+        check_real("load_dense", "in [0, 1]", lambda e: 0 <= e <= 1, eps=eps)
     report = LoadReport(type(model).__name__)
     ours = model.state_dict()
     layers, theirs = _layers_of(state_dict, getattr(model, "checkpoint_names", {}), report)
@@ -110,9 +114,10 @@ def load_dense(model: nn.Module, state_dict: Mapping, *, eps: float | None = Non
             _leave(report, name, entries, "its convolution was left")
             continue
         norm = to_fold.get(name)
-        if norm is not None:
+        damaged = norm is not None and not _foldable(entries, layers[norm])
+        if norm is not None and not damaged:
             entries = entries | _folded(entries, layers[norm], eps)
-        fitting, reason = _fit(model, ours, name, entries, report)
+        fitting, reason = ({}, "it and its batch-norm do not fit together") if damaged else _fit(model, ours, name, entries, report)
         if reason:
             _leave(report, name, layers[name], reason)
             if norm is not None:
@@ -150,8 +155,9 @@ def _layers_of(state_dict: Mapping, names: Mapping[str, str], report: LoadReport
     theirs: dict[str, str] = {}
     for full_name, value in state_dict.items():
         name = re.sub(r"^((module|_orig_mod)\.)+", "", str(full_name))  # of DistributedDataParallel and torch.compile
-        if not isinstance(value, Tensor):
-            report.left[name] = f"not a tensor but {type(value).__name__}"
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            kind = f"dense but {value.layout}" if isinstance(value, Tensor) else f"a tensor but {type(value).__name__}"
+            report.left[name] = f"not {kind}"
             continue
         their_layer, _, entry = name.rpartition(".")
         layer = names.get(their_layer, their_layer)
@@ -177,6 +183,12 @@ def _convolution_before(norm: str, layers: Layers, model: nn.Module) -> str | No
     conv = f"{parent}.{leaf}" if parent else leaf
     weight = layers.get(conv, {}).get("weight")
     return conv if weight is not None and weight.dim() == 4 else None
+
+
+def _foldable(conv: dict[str, Tensor], norm: dict[str, Tensor]) -> bool:
+    """Whether there is one number for each filter in all that :func:`_folded` reads."""
+    read = [conv.get("bias"), *(norm.get(entry) for entry in ("weight", "bias", "running_mean", "running_var"))]
+    return "running_var" in norm and all(value.shape == conv["weight"].shape[:1] for value in read if value is not None)
 
 
 def _folded(conv: dict[str, Tensor], norm: dict[str, Tensor], eps: float) -> dict[str, Tensor]:

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsekern.models.options import check
 from sparsekern.nn import SparseLinear, StochasticConv2d
 from sparsekern.nn.group_weights import window_of
 from sparsekern.nn.stochastic_conv2d import GRANULARITIES
 from sparsekern.topology.conv_masks import COUNTS
-from sparsekern.topology.draw import named_seed
+from sparsekern.topology.draw import check_real, check_seed, named_seed
 
 
 class StochasticConvReLU2d(StochasticConv2d):
@@ -89,23 +90,24 @@ def form_stochastic(
         >>> net.conv2a.density, net.conv2a.weight.numel(), type(net.conv1a).__name__
         (0.25, 115200, 'GroupedConv2d')
     """
-    kinds = {"conv": conv, "pointwise": pointwise, "linear": linear}
-    for arg, density in {**kinds, **{f"layers[{pattern!r}]": density for pattern, density in (layers or {}).items()}}.items():
-        if not isinstance(density, (int, float)) or not 0 < density <= 1:
-            raise ValueError(f"form_stochastic: {arg} must be in (0, 1]; got {density!r}")
-    for arg, value in {"granularity": granularity, "pointwise_granularity": pointwise_granularity}.items():
-        if value not in GRANULARITIES:
-            raise ValueError(f"form_stochastic: {arg} must be one of {GRANULARITIES}; got {value!r}")
-    if count not in COUNTS:
-        raise ValueError(f"form_stochastic: count must be one of {COUNTS}; got {count!r}")
+    kinds, layers = {"conv": conv, "pointwise": pointwise, "linear": linear}, {} if layers is None else layers
+    check("form_stochastic", isinstance(model, nn.Module), "model", "an nn.Module", model)
+    named = isinstance(layers, Mapping) and all(isinstance(pattern, str) for pattern in layers)
+    check("form_stochastic", named, "layers", "a mapping of patterns to kept fractions", layers)
+    fractions = {**kinds, **{f"layers[{pattern!r}]": density for pattern, density in layers.items()}}
+    check_real("form_stochastic", "in (0, 1]", lambda density: 0 < density <= 1, **fractions)
+    check_seed("form_stochastic", seed)
+    choices = {"granularity": (granularity, GRANULARITIES), "pointwise_granularity": (pointwise_granularity, GRANULARITIES)}
+    for arg, (value, known) in {**choices, "count": (count, COUNTS)}.items():
+        check("form_stochastic", isinstance(value, str) and value in known, arg, f"one of {known}", value)
 
     found = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
     densities = {name: kinds[_kind(layer)] for name, layer in found.items()}
-    for pattern, density in (layers or {}).items():
+    for pattern, density in layers.items():
         matched = fnmatch.filter(found, pattern)
         if not matched:
-            known = ", ".join(found) or "of which there are none"
-            raise ValueError(f"form_stochastic: layers must match convolutions or linear layers ({known}); got {pattern!r}")
+            there = ", ".join(found) or "of which there are none"
+            raise ValueError(f"form_stochastic: layers must match convolutions or linear layers ({there}); got {pattern!r}")
         densities |= dict.fromkeys(matched, density)
 
     formed: dict[nn.Module, nn.Module] = {}

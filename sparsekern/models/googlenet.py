@@ -35,8 +35,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.models.group_plan import group_plan
+from sparsekern.models.options import check, check_image, check_options
 from sparsekern.models.parts import ConvFactory, default_conv, he_init_, linear_init_, make_conv
 from sparsekern.models.registry import register_model
+from sparsekern.topology.draw import is_whole
 
 GoogLeNetOutputs = namedtuple("GoogLeNetOutputs", ["logits", "aux2", "aux1"])  # torchvision's names and order
 
@@ -160,10 +162,11 @@ class GoogLeNet(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        if aux not in AUX:
-            raise ValueError(f"GoogLeNet: aux must be one of {', '.join(map(repr, AUX))}; got {aux!r}")
-        if len(input_shape) != 3 or input_shape[0] != 3 or min(input_shape[1:]) < 32:
-            raise ValueError(f"GoogLeNet: input_shape must be (3, H, W) with H and W at least 32; got {tuple(input_shape)}")
+        dropouts = {"dropout": dropout, "aux_dropout": aux_dropout}
+        check_options("GoogLeNet", classes=classes, conv=conv, dropouts=dropouts, batch_norm=batch_norm)
+        known = aux is None or (isinstance(aux, str) and aux in AUX)
+        check("GoogLeNet", known, "aux", f"one of {', '.join(map(repr, AUX))}", aux)
+        check_image("GoogLeNet", input_shape, 32)
         stem_groups, *pairs = _group_pairs(groups)
         self.aux = aux
         unit = partial(ConvUnit, default_conv() if conv is None else conv, batch_norm=batch_norm)
@@ -215,13 +218,11 @@ class GoogLeNet(nn.Module):
 
 def _group_pairs(groups: Sequence[int | tuple[int, int]]) -> list:
     """``(g, g3, (g4_3x3, g4_5x5), g5)`` as ``[g, (g3, g3), (g4_3x3, g4_5x5), (g5, g5)]``."""
-    groups = list(groups)
-    pairs = [(entry, entry) if isinstance(entry, int) else tuple(entry) for entry in groups[1:]]
-    if len(groups) != 4 or not isinstance(groups[0], int) or any(len(pair) != 2 for pair in pairs):
-        raise ValueError(
-            "GoogLeNet: groups must be those of conv3 and, each a number or a pair for 3x3 and 5x5, of inception 3, 4 and 5; "
-            f"got {tuple(groups)}"
-        )
+    listed = isinstance(groups, tuple | list) and len(groups) == 4
+    pairs = [(entry, entry) if is_whole(entry) else entry for entry in groups[1:]] if listed else []
+    good = listed and is_whole(groups[0]) and all(isinstance(p, tuple | list) and len(p) == 2 and all(map(is_whole, p)) for p in pairs)
+    rule = "those of conv3 and, each a number or a pair for 3x3 and 5x5, of inception 3, 4 and 5"
+    check("GoogLeNet", good, "groups", rule, groups)
     return [groups[0], *pairs]
 
 

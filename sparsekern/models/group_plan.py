@@ -12,6 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sparsekern.models.options import check, check_numbers
+from sparsekern.topology.draw import check_whole
+
 TOPOLOGIES = ("root", "tree", "column")
 
 
@@ -41,14 +44,19 @@ def group_plan(
         >>> group_plan("tree", 8, channels=[(64, 128), (128, 256)])
         (8, 16)
     """
-    if topology not in TOPOLOGIES:
-        raise ValueError(f"group_plan: topology must be one of {', '.join(TOPOLOGIES)}; got {topology!r}")
-    if degree < 1 or degree & (degree - 1):
-        raise ValueError(f"group_plan: degree must be a power of two; got {degree}")
+    known = isinstance(topology, str) and topology in TOPOLOGIES
+    check("group_plan", known, "topology", f"one of {', '.join(TOPOLOGIES)}", topology)
+    check_whole("group_plan", degree=degree)
+    check("group_plan", degree >= 1 and not degree & (degree - 1), "degree", "a power of two", degree)
+    given = channels is None or isinstance(channels, tuple | list)
+    check("group_plan", given, "channels", "one (in, out) for each level", channels)
     if levels is None:
         levels = len(channels) if channels is not None else 0
-    if levels < 1:
-        raise ValueError(f"group_plan: levels must be at least 1; got {levels}")
+    check_whole("group_plan", levels=levels)
+    check("group_plan", levels >= 1, "levels", "at least 1", levels)
+    check("group_plan", levels < 2**10, "levels", "below 2^10", levels)
+    if topology == "tree":
+        check("group_plan", degree << (levels - 1) < 2**31, "levels", "so few that they have fewer than 2^31 groups", levels)
     if topology == "root":
         plan = tuple(max(1, degree >> level) for level in range(levels))
     elif topology == "tree":
@@ -64,6 +72,7 @@ def _check_channels(plan: tuple[int, ...], channels: Sequence[tuple[int, int]]) 
     if len(channels) != len(plan):
         raise ValueError(f"group_plan: channels must be one (in, out) for each of the {len(plan)} levels; got {len(channels)} of them")
     for level, (groups, pair) in enumerate(zip(plan, channels, strict=True)):
+        check_numbers("group_plan", "channels", pair, "positive (in, out) of each level", number=2)
         if any(size % groups for size in pair):
             rule = f"divide into the groups of their level (level {level} has {groups})"
             raise ValueError(f"group_plan: channels must {rule}; got {tuple(pair)}")

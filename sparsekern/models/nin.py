@@ -30,6 +30,7 @@ import torch
 from torch import nn
 
 from sparsekern.models.group_plan import group_plan
+from sparsekern.models.options import check, check_groups, check_numbers, check_options
 from sparsekern.models.parts import ConvFactory, Groups, conv_unit, default_conv, he_init_
 from sparsekern.models.registry import register_model
 
@@ -72,8 +73,12 @@ class NiN(nn.Sequential):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        if [len(block) for block in widths] != [3, 3, 2] or min(min(block) for block in widths) < 1:
-            raise ValueError(f"NiN: widths must be 3, 3 and 2 positive numbers of filters; got {widths}")
+        check_options("NiN", classes=classes, conv=conv, bias=bias, batch_norm=batch_norm)
+        check_groups("NiN", groups, 2, "one for each of conv2a and conv3a, a number or the (in, out) channels of each group")
+        rule = "3, 3 and 2 positive numbers of filters"
+        check("NiN", isinstance(widths, tuple | list) and len(widths) == 3, "widths", rule, widths)
+        for block, number in zip(widths, (3, 3, 2), strict=True):
+            check_numbers("NiN", "widths", block, rule, number=number)
         unit = partial(conv_unit, default_conv() if conv is None else conv, bias=bias, batch_norm=batch_norm)
         (w1a, w1b, w1c), (w2a, w2b, w2c), (w3a, w3b) = widths
         group2, group3 = groups

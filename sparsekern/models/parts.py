@@ -39,7 +39,7 @@ def make_conv(
     other factory the caller adds ``nn.ReLU``. Parameter names are the same either way, so a ``state_dict`` fits both.
     """
     options: dict = {"stride": stride, "padding": kernel_size // 2 if padding is None else padding, "bias": bias}
-    options |= {"groups": groups} if isinstance(groups, int) else {"group_sizes": list(groups)}
+    options |= {"group_sizes": list(groups)} if isinstance(groups, Sequence) else {"groups": groups}
     fused = relu and "activation" in inspect.signature(conv).parameters
     if fused:
         options["activation"] = "relu"

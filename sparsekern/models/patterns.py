@@ -38,9 +38,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsekern.models.options import check, check_numbers, check_options
 from sparsekern.models.parts import ConvFactory, conv_unit, default_conv, he_init_
 from sparsekern.models.registry import register_model
 from sparsekern.nn import SparseLinear
+from sparsekern.topology.draw import check_seed, check_whole, is_whole
 
 POOL = "P"
 CIFAR_CONVS = (64, 64, POOL, 128, 128, POOL, 256, 256, POOL)
@@ -100,6 +102,15 @@ class PatternNet(nn.Sequential):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
+        check("PatternNet", isinstance(name, str), "name", "a string", name)
+        check_options(name, classes=1, conv=conv, bias=bias, batch_norm=batch_norm)
+        check_whole(name, kernel_size=kernel_size)
+        check_seed(name, seed)
+        check_numbers(name, "neurons", neurons, "positive numbers")
+        check(name, isinstance(convs, tuple | list), "convs", "numbers of filters and 'P'", convs)
+        filters_of = [step for step in convs if not (isinstance(step, str) and step == POOL)]
+        check_numbers(name, "convs", filters_of or [1], "positive numbers of filters and 'P'")
+        check_numbers(name, "input_shape", input_shape, "positive (C, H, W) or (features,)", number=3 if convs else None)
         conv = default_conv() if conv is None else conv
         shape, number = list(input_shape), 0
         for step in convs:
@@ -113,6 +124,7 @@ class PatternNet(nn.Sequential):
             shape = [filters, *shape[1:]]
         if min(shape) < 1:
             raise ValueError(f"{name}: input_shape must leave a map behind the poolings; got {tuple(input_shape)}")
+        check(name, math.prod(shape) < 2**31, "input_shape", "of fewer than 2^31 neurons behind the poolings", input_shape)
         neurons = (math.prod(shape), *neurons)
         self.flatten = nn.Flatten() if convs else FlattenTo(neurons[0])
         fan_out = neurons[1:] if fan_out is None else _check_fan_out(name, neurons, fan_out)
@@ -121,7 +133,7 @@ class PatternNet(nn.Sequential):
             if edges == right:
                 junction: nn.Linear | SparseLinear = nn.Linear(left, right, bias)
             else:
-                own_seed = None if seed is None else seed * junctions + i  # no two junctions draw alike
+                own_seed = None if seed is None else _within_64_bits(seed * junctions + i)  # no two junctions draw alike
                 junction = SparseLinear(left, right, bias, fan_out=edges, topology=topology, seed=own_seed)
             _he_init_junction_(junction, left * edges // right, generator)
             self.add_module(f"junction{i}", junction)
@@ -147,19 +159,22 @@ class FlattenTo(nn.Module):
 
 def _check_fan_out(name: str, neurons: Sequence[int], fan_out: Sequence[int]) -> tuple[int, ...]:
     junctions = list(pairwise(neurons))
-    fan_out = (fan_out,) if isinstance(fan_out, int) else tuple(fan_out)
-    if len(fan_out) != len(junctions):
-        sizes = ", ".join(f"{left} -> {right}" for left, right in junctions)
-        raise ValueError(f"{name}: fan_out must be one number per junction, ({sizes}); got {fan_out}")
+    fan_out = (fan_out,) if is_whole(fan_out) else fan_out  # type: ignore[assignment] # of one number
+    sizes = ", ".join(f"{left} -> {right}" for left, right in junctions)
+    listed = isinstance(fan_out, tuple | list) and len(fan_out) == len(junctions)
+    check(name, listed, "fan_out", f"one number per junction, ({sizes})", fan_out)
     for i, ((left, right), edges) in enumerate(zip(junctions, fan_out), start=1):
-        if not isinstance(edges, int) or not 1 <= edges <= right:
-            raise ValueError(f"{name}: fan_out must be in [1, {right}] in junction {i}; got {edges}")
+        check(name, is_whole(edges) and 1 <= edges <= right, "fan_out", f"in [1, {right}] in junction {i}", edges)
         if left * edges % right:
             raise ValueError(
                 f"{name}: fan_out must give every right neuron of junction {i} ({left} -> {right}) the same fan-in, a whole number "
                 f"of at least 1; got {edges}, a fan-in of {left * edges / right:g}"
             )
-    return fan_out
+    return tuple(fan_out)
+
+
+def _within_64_bits(seed: int) -> int:
+    return seed if -(2**63) <= seed < 2**64 else seed % 2**64
 
 
 @torch.no_grad()

@@ -11,6 +11,9 @@ from typing import Any
 
 from torch import nn
 
+from sparsekern.models.options import check, check_numbers
+from sparsekern.topology.draw import said
+
 Builder = Callable[..., nn.Module]
 
 
@@ -51,20 +54,30 @@ def register_model(
     Raises:
         ValueError: ``register_model: name must be new; got 'nin'``
     """
-    name = builder.__name__ if name is None else name
+    reduced_shape = input_shape if reduced_shape is None else reduced_shape
+    check("register_model", callable(builder), "builder", "callable", builder)
+    name = getattr(builder, "__name__", None) if name is None else name
+    for arg, value in {"name": name, "paper": paper, "dense": "" if dense is None else dense}.items():
+        check("register_model", isinstance(value, str), arg, "a string", value)
+    for arg, shape in {"input_shape": input_shape, "reduced_shape": reduced_shape}.items():
+        check_numbers("register_model", arg, shape, "positive (C, H, W) or (features,)")
     if name in _CARDS:
         raise ValueError(f"register_model: name must be new; got {name!r}")
-    _CARDS[name] = ModelCard(name, builder, paper, input_shape, reduced_shape or input_shape, dense)
+    _CARDS[str(name)] = ModelCard(str(name), builder, paper, input_shape, reduced_shape, dense)
     return builder
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Return the registered names that match a shell pattern, in natural order.
 
+    Raises:
+        ValueError: ``list_models: pattern must be a string; got 3``
+
     Example:
         >>> list_models("nin_root_?")
         ['nin_root_2', 'nin_root_4', 'nin_root_8']
     """
+    check("list_models", isinstance(pattern, str), "pattern", "a string", pattern)
     return sorted(fnmatch.filter(_CARDS, pattern), key=_natural)
 
 
@@ -78,10 +91,10 @@ def model_card(name: str) -> ModelCard:
         >>> model_card("nin_root_8").dense
         'nin'
     """
-    if name not in _CARDS:
+    if not isinstance(name, str) or name not in _CARDS:
         near = difflib.get_close_matches(str(name), _CARDS, n=4, cutoff=0.5)
         hint = f"nearest: {', '.join(near)}" if near else f"registered: {', '.join(list_models())}"
-        raise ValueError(f"create_model: name must be a registered model; got {name!r} ({hint})")
+        raise ValueError(f"create_model: name must be a registered model; got {said(name)} ({hint})")
     return _CARDS[name]
 
 

@@ -39,6 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.models.group_plan import group_plan
+from sparsekern.models.options import check, check_groups, check_numbers, check_options
 from sparsekern.models.parts import ConvFactory, Groups, add_relu, conv_unit, default_conv, he_init_, linear_init_, make_conv
 from sparsekern.models.registry import register_model
 
@@ -185,12 +186,11 @@ class ResNet(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        if stride_in not in STRIDE_IN:
-            raise ValueError(f"ResNet: stride_in must be one of {', '.join(STRIDE_IN)}; got {stride_in!r}")
-        if len(groups) != 4:
-            raise ValueError(f"ResNet: groups must be one for each of the 4 stages; got {groups}")
-        if len(blocks) != 4 or min(blocks) < 1:
-            raise ValueError(f"ResNet: blocks must be 4 numbers of at least 1; got {blocks}")
+        check_options("ResNet", classes=classes, conv=conv, preactivation=preactivation, stem_bias=stem_bias, batch_norm=batch_norm)
+        known = isinstance(stride_in, str) and stride_in in STRIDE_IN
+        check("ResNet", known, "stride_in", f"one of {', '.join(STRIDE_IN)}", stride_in)
+        check_groups("ResNet", groups, 4, "one for each of the 4 stages")
+        check_numbers("ResNet", "blocks", blocks, "4 numbers of at least 1", number=4, bits=10)
         conv = default_conv() if conv is None else conv
         _add_unit(self, "1", conv_unit(conv, "1", 3, 64, 7, stride=2, bias=stem_bias or not batch_norm, batch_norm=batch_norm))
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)

@@ -43,8 +43,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from sparsekern.models.options import check, check_numbers, check_options
 from sparsekern.models.parts import ConvFactory, default_conv, make_conv
 from sparsekern.models.registry import register_model
+from sparsekern.topology.draw import check_real
 
 NAMES = (
     "conv1", "conv1_0", "conv2", "conv2_1", "conv2_2", "conv3", "conv4", "conv4_1", "conv4_2", "conv4_0", "cccp4", "cccp5", "cccp6",
@@ -108,10 +110,12 @@ class SimpleNet(nn.Sequential):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise ValueError(f"SimpleNet: dropout must be in [0, 1); got {dropout}")
-        if len(input_shape) != 3 or min(input_shape) < 1:
-            raise ValueError(f"SimpleNet: input_shape must be positive (C, H, W); got {tuple(input_shape)}")
+        check_options("SimpleNet", classes=classes, conv=conv, batch_norm=batch_norm)
+        check_real("SimpleNet", "in [0, 1)", lambda p: 0 <= p < 1, dropout=dropout)
+        check_numbers("SimpleNet", "input_shape", input_shape, "positive (C, H, W)", number=3)
+        check("SimpleNet", isinstance(sizes, Sizes), "sizes", "one of SIZES, or another Sizes", sizes)
+        check_numbers("SimpleNet", "sizes.widths", sizes.widths, f"{len(NAMES)} positive numbers", number=len(NAMES))
+        check_numbers("SimpleNet", "sizes.last_kernels", sizes.last_kernels, "3 positive numbers", number=3)
         conv = default_conv() if conv is None else conv
         channels, *last_map = input_shape
         kernels = (3,) * NORMED + sizes.last_kernels

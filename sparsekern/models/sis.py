@@ -32,6 +32,7 @@ from sparsekern.models.form import form_stochastic
 from sparsekern.models.nin import NiN
 from sparsekern.models.parts import ConvFactory
 from sparsekern.models.registry import register_model
+from sparsekern.topology.draw import check_real
 
 
 def sis_widths(t_p: float = 1.0) -> tuple[tuple[int, ...], ...]:
@@ -78,8 +79,7 @@ def sis_nin(
         >>> sum(layer.weight.numel() for layer in (net.conv1a, net.conv2a, net.conv3a))
         53136
     """
-    if not 0 < t_p <= 1:
-        raise ValueError(f"sis_nin: t_p must be in (0, 1]; got {t_p}")
+    check_real("sis_nin", "in (0, 1]", lambda t: 0 < t <= 1, t_p=t_p)
     net = NiN(widths=sis_widths(t_p), classes=classes, bias=bias, batch_norm=batch_norm, conv=conv, generator=generator)
     return form_stochastic(net, conv=t_c, granularity=granularity, count=count, seed=seed)
 

@@ -68,16 +68,20 @@ def check_table(op: str, arg: str, table: object) -> None:
         raise ValueError(f"{op}: {arg} must be [OB, F] integers; got {list(table.shape)} {table.dtype}")
 
 
+def check_seed(op: str, seed: object) -> None:
+    if seed is not None and not (is_whole(seed) and -(2**63) <= int(seed) < 2**64):  # type: ignore[call-overload] # a number
+        raise ValueError(f"{op}: seed must be None or a whole number of 64 bits; got {said(seed)}")
+
+
 def generator(seed: int | None) -> torch.Generator | None:
     """None (torch's global generator) without a seed, else a fresh CPU generator: the same draws on every machine.
 
     Raises:
         ValueError: ``topology: seed must be None or a whole number of 64 bits; got '3'``
     """
+    check_seed("topology", seed)
     if seed is None:
         return None
-    if not is_whole(seed) or not -(2**63) <= int(seed) < 2**64:
-        raise ValueError(f"topology: seed must be None or a whole number of 64 bits; got {said(seed)}")
     seed = int(seed)  # torch's generator reads 32 bits: without this, seeds that differ above them would draw alike
     return torch.Generator().manual_seed(seed if 0 <= seed < 2**32 else zlib.crc32(str(seed).encode()))
 

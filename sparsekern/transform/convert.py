@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsekern.topology.draw import check_flag
+from sparsekern.topology.draw import check_flag, check_seed
 from sparsekern.transform.carry import Holder, check_model, duplicate
 from sparsekern.transform.convert_report import ConvertReport
 from sparsekern.transform.example import Example, calls_of
@@ -78,6 +78,7 @@ def convert(
     """
     _check_arguments(model, plan, policy, example_input, rounds)
     check_flag("convert", inplace=inplace, training=training)
+    check_seed("convert", seed)
     holder = Holder(model if inplace else duplicate(model))
     training = model.training if training is None else training
     report = ConvertReport(policy, training, torch.get_num_threads())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsekern.topology.draw import check_flag, check_whole, said
 from sparsekern.transform.agree import agree, difference, flat
 from sparsekern.transform.chain import RootChain
 from sparsekern.transform.graph import copied
@@ -53,7 +54,7 @@ def optimize(
 
     Raises:
         ValueError: ``optimize: model must compute the same twice; got outputs that differ by 0.3`` for a model that is random or keeps
-            state in eval mode.
+            state in eval mode; ``optimize: rounds must be at least 1; got 0``
 
     Cost:
         A second to a minute, most of it for timing: about 30 calls of the model. Each candidate is a copy of the model's
@@ -70,6 +71,12 @@ def optimize(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"optimize: model must be an nn.Module; got {type(model).__name__}")
+    check_flag("optimize", pack=pack, pool=pool)
+    check_whole("optimize", rounds=rounds)
+    if rounds < 1:
+        raise ValueError(f"optimize: rounds must be at least 1; got {rounds}")
+    if progress is not None and (not callable(progress) or isinstance(progress, type)):
+        raise ValueError(f"optimize: progress must be None or a function of a string; got {said(progress)}")
     model = copy.deepcopy(model).eval().requires_grad_(False)
     report, progress = OptimizeReport(), progress or (lambda doing: None)
     with torch.no_grad():

@@ -235,6 +235,17 @@ def test_what_cannot_be_loaded_changes_nothing():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_batch_norm_that_does_not_fit_is_left_with_its_convolution():
+    trained = nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1)).state_dict()
+    for wrong in ({"1.running_var": torch.ones(3)}, {"1.running_var": None}, {"0.bias": torch.ones(2, 4)}):
+        model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Identity(), nn.Conv2d(4, 3, 1))
+        report = load_dense(model, trained | wrong)
+        assert (
+            report.left["0.weight"] == "it and its batch-norm do not fit together" and report.left["1.weight"] == "its convolution was left"
+        )
+        assert report.kept == ["2.weight", "2.bias"] and list(report.missing) == ["0.weight", "0.bias"]
+
+
 def test_more_groups_than_ours_and_groups_that_do_not_divide_ours_are_left():
     dense, grouped = NiN(conv=nn.Conv2d), NiN((4, 4), conv=nn.Conv2d)
     assert load_dense(dense, grouped.state_dict()).left["conv2a.weight"] == "weight is [192, 24, 5, 5], the model's [192, 96, 5, 5]"

@@ -25,8 +25,10 @@ from torch import nn
 from trust.tally import tally
 
 import sparsekern
-from sparsekern import data, ops, topology, train
+from sparsekern import data, models, ops, topology, train
 from sparsekern import nn as layers
+from sparsekern.models import registry
+from sparsekern.models.simplenet import SIZES
 from sparsekern.ops import backends
 
 WRONG: dict[str, Any] = {
@@ -212,8 +214,61 @@ def _files() -> dict[str, tuple[Callable, dict]]:
     }
 
 
+def _models() -> dict[str, tuple[Callable, dict]]:
+    def light(build: Callable) -> Callable:  # without its weights, in milliseconds
+        def built(**options: Any) -> object:
+            with torch.device("meta"):
+                return build(**options)
+
+        return built
+
+    def registered(**options: Any) -> None:
+        known = dict(registry._CARDS)
+        try:
+            models.register_model(**options)
+        finally:
+            registry._CARDS.clear()
+            registry._CARDS.update(known)
+
+    small = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(8, 4))
+    layer = nn.Sequential(nn.Conv2d(2, 4, 1))
+    trained = nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4)).state_dict()
+    entries = {name.replace(".", "_"): value for name, value in trained.items()}
+    ones, usual = (1, 1, 1, 1), dict(classes=2, conv=None, generator=None)
+    normed = usual | dict(batch_norm=True)
+    fractions = dict(conv=0.5, pointwise=0.5, linear=0.5, layers={"0": 0.5})
+    masks = dict(granularity="spatial", count="exact", seed=0)
+    connected = dict(name="net", neurons=(8, 4), input_shape=(8,), fan_out=(2, 2), bias=True, topology="regular", seed=0)
+    convolved = connected | dict(convs=(4, "P"), kernel_size=3, input_shape=(1, 4, 4), batch_norm=True, conv=None, generator=None)
+    return {
+        "group_plan": (models.group_plan, dict(topology="tree", degree=2, levels=2, channels=[(4, 4), (8, 8)])),
+        "group_plan, levels": (models.group_plan, dict(topology="root", degree=2, levels=2)),
+        "create_model": (light(models.create_model), dict(name="nin")),
+        "model_card": (models.model_card, dict(name="nin")),
+        "list_models": (models.list_models, dict(pattern="nin*")),
+        "register_model": (registered, dict(builder=models.NiN, name="new", paper="a paper", input_shape=(3, 32, 32),
+                                            reduced_shape=(3, 16, 16), dense="nin")),
+        "form_stochastic": (lambda model, **k: models.form_stochastic(copy.deepcopy(model), **k),
+                            dict(model=small, **fractions, **masks, pointwise_granularity="synapse")),
+        "load_dense": (models.load_dense, dict(model=layer, state_dict=trained, eps=1e-5)),
+        "load_dense, entries": (lambda **k: models.load_dense(layer, {name.replace("_", ".", 1): v for name, v in k.items()}), entries),
+        "NiN": (models.NiN, dict(groups=(2, 2), widths=((4, 4, 4), (4, 4, 4), (4, 4)), bias=True, **normed)),
+        "AlexNet": (light(models.AlexNet), dict(groups=(2, 2, 2), input_shape=(3, 67, 67), dropout=0.5, **usual)),
+        "GoogLeNet": (light(models.GoogLeNet), dict(groups=(2, (2, 2), 1, 1), aux="training", input_shape=(3, 32, 32), dropout=0.4,
+                                                    aux_dropout=0.7, **normed)),
+        "ResNet": (light(models.ResNet), dict(groups=ones, blocks=ones, preactivation=False, stride_in="1x1", stem_bias=True, **normed)),
+        "SimpleNet": (light(models.SimpleNet), dict(sizes=SIZES["simplenet_310k"], input_shape=(3, 20, 20), dropout=0.1, **normed)),
+        "PatternNet": (models.PatternNet, connected),
+        "PatternNet, convolutions": (models.PatternNet, convolved),
+        "sis_nin": (light(models.sis_nin), dict(t_p=0.25, t_c=0.25, **masks, bias=False, **normed)),
+        "optimize": (lambda model, example_input, **k: sparsekern.optimize(model, example_input, **k),
+                     dict(model=nn.Linear(8, 4), example_input=torch.ones(1, 8), pack=False, pool=False, rounds=1, progress=None)),
+    }  # fmt: skip
+
+
 CALLS = {
     "operators": _operators, "layers": _layers, "topologies": _topologies, "conversions": _conversions, "files": _files,
+    "models": _models,
 }  # fmt: skip
 
 
