@@ -10,15 +10,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import hypothesis
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from trust.cases import DTYPES, PLAIN, lies, servers, sizes, windows
-from trust.tally import tally
+from trust.drawn import drawn
 
 from sparsekern.ops import backends, joined_conv2d_packed, pack_grouped_conv2d, pool2d, root_conv2d, root_conv2d_packed, sequence2d
 
@@ -217,32 +215,16 @@ def hold(case: Drawn) -> None:
     assert bool((off <= case.error).all()), f"off by {off.max()}, {(off - case.error).max()} over the bound"
 
 
-def drawn(name: str, count: int, seed: int) -> None:
-    tried = []
-
-    @hypothesis.seed(seed)
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False)
-    @given(case=CHAINS[name]())
-    def every(case):
-        tried.append(1)
-        hold(case)
-
-    try:
-        every()
-    finally:
-        tally(f"{name}, drawn", len(tried))
-
-
 NAMES = [name for name in CHAINS if backends.has_kernels("cpu") or name in ("pool2d", "root_conv2d")]  # the others run on packs alone
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_drawn_chains(name):
-    drawn(name, QUICK[name], seed=0)
+    drawn(name, CHAINS[name](), hold, QUICK[name], seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(1, PARTS + 1))
 @pytest.mark.parametrize("name", NAMES)
 def test_many_drawn_chains(name, part):
-    drawn(name, FULL, seed=part)
+    drawn(name, CHAINS[name](), hold, FULL, seed=part)

@@ -10,14 +10,13 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import hypothesis
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from trust.cases import lies, servers, sizes
-from trust.tally import tally
+from trust.drawn import drawn
 
 from sparsekern import nn as sknn
 from sparsekern.ops import backends
@@ -190,29 +189,13 @@ def hold(case: Drawn) -> None:
                 within("packed", packed(x), truth["out"], limit["out"])
 
 
-def drawn(name: str, count: int, seed: int) -> None:
-    tried = []
-
-    @hypothesis.seed(seed)
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False)
-    @given(case=LAYERS[name]())
-    def every(case):
-        tried.append(1)
-        hold(case)
-
-    try:
-        every()
-    finally:
-        tally(f"{name}, drawn", len(tried))
-
-
 @pytest.mark.parametrize("name", LAYERS)
 def test_drawn_layers(name):
-    drawn(name, QUICK, seed=0)
+    drawn(name, LAYERS[name](), hold, QUICK, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(1, PARTS + 1))
 @pytest.mark.parametrize("name", LAYERS)
 def test_many_drawn_layers(name, part):
-    drawn(name, FULL, seed=part)
+    drawn(name, LAYERS[name](), hold, FULL, seed=part)

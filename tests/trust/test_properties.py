@@ -6,14 +6,13 @@ The quick run draws a few hundred cases, the full run more than 20,000, from fix
 from __future__ import annotations
 
 import copy
+from functools import partial
 
-import hypothesis
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
 from trust.cases import CASES, Case
+from trust.drawn import drawn
 from trust.lay import LAYS
-from trust.tally import tally
 
 from sparsekern.ops import OPS, backends, grouped_conv2d_packed, pack_grouped_conv2d, pack_sparse_linear, sparse_linear_packed
 from sparsekern.ops.define import Op
@@ -111,29 +110,13 @@ def hold(name: str, case: Case) -> None:
         assert torch.equal(inputs[key], tensor), f"{key} was written to"
 
 
-def drawn(name: str, count: int, seed: int) -> None:
-    tried = []
-
-    @hypothesis.seed(seed)
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False)
-    @given(case=CASES[name]())
-    def every(case):
-        tried.append(1)
-        hold(name, case)
-
-    try:
-        every()
-    finally:
-        tally(f"{name}, drawn", len(tried))
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_drawn_calls(name):
-    drawn(name, QUICK[name], seed=0)
+    drawn(name, CASES[name](), partial(hold, name), QUICK[name], seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(1, PARTS + 1))
 @pytest.mark.parametrize("name", CASES)
 def test_many_drawn_calls(name, part):
-    drawn(name, FULL[name], seed=part)
+    drawn(name, CASES[name](), partial(hold, name), FULL[name], seed=part)
