@@ -36,10 +36,23 @@ def commit() -> str:
     return (git("rev-parse", "--short", "HEAD") or "no commit") + (", changed" if git("status", "--porcelain") else "")
 
 
+def processor() -> str:
+    """This machine's, with the kernels that it can run and those that it cannot: their tests were skipped."""
+    try:
+        from sparsekern.measure.machine import machine_card
+        from sparsekern.ops import backends
+    except ImportError:
+        return platform.machine()
+    there = [p.removeprefix("cpu/") for p in backends.providers() if p.startswith("cpu/")]
+    missing = [name for name in ("base", "avx2", "avx512", "amx") if name not in there]
+    never = f" (not there, so not run: those for {' and '.join(missing)})" if missing else ""
+    return f"{machine_card()['cpu']}, kernels for {', '.join(there)}{never}"
+
+
 def page(ran: Mapping[str, dict]) -> str:
     """In Markdown: where it ran, and the table."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "numpy"))
-    where = f"{platform.machine()}, Python {platform.python_version()}, {versions}"
+    where = f"{processor()}; Python {platform.python_version()}, {versions}"
     line = "| `{}` | {} | {} | {:.1f} | {} | {} |".format
     rows = [line(name, r["cases"], r["failures"], r["minutes"], r.get("commit", ""), remark(r)) for name, r in ran.items()]
     every = total(ran)

@@ -47,3 +47,15 @@ def test_skipped_tests_and_missing_tools(results):
     assert row("trust").endswith("seven million: too little memory; 2 skipped")
     assert row("trust", failures=1).endswith("FAILED; seven million: too little memory; 2 skipped")
     assert report.remark({"failures": 0, "skipped": True}) == "skipped: a tool is missing"
+
+
+def test_programs_that_cannot_run_here_are_skipped(results):
+    """A C++ test of kernels that this processor lacks says so and ends well; ctest takes the words for a test that was skipped."""
+    root = run.ROOT
+    words = "skip: "
+    assert f'"{words}%s is not supported here' in (root / "tests/cpp/check.h").read_text()
+    for program in (root / "tests/cpp").glob("test_*.cpp"):
+        assert program.read_text().split("int main(", 1)[1].split("{", 1)[1].lstrip().startswith("if (!check::wanted_isa()) return 0;"), program
+    assert f'ENVIRONMENT SPARSEKERN_ISA=${{isa}} SKIP_REGULAR_EXPRESSION "{words}")' in (root / "CMakeLists.txt").read_text()
+    (results / "cpp-2.xml").write_text('<testsuite name="Linux" tests="40" failures="0" disabled="0" skipped="18"/>')  # as ctest writes it
+    assert run.counted("cpp") == (22, 0) and run.notes("cpp") == ["18 skipped"]

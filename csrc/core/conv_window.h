@@ -57,5 +57,10 @@ inline bool torch_can_run(const int64_t (&size)[2], const int64_t (&outputs)[2],
   }
   return true;
 }
+// Its float32 weight gradient of a single tap reads memory of its own that nobody wrote, where strides pass pixels by and few channels come in
+// (oneDNN's kernel for AVX2).
+inline bool torch_misreads_passed_pixels(int64_t channels, const int64_t (&taps)[2], const int64_t (&stride)[2], const int64_t (&pad)[2]) {
+  return channels < 8 && taps[0] * taps[1] == 1 && stride[0] * stride[1] > 1 && pad[0] + pad[1] == 0;
+}
 
 }  // namespace sk

@@ -87,8 +87,10 @@ optional<Tensor> direct_grouped(const Tensor& x, const Tensor& weight, const opt
   s.weight_channels_last = channels_last(weight);
   if ((!s.weight_channels_last && !weight.is_contiguous()) || DeadTaps(s)) return {};
   if (!grouped_conv2d_choice(s, ConvProduct::forward, bf16 ? ConvType::bf16 : ConvType::fp32).ours) {
+    // in 16 bits where it surely has kernels for them: the operator asks
     const bool can =
-        bf16 ? torch_can_run({s.H, s.W}, {s.OH, s.OW}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w})
+        bf16 ? isa() == Isa::amx &&
+                   torch_can_run({s.H, s.W}, {s.OH, s.OW}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w})
              : torch_survives({s.H, s.W}, {s.OH, s.OW}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w});
     return can ? optional<Tensor>(by_torch(x, weight, bias, w, relu, s)) : std::nullopt;
   }

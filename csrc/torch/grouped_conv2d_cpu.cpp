@@ -6,6 +6,7 @@
 #include "core/turn_filters.h"
 #include "torch/dead_taps.h"
 #include "torch/grouped_conv2d.h"
+#include "torch/torch_convolution.h"
 
 namespace sk::glue {
 namespace {
@@ -13,17 +14,15 @@ namespace {
 // Who serves, what torch cannot do counted in.
 ConvChoice choice_of(const Conv2dShape& s, ConvProduct product, ConvType type) {
   const ConvChoice choice = grouped_conv2d_choice(s, product, type);
-  const bool can =
-      type == ConvType::fp32
-          ? torch_survives({s.H, s.W}, {s.OH, s.OW}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w})
-          : torch_can_run({s.H, s.W}, {s.OH, s.OW}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w});
-  if (choice.ours || can) return choice;
-  return {true, type == ConvType::fp32 ? "torch's dilated convolutions fail in this window" : "torch's 16-bit convolutions fail in this window"};
+  if (choice.ours) return choice;
+  const bool grad_weight = product == ConvProduct::grad_weight;
+  const char* cannot = torch_cannot(type, grad_weight, s.C, {s.H, s.W}, {s.OH, s.OW}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w},
+                                    {s.dilation_h, s.dilation_w});
+  return cannot ? ConvChoice{true, cannot} : choice;
 }
 
 bool torch_wins(const Conv2dShape& s, ConvProduct product, ScalarType type) {
-  const ConvType of = type == ScalarType::BFloat16 ? ConvType::bf16 : type == ScalarType::Half ? ConvType::fp16 : ConvType::fp32;
-  return type != ScalarType::Double && !choice_of(s, product, of).ours;
+  return type != ScalarType::Double && !choice_of(s, product, conv_type(type)).ours;
 }
 
 using Ints = std::vector<int64_t>;

@@ -1,8 +1,8 @@
 // sparse_conv2d on the CPU: check, allocate, hand over to core/sparse_conv2d.cpp or, where that is faster, to torch's convolution.
-#include "core/conv_window.h"
 #include "core/sparse_conv2d_plan.h"
 #include "core/window_range.h"
 #include "torch/glue.h"
+#include "torch/torch_convolution.h"
 
 namespace sk::glue {
 namespace {
@@ -86,18 +86,18 @@ struct ConvPlanHolder {
 };
 
 // Who serves, what torch cannot do counted in.
-SparseConv2dChoice choice_of(const SparseConv2dShape& s, SparseConv2dProduct product, bool half) {
-  SparseConv2dChoice choice = sparse_conv2d_choice(s, product, half);
-  if (choice.kernel == SparseConv2dKernel::dense &&
-      !(half
-            ? torch_can_run({s.H, s.W}, {s.OH(), s.OW()}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w})
-            : torch_survives({s.H, s.W}, {s.OH(), s.OW()}, {s.KH, s.KW}, {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w})))
+SparseConv2dChoice choice_of(const SparseConv2dShape& s, SparseConv2dProduct product, ConvType type) {
+  SparseConv2dChoice choice = sparse_conv2d_choice(s, product, type != ConvType::fp32);
+  const bool grad_weight = product == SparseConv2dProduct::grad_weight;
+  if (choice.kernel == SparseConv2dKernel::dense && torch_cannot(type, grad_weight, s.C, {s.H, s.W}, {s.OH(), s.OW()}, {s.KH, s.KW},
+                                                                 {s.stride_h, s.stride_w}, {s.pad_h, s.pad_w}, {s.dilation_h, s.dilation_w}))
     choice.kernel = sparse_conv_tiled(s) ? SparseConv2dKernel::tile : SparseConv2dKernel::list;
   return choice;
 }
 
 bool dense_wins(const SparseConv2dShape& s, SparseConv2dProduct product, const Tensor& like) {
-  return like.scalar_type() != ScalarType::Double && choice_of(s, product, is_half(like.scalar_type())).kernel == SparseConv2dKernel::dense;
+  const ScalarType type = like.scalar_type();
+  return type != ScalarType::Double && choice_of(s, product, conv_type(type)).kernel == SparseConv2dKernel::dense;
 }
 
 template <class F>
@@ -255,9 +255,9 @@ Tensor plan_sparse_conv2d(const Tensor& indptr, const Tensor& index, int64_t C, 
 // [kernel code, estimated time over dense]
 Tensor choose_sparse_conv2d(const Tensor& like, int64_t N, int64_t H, int64_t W, int64_t K, int64_t C, int64_t KH, int64_t KW, int64_t stride_h,
                             int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t BO, int64_t BI,
-                            int64_t BT, int64_t nnz, int64_t product, bool half, bool channels_last) {
+                            int64_t BT, int64_t nnz, int64_t product, int64_t type, bool channels_last) {
   const SparseConv2dShape s{N, C, H, W, K, KH, KW, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, BO, BI, BT, nnz, channels_last};
-  const SparseConv2dChoice c = choice_of(s, SparseConv2dProduct(product), half);
+  const SparseConv2dChoice c = choice_of(s, SparseConv2dProduct(product), ConvType(type));
   const Tensor out = new_tensor(like, std::array<int64_t, 1>{2});
   double* o = static_cast<double*>(out.mutable_data_ptr());
   o[0] = double(c.kernel), o[1] = c.relative_cost;

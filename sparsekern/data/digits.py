@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sparsekern.data.files import is_whole
+from sparsekern.arguments import is_whole
 from sparsekern.data.samples import Samples
 
 TEST = 360  # of 1797
@@ -30,7 +30,7 @@ def digits(split: str = "train", *, seed: int = 0) -> Samples:
     """
     if not isinstance(split, str) or split not in ("train", "test", "all"):
         raise ValueError(f"digits: split must be one of ['all', 'test', 'train']; got {split!r}")
-    if not is_whole(seed) or seed < 0:
+    if not is_whole(seed, 2**63 - 1) or seed < 0:
         raise ValueError(f"digits: seed must be a whole number of at least 0; got {seed!r}")
     try:
         from sklearn.datasets import load_digits

@@ -7,18 +7,11 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
-
 
 def require(condition: bool, op: str, arg: str, rule: str, got: object, source: str) -> None:
     """Raise ``<op>: <arg> must be <rule>; got <value> (<source>)`` unless ``condition``."""
     if not condition:
         raise ValueError(f"{op}: {arg} must be {rule}; got {got} ({source})")
-
-
-def is_whole(value: object, most: int = 2**63 - 1) -> bool:
-    """An int, of Python or numpy, up to ``most``; tensors and arrays are none, nor are types."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value <= most)
 
 
 def check_path(op: str, **paths: object) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsekern.data.files import is_whole
+from sparsekern.arguments import is_whole
 from sparsekern.data.samples import Samples
 
 #: Codeword of each class; a class's label is its place here.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsekern.data.files import is_whole
+from sparsekern.arguments import is_whole
 
 PHOTOGRAPHS = "two photographs installed with scikit-learn (china.jpg, flower.jpg)"
 

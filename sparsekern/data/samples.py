@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsekern.data.files import is_whole
+from sparsekern.arguments import is_whole
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Samples:
 
     def first_per_class(self, n: int) -> Samples:
         """The first ``n`` samples of each class, in their order."""
-        if not is_whole(n) or n < 0:
+        if not is_whole(n, 2**63 - 1) or n < 0:
             raise ValueError(
                 f"Samples: n must be a whole number of at least 0; got {type(n).__name__ if isinstance(n, Tensor) else repr(n)}"
             )

@@ -27,15 +27,15 @@ groups save 36 % of the multiply-adds and 38 % of the convolution weights.
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from sparsekern.arguments import is_whole
 from sparsekern.models.options import check_groups, check_image, check_options
 from sparsekern.models.parts import ConvFactory, Groups, conv_unit, default_conv, he_init_, linear_init_
 from sparsekern.models.registry import register_model
-from sparsekern.topology.draw import is_whole
 
 INPUT_SHAPE = (3, 227, 227)
 
@@ -81,9 +81,9 @@ class AlexNet(nn.Sequential):
         check_options("AlexNet", classes=classes, conv=conv, dropouts={"dropout": dropout})
         check_image("AlexNet", input_shape, 67)
         unit = partial(conv_unit, default_conv() if conv is None else conv)
-        groups = (groups,) * 3 if is_whole(groups) else groups  # type: ignore[assignment] # of one number
-        check_groups("AlexNet", groups, 3, "a number, or one for each of conv2, conv4 and conv5")
-        g2, g4, g5 = groups  # type: ignore[misc] # as was checked
+        each: Any = (groups,) * 3 if is_whole(groups) else groups
+        check_groups("AlexNet", each, 3, "a number, or one for each of conv2, conv4 and conv5")
+        g2, g4, g5 = each
         normalise = partial(nn.LocalResponseNorm, 5, alpha=1e-4, beta=0.75)
         pool = partial(nn.MaxPool2d, 3, stride=2, ceil_mode=True)
         layers = {

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsekern.arguments import check_real
 from sparsekern.nn.group_weights import has_fewer_groups, inside_groups
-from sparsekern.topology.draw import check_real
 
 Layers = dict[str, dict[str, Tensor]]  # {"layer1.0.bn1": {"weight": ..., "running_mean": ...}}
 

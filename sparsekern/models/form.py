@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsekern.arguments import check_real, check_seed
 from sparsekern.models.options import check
 from sparsekern.nn import SparseLinear, StochasticConv2d
 from sparsekern.nn.group_weights import window_of
 from sparsekern.nn.stochastic_conv2d import GRANULARITIES
 from sparsekern.topology.conv_masks import COUNTS
-from sparsekern.topology.draw import check_real, check_seed, named_seed
+from sparsekern.topology.draw import named_seed
 
 
 class StochasticConvReLU2d(StochasticConv2d):

@@ -34,11 +34,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsekern.arguments import is_whole
 from sparsekern.models.group_plan import group_plan
 from sparsekern.models.options import check, check_image, check_options
 from sparsekern.models.parts import ConvFactory, default_conv, he_init_, linear_init_, make_conv
 from sparsekern.models.registry import register_model
-from sparsekern.topology.draw import is_whole
 
 GoogLeNetOutputs = namedtuple("GoogLeNetOutputs", ["logits", "aux2", "aux1"])  # torchvision's names and order
 

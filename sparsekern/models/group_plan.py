@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sparsekern.arguments import check_whole
 from sparsekern.models.options import check, check_numbers
-from sparsekern.topology.draw import check_whole
 
 TOPOLOGIES = ("root", "tree", "column")
 

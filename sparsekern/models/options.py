@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from sparsekern.topology.draw import check_flag, check_real, check_whole, is_whole, said
+from sparsekern.arguments import check_flag, check_real, check_whole, is_whole, said
 
 
 def check(op: str, condition: bool, arg: str, rule: str, got: object) -> None:

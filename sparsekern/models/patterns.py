@@ -38,11 +38,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsekern.arguments import check_seed, check_whole, is_whole
 from sparsekern.models.options import check, check_numbers, check_options
 from sparsekern.models.parts import ConvFactory, conv_unit, default_conv, he_init_
 from sparsekern.models.registry import register_model
 from sparsekern.nn import SparseLinear
-from sparsekern.topology.draw import check_seed, check_whole, is_whole
 
 POOL = "P"
 CIFAR_CONVS = (64, 64, POOL, 128, 128, POOL, 256, 256, POOL)
@@ -159,7 +159,7 @@ class FlattenTo(nn.Module):
 
 def _check_fan_out(name: str, neurons: Sequence[int], fan_out: Sequence[int]) -> tuple[int, ...]:
     junctions = list(pairwise(neurons))
-    fan_out = (fan_out,) if is_whole(fan_out) else fan_out  # type: ignore[assignment] # of one number
+    fan_out = (fan_out,) if is_whole(fan_out) else fan_out
     sizes = ", ".join(f"{left} -> {right}" for left, right in junctions)
     listed = isinstance(fan_out, tuple | list) and len(fan_out) == len(junctions)
     check(name, listed, "fan_out", f"one number per junction, ({sizes})", fan_out)

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from sparsekern.arguments import said
 from sparsekern.models.options import check, check_numbers
-from sparsekern.topology.draw import said
 
 Builder = Callable[..., nn.Module]
 

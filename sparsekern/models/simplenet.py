@@ -43,10 +43,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from sparsekern.arguments import check_real
 from sparsekern.models.options import check, check_numbers, check_options
 from sparsekern.models.parts import ConvFactory, default_conv, make_conv
 from sparsekern.models.registry import register_model
-from sparsekern.topology.draw import check_real
 
 NAMES = (
     "conv1", "conv1_0", "conv2", "conv2_1", "conv2_2", "conv3", "conv4", "conv4_1", "conv4_2", "conv4_0", "cccp4", "cccp5", "cccp6",

@@ -28,11 +28,11 @@ from functools import partial
 import torch
 from torch import nn
 
+from sparsekern.arguments import check_real
 from sparsekern.models.form import form_stochastic
 from sparsekern.models.nin import NiN
 from sparsekern.models.parts import ConvFactory
 from sparsekern.models.registry import register_model
-from sparsekern.topology.draw import check_real
 
 
 def sis_widths(t_p: float = 1.0) -> tuple[tuple[int, ...], ...]:

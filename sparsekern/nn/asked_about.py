@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsekern.arguments import check_flag
 from sparsekern.nn.group_weights import image_shape
-from sparsekern.topology.draw import check_flag
 
 
 def images(op: str, channels: int, x_shape: Sequence[int] | Tensor | None, channels_last: bool) -> tuple[tuple[int, int, int, int], bool]:

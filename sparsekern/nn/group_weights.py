@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsekern.topology.draw import check_whole, is_whole, said
+from sparsekern.arguments import check_whole, is_whole, said
 
 
 def spread_groups(weight: Tensor, groups: int) -> Tensor:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from sparsekern.arguments import check_dtype, check_flag, check_pairs, check_whole, said
 from sparsekern.nn import asked_about
 from sparsekern.nn.group_weights import check_conv, dense_twin, has_fewer_groups, image_shape, inside_groups, spread_groups, window_of
 from sparsekern.ops import backends
 from sparsekern.ops.cuda import explain_convolution
 from sparsekern.ops.grouped_conv2d import ACTIVATIONS, explain_grouped_conv2d, grouped_conv2d
 from sparsekern.ops.grouped_conv2d_packed import explain_packed, grouped_conv2d_packed, pack_grouped_conv2d
-from sparsekern.topology.draw import check_dtype, check_flag, check_pairs, check_whole, said
 
 _compiling = torch.compiler.is_compiling
 _quick = backends.quick_call.grouped_layer if backends.quick_call and backends.missing is None else None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern import topology as topologies
+from sparsekern.arguments import check_dtype, check_flag, said
 from sparsekern.nn import asked_about
 from sparsekern.nn.planned import PlannedModule
 from sparsekern.ops import backends, pack_sparse_linear, sparse_linear_packed
@@ -28,7 +29,6 @@ from sparsekern.ops.sparse_linear import (
     sparse_linear,
 )
 from sparsekern.ops.sparse_linear_packed import packed_windows
-from sparsekern.topology.draw import check_dtype, check_flag, said
 
 _grad_enabled, _compiling = torch.is_grad_enabled, torch.compiler.is_compiling
 # (a layer's attributes, x) -> out of the everyday call, else NotImplemented; None where it was not built for this torch

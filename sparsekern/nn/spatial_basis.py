@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
+from sparsekern.arguments import check_pairs, check_whole
 from sparsekern.nn.group_weights import window_of
 from sparsekern.nn.grouped_conv2d import GroupedConv2d
 from sparsekern.nn.side_by_side import ConvsSideBySide, Place
-from sparsekern.topology.draw import check_pairs, check_whole
 
 
 class SpatialBasisConv2d(ConvsSideBySide):

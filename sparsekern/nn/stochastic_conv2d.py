@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from sparsekern.arguments import check_dtype, check_flag, check_pairs, check_whole, said
 from sparsekern.nn import asked_about
 from sparsekern.nn.group_weights import check_conv, dense_twin, inside_groups, spread_groups, window_of
 from sparsekern.nn.planned import PlannedModule
@@ -25,7 +26,6 @@ from sparsekern.ops.sparse_conv2d import (
     run_sparse_conv2d,
 )
 from sparsekern.topology.conv_masks import COUNTS, conv_mask, mask_tables
-from sparsekern.topology.draw import check_dtype, check_flag, check_pairs, check_whole, said
 
 GRANULARITIES = ("spatial", "synapse", "kernel", "block")
 BLOCK = 16  # channels of a "block", out and in

@@ -8,9 +8,9 @@ from itertools import groupby
 import torch
 from torch.nn.modules.utils import _pair
 
+from sparsekern.arguments import check_whole
 from sparsekern.nn.grouped_conv2d import GroupedConv2d, check_group_sizes
 from sparsekern.nn.side_by_side import ConvsSideBySide, Place
-from sparsekern.topology.draw import check_whole
 
 
 class UnequalGroupedConv2d(ConvsSideBySide):

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch._C import _functorch, _is_any_autocast_enabled
 from torch.nn import Parameter
 
+from sparsekern.arguments import said as said  # also for the cards
 from sparsekern.ops import backends
 from sparsekern.ops.flop_formulas import register_flops
 
@@ -383,11 +384,6 @@ def check_pairs(op: str, **values: Any) -> None:
         must(len(both) == 2 and all(map(is_whole, both)), op, arg, "an int or two", said(got))
 
 
-def said(value: Any) -> str:
-    """What was got, in short."""
-    return f"{type(value).__name__} {list(value.shape)}" if isinstance(value, Tensor) and not value.is_nested else repr(value)
-
-
 def check_window(op: str, **pairs: tuple[int, int]) -> None:
     """Rows and columns of a window, none so large that sums and products of them could leave 64 bits."""
     for arg, pair in pairs.items():
@@ -410,6 +406,19 @@ def convolve(
     if max(dilation) > 1:
         x, weight = (t.clone(memory_format=torch.contiguous_format) for t in (x, weight))
     return torch.nn.functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def convolve_backward(
+    product: int, grad_out: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    groups: int = 1,
+) -> Tensor:  # fmt: skip
+    """torch's gradient of x (product 0) or of the weight (1), as :func:`convolve`, and with no channels_last operand where a stride passes
+    pixels by: of one tap the weight's gradient would be wrong (core/conv_window.h)."""
+    dilation = useful_dilation(dilation, weight.shape[2:])
+    if max(dilation) > 1 or max(stride) > 1:
+        grad_out, x, weight = (t.clone(memory_format=torch.contiguous_format) for t in (grad_out, x, weight))
+    mask = [product == 0, product == 1, False]
+    return torch.ops.aten.convolution_backward(grad_out, x, weight, None, stride, padding, dilation, False, [0, 0], groups, mask)[product]
 
 
 def check_tensor(op: str, arg: str, value: Any) -> None:

@@ -117,15 +117,6 @@ def reference(
     return _laid_out_like(x, (out.relu() if relu else out).to(x.dtype))
 
 
-def _backward(
-    grad_out: Tensor, x: Tensor, weight: Tensor, stride: Shape, padding: Shape, dilation: Shape, groups: int, mask: tuple[bool, bool, bool]
-) -> tuple[Tensor, ...]:
-    dilation = d.useful_dilation(dilation, weight.shape[2:])
-    if max(dilation) > 1:
-        grad_out, x, weight = (t.clone(memory_format=torch.contiguous_format) for t in (grad_out, x, weight))  # as convolve
-    return torch.ops.aten.convolution_backward(grad_out, x, weight, None, stride, padding, dilation, False, (0, 0), groups, mask)
-
-
 def reference_grad_x(
     grad_out: Tensor, weight: Tensor, height: int, width: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int,
     dilation_w: int, groups: int,
@@ -133,7 +124,7 @@ def reference_grad_x(
     g, w = d.compute(grad_out, weight)
     x = g.new_empty(g.shape[0], w.shape[1] * groups, height, width)  # only its sizes are used
     window = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups
-    return _laid_out_like(grad_out, _backward(g, x, w, *window, (True, False, False))[0].to(grad_out.dtype))
+    return _laid_out_like(grad_out, d.convolve_backward(0, g, x, w, *window).to(grad_out.dtype))
 
 
 def reference_grad_weight(
@@ -143,7 +134,7 @@ def reference_grad_weight(
     g, xc = d.compute(grad_out, x)
     weight = g.new_empty(g.shape[1], xc.shape[1] // groups, kernel_h, kernel_w)  # only its sizes are used
     window = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), groups
-    grad = _backward(g, xc, weight, *window, (False, True, False))[1]
+    grad = d.convolve_backward(1, g, xc, weight, *window)
     return grad.to(x.dtype).clone(memory_format=torch.contiguous_format)
 
 

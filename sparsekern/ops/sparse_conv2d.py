@@ -164,11 +164,6 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None, indptr: Tensor, in
     return _laid_out_like(x, d.convolve(xc, dense, bc, *_arguments(window)).to(x.dtype))
 
 
-def _apart(t: Tensor, window: Shape) -> Tensor:
-    """As in :func:`define.convolve`."""
-    return t.clone(memory_format=torch.contiguous_format) if max(window[6:8]) > 1 else t
-
-
 def reference_grad_x(
     grad_out: Tensor, weight: Tensor, indptr: Tensor, index: Tensor, plan: Tensor | None, channels: int, height: int, width: int,
     *window: int,
@@ -176,9 +171,7 @@ def reference_grad_x(
     g, w = d.compute(grad_out, weight)
     x = g.new_empty(grad_out.shape[0], channels, height, width)  # read for its sizes
     dense = dense_weight(w, indptr, index, channels, window[:2])
-    backward, g = torch.ops.aten.convolution_backward, _apart(g, window)
-    grad = backward(g, x, dense, None, *_arguments(window), False, [0, 0], 1, [True, False, False])[0]
-    return _laid_out_like(grad_out, grad.to(grad_out.dtype))
+    return _laid_out_like(grad_out, d.convolve_backward(0, g, x, dense, *_arguments(window)).to(grad_out.dtype))
 
 
 def reference_grad_weight(
@@ -187,8 +180,7 @@ def reference_grad_weight(
 ) -> Tensor:  # fmt: skip
     g, xc = d.compute(grad_out, x)
     dense = xc.new_empty(grad_out.shape[1], x.shape[1], *window[:2])  # read for its sizes
-    backward, g, xc = torch.ops.aten.convolution_backward, _apart(g, window), _apart(xc, window)
-    grad = backward(g, xc, dense, None, *_arguments(window), False, [0, 0], 1, [False, True, False])[1]
+    grad = d.convolve_backward(1, g, xc, dense, *_arguments(window))
     return kept_weight(grad, indptr, index, (block_out, block_in, block_taps)).to(x.dtype).contiguous()
 
 
@@ -406,7 +398,7 @@ OP = d.define(
 d.LIBRARY.define("plan_sparse_conv2d(Tensor indptr, Tensor index, int C, int KH, int KW, int BO, int BI, int BT) -> Tensor")
 d.LIBRARY.define(
     "choose_sparse_conv2d(Tensor like, int N, int H, int W, int K, int C, int KH, int KW, int stride_h, int stride_w, int pad_h, "
-    "int pad_w, int dilation_h, int dilation_w, int BO, int BI, int BT, int nnz, int product, bool half, bool channels_last) -> Tensor"
+    "int pad_w, int dilation_h, int dilation_w, int BO, int BI, int BT, int nnz, int product, int type, bool channels_last) -> Tensor"
 )
 
 
@@ -474,11 +466,11 @@ def explain_sparse_conv2d(
     if not d.backends.has_kernels("cpu"):
         return {door: {"kernel": "reference"} for door in OP.products}
     images, channels, *size = x_shape
-    like, half = torch.empty(0, dtype=torch.float64), dtype in (torch.float16, torch.bfloat16)
+    like, code_of = torch.empty(0, dtype=torch.float64), {torch.bfloat16: 1, torch.float16: 2}
     out = {}
     for code, door in enumerate(OP.products):
         sizes = (images, *size, filters, channels, *window, *block, nnz)
-        kernel, cost = torch.ops.sparsekern.choose_sparse_conv2d(like, *sizes, code, half, channels_last).tolist()
+        kernel, cost = torch.ops.sparsekern.choose_sparse_conv2d(like, *sizes, code, code_of.get(dtype, 0), channels_last).tolist()
         out[door] = {"kernel": "plain fp64" if dtype == torch.float64 else KERNELS[int(kernel)], "relative_cost": round(cost, 2)}
     return out
 

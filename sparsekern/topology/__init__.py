@@ -1,10 +1,10 @@
 """Which connections exist: index tables for the ops. Nothing here knows an op or a layer."""
 
+from sparsekern.arguments import check_whole
 from sparsekern.topology.balanced import balanced_counts, balanced_table
 from sparsekern.topology.budget import DensityPlan, equal_budget_splits, plan_densities
 from sparsekern.topology.clash_free import clash_free_table
 from sparsekern.topology.conv_masks import conv_mask, mask_tables
-from sparsekern.topology.draw import check_whole
 from sparsekern.topology.fan_in import fan_in_table
 from sparsekern.topology.groups import expand_blocks, grouped_table, local_table
 from sparsekern.topology.junctions import Connected, adjacency, connected_units, path_counts

@@ -7,7 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sparsekern.topology.draw import check_whole, generator
+from sparsekern.arguments import check_whole
+from sparsekern.topology.draw import generator
 from sparsekern.topology.huge import POSSIBLE, huge_window_table
 
 WINDOW = 32  # inputs: two registers of an AVX-512 processor

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-from sparsekern.topology.draw import check_real
+from sparsekern.arguments import check_real
 from sparsekern.topology.regular import fan_in_step
 
 

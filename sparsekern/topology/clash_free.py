@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsekern.topology.draw import check_whole, generator, said, uniform
+from sparsekern.arguments import check_whole, said
+from sparsekern.topology.draw import generator, uniform
 from sparsekern.topology.regular import check_regular
 
 ORDERS = ("free", "shifted", "fixed")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsekern.topology.draw import check_real, check_whole, generator
+from sparsekern.arguments import check_real, check_whole
+from sparsekern.topology.draw import generator
 from sparsekern.topology.fan_in import fan_in_table
 
 COUNTS = ("exact", "bernoulli")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsekern.topology.draw import check_whole, generator
+from sparsekern.arguments import check_whole
+from sparsekern.topology.draw import generator
 from sparsekern.topology.huge import huge_fan_in_table, is_huge
 
 _CHUNK = 1 << 22  # random numbers drawn at a time

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsekern.topology.draw import check_table, check_whole, is_whole, said
+from sparsekern.arguments import check_whole, is_whole, said
+from sparsekern.topology.draw import check_table
 
 
 def expand_blocks(table: Tensor, block_size: int | tuple[int, int]) -> Tensor:

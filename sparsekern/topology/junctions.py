@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsekern.topology.draw import said
+from sparsekern.arguments import said
 from sparsekern.topology.windows import Shape, neurons
 
 _DENSE = 1 << 26  # elements up to which a table is multiplied as a matrix

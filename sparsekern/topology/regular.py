@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsekern.topology.draw import check_whole, generator
+from sparsekern.arguments import check_whole
+from sparsekern.topology.draw import generator
 from sparsekern.topology.huge import huge_regular_table, is_huge
 
 _CHUNK = 1 << 22  # random numbers drawn at a time

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsekern.topology.draw import is_whole, said
+from sparsekern.arguments import is_whole, said
 from sparsekern.topology.junctions import Junction, as_junctions, check
 from sparsekern.topology.windows import Shape, window_counts, window_ids
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsekern.topology.draw import check_real, check_table, check_whole, generator, uniform
+from sparsekern.arguments import check_real, check_whole
+from sparsekern.topology.draw import check_table, generator, uniform
 
 
 def rewire(table: Tensor, in_blocks: int, fraction: float, *, seed: int | None = None) -> Tensor:

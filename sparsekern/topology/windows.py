@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from sparsekern.topology.draw import is_whole, said
+from sparsekern.arguments import is_whole, said
 
 Shape = int | tuple[int, ...]  # neurons of a layer: their number, or how they lie
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsekern.topology.draw import check_flag, check_seed
+from sparsekern.arguments import check_flag, check_seed
 from sparsekern.transform.carry import Holder, check_model, duplicate
 from sparsekern.transform.convert_report import ConvertReport
 from sparsekern.transform.example import Example, calls_of

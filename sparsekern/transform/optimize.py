@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsekern.topology.draw import check_flag, check_whole, said
+from sparsekern.arguments import check_flag, check_whole, said
 from sparsekern.transform.agree import agree, difference, flat
 from sparsekern.transform.chain import RootChain
 from sparsekern.transform.graph import copied

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from sparsekern.arguments import check_real, check_whole
 from sparsekern.nn import GroupedConv2d, RootModule, SparseLinear, StochasticConv2d
 from sparsekern.nn.sparse_linear import FIXED_FAN_OUT, TOPOLOGIES
 from sparsekern.nn.stochastic_conv2d import GRANULARITIES
 from sparsekern.topology.conv_masks import COUNTS
-from sparsekern.topology.draw import check_real, check_whole
 
 CHOSEN = ("magnitude", "mask", "random")  # where connections and weights come from
 SLICED = ("dense", "random")

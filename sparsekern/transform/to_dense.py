@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from sparsekern.arguments import check_flag
 from sparsekern.nn import GroupedConv2d, RootModule, SparseLinear, StochasticConv2d
 from sparsekern.nn.side_by_side import ConvsSideBySide
-from sparsekern.topology.draw import check_flag
 from sparsekern.transform.carry import Holder, as_trained, carry_over, check_model, duplicate, plain
 from sparsekern.transform.convert_report import ConvertReport
 from sparsekern.transform.places import Places, restore_fast_paths

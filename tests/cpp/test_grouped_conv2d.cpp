@@ -13,6 +13,7 @@
 #include <random>
 #include <vector>
 
+#include "check.h"
 #include "core/grouped_conv2d.h"
 #include "thin.h"
 
@@ -191,7 +192,7 @@ void check_pack(const Conv2dShape& s, const std::vector<Sum>& wanted, const floa
   }
 }
 
-void check(const Conv2dShape& s) {
+void check_products(const Conv2dShape& s) {
   if (s.OH < 1 || s.OW < 1 || s.H + 2 * s.pad_h < s.dilation_h * (s.KH - 1) + 1 || s.W + 2 * s.pad_w < s.dilation_w * (s.KW - 1) + 1) return;
   if (thin::left_out()) return;
   ++cases;
@@ -259,8 +260,7 @@ void check_special_values(bool channels_last) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const char* wanted = std::getenv("SPARSEKERN_ISA");
-  if (wanted && std::strcmp(wanted, sk::isa_name())) return std::printf("skip: no %s here\n", wanted), 0;
+  if (!check::wanted_isa()) return 0;
   for (bool cl : {false, true}) {
     check_special_values(cl);
     // layers of real networks, made small: groups from one to depthwise, tiles with and without edges and tails
@@ -273,19 +273,19 @@ int main(int argc, char** argv) {
     for (const Layer& l : layers)
       for (int64_t k : {1, 3, 5}) {
         const int64_t sizes[][2] = {{8, 8}, {5, 17}, {7, 29}, {3, 4}, {1, 1}, {2, 15}, {14, 14}};
-        for (const auto& size : sizes) check(shape(1 + cases % 2, l.C, size[0], size[1], l.K, k, k, 1, k / 2, 1, l.groups, cl));
+        for (const auto& size : sizes) check_products(shape(1 + cases % 2, l.C, size[0], size[1], l.K, k, k, 1, k / 2, 1, l.groups, cl));
       }
     // 1x1: pixels that are copied (strided, or a page apart), several chunks, several copies
     for (int64_t stride : {1, 2}) {
-      check(shape(2, 1024, 9, 9, 40, 1, 1, stride, 0, 1, 1, cl));
-      check(shape(3, 64, 40, 41, 64, 1, 1, stride, 0, 1, 4, cl));
-      check(shape(1, 2048, 7, 7, 34, 1, 1, stride, 0, 1, 2, cl));
+      check_products(shape(2, 1024, 9, 9, 40, 1, 1, stride, 0, 1, 1, cl));
+      check_products(shape(3, 64, 40, 41, 64, 1, 1, stride, 0, 1, 4, cl));
+      check_products(shape(1, 2048, 7, 7, 34, 1, 1, stride, 0, 1, 2, cl));
     }
-    check(shape(1, 1024, 46, 46, 20, 1, 1, 1, 0, 1, 1, cl));
+    check_products(shape(1, 1024, 46, 46, 20, 1, 1, 1, 0, 1, 1, cl));
     // enough images for several chunks of the copies
-    check(shape(30, 8, 24, 24, 8, 3, 3, 1, 1, 1, 1, cl));
-    check(shape(30, 8, 24, 24, 8, 2, 2, 1, 0, 1, 1, cl));
-    check(shape(11, 64, 40, 40, 64, 2, 2, 1, 1, 1, 64, cl));
+    check_products(shape(30, 8, 24, 24, 8, 3, 3, 1, 1, 1, 1, cl));
+    check_products(shape(30, 8, 24, 24, 8, 2, 2, 1, 0, 1, 1, cl));
+    check_products(shape(11, 64, 40, 40, 64, 2, 2, 1, 1, 1, 64, cl));
     // every argument of a convolution, at random
     const int count = argc > 1 ? std::atoi(argv[1]) : 500;
     for (int i = 0; i < count; ++i) {
@@ -298,7 +298,7 @@ int main(int argc, char** argv) {
         s.stride_w = pick({1, 2, 3}), s.pad_w = int64_t(rng() % (kw + 1)), s.dilation_w = pick({1, 2});
         s.OW = (s.W + 2 * s.pad_w - s.dilation_w * (kw - 1) - 1) / s.stride_w + 1;
       }
-      check(s);
+      check_products(s);
     }
   }
   std::printf("grouped_conv2d on %s: %d cases, %d failures\n", sk::isa_name(), cases, failures);

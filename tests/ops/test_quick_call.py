@@ -280,7 +280,8 @@ def test_groups_answer_as_the_doors_do(name, layout, dtype, monkeypatch):
         truth = truth.relu() if layer.activation == "relu" else truth
         stored = 2**-8 if dtype == torch.bfloat16 else 0
         assert ((out.double() - truth).abs() <= ((weight[0].numel() + 4) * 2**-24 + stored) * size).all()
-    least = 1 if dtype == torch.bfloat16 else 12 if layout == torch.contiguous_format else 20  # of 24
+    tiles = backends.serves("grouped_conv2d") == "cpu/amx"  # in bfloat16 the quick way is for them
+    least = int(tiles) if dtype == torch.bfloat16 else 12 if layout == torch.contiguous_format else 20  # of 24
     assert served >= least, served
 
 
@@ -342,7 +343,8 @@ def test_groups_are_called_in_one_step_only_as_their_attributes_allow():
 
 
 def test_packed_groups_are_called_in_one_step_too():
-    layer, x = GroupedConv2d(32, 16, 3, padding=1, groups=4).pack(), torch.randn(2, 32, 6, 6).contiguous(memory_format=torch.channels_last)
+    layer = GroupedConv2d(32, 16, 3, padding=1, groups=4).pack((2, 32, 6, 6))  # so small that no torch is faster, on any processor
+    x = torch.randn(2, 32, 6, 6).contiguous(memory_format=torch.channels_last)
 
     def everyday(x=x):
         return quick.grouped_layer(layer.__dict__, x) is not NotImplemented

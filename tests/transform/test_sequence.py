@@ -116,7 +116,8 @@ def test_a_network_is_one_sequence():
     model, x = create_model("sis_svhn_3").eval(), torch.randn(5, 3, 16, 16)
     fast = optimize(model, x, rounds=1)
     assert "channels_last, packed, 2 images at a time" in fast.report.times_us and not fast.report.left.keys() & fast.report.times_us
-    if fast.report.chosen.startswith("channels_last, packed"):
+    wide = backends.serves("grouped_conv2d") in ("cpu/avx512", "cpu/amx")  # elsewhere torch serves channels_last images
+    if wide and fast.report.chosen.startswith("channels_last, packed"):
         (names,) = fast.report.sequences
         assert {"conv2a", "pool1", "pool3"} <= set(names) and "1 sequence in one call" in str(fast.report)
         assert set(fast.report.packed) >= {"conv1b", "conv1c", "conv3c"}
