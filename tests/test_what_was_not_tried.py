@@ -55,7 +55,8 @@ def test_programs_that_cannot_run_here_are_skipped(results):
     words = "skip: "
     assert f'"{words}%s is not supported here' in (root / "tests/cpp/check.h").read_text()
     for program in (root / "tests/cpp").glob("test_*.cpp"):
-        assert program.read_text().split("int main(", 1)[1].split("{", 1)[1].lstrip().startswith("if (!check::wanted_isa()) return 0;"), program
+        begins = program.read_text().split("int main(", 1)[1].split("{", 1)[1].lstrip()
+        assert begins.startswith("if (!check::wanted_isa()) return 0;"), program
     assert f'ENVIRONMENT SPARSEKERN_ISA=${{isa}} SKIP_REGULAR_EXPRESSION "{words}")' in (root / "CMakeLists.txt").read_text()
     (results / "cpp-2.xml").write_text('<testsuite name="Linux" tests="40" failures="0" disabled="0" skipped="18"/>')  # as ctest writes it
     assert run.counted("cpp") == (22, 0) and run.notes("cpp") == ["18 skipped"]

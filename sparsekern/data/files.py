@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import IO
 
 
 def require(condition: bool, op: str, arg: str, rule: str, got: object, source: str) -> None:
@@ -36,6 +38,15 @@ def find_file(op: str, path: str | Path, names: Sequence[str], source: str, fold
                 return folder / name
     got = f"{str(path)!r}, which " + ("does not" if path.is_dir() else "is another file" if path.exists() else "does not exist")
     raise FileNotFoundError(f"{op}: path must hold the file {names[0]}; got {got} ({source})")
+
+
+def read_at_most(file: IO[bytes] | io.BufferedIOBase, most: int) -> bytes:
+    """What is there, but no more than ``most`` bytes and one. In pieces: ``read(most + 1)`` makes room for so many before it reads."""
+    pieces, left = [], most + 1
+    while left and (piece := file.read(min(left, 1 << 20))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
 
 
 def check_md5(op: str, path: Path, md5: str, source: str) -> None:

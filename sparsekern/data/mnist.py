@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsekern.data.files import check_md5, check_path, find_file, require
+from sparsekern.data.files import check_md5, check_path, find_file, read_at_most, require
 from sparsekern.data.samples import Samples
 
 IMAGES, LABELS = 2051, 2049  # the first four bytes of a file of images [N, 28, 28], of labels [N]
@@ -59,7 +59,7 @@ def _read(path: Path, name: str, magic: int, check: bool) -> np.ndarray:
         check_md5("mnist", file, MD5[name], _source(name))
     try:
         with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as opened:
-            content = opened.read(MOST_BYTES + 1)  # a small gzip file can hold any number of zeros
+            content = read_at_most(opened, MOST_BYTES)  # a small gzip file can hold any number of zeros
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(
             f"mnist: {file.name} must be a complete gzip file; got one that cannot be read: {error} ({_source(name)})"

@@ -13,6 +13,8 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
+from sparsekern.data.files import read_at_most
+
 MOST_BYTES = 1 << 29  # of a pickle; the largest official one has a third of it
 
 
@@ -28,7 +30,7 @@ def load_plain_pickle(file: IO[bytes], kind: str) -> Any:
             ``a pickle that asks for io.open, which a batch does not hold``.
     """
     try:
-        content = file.read(MOST_BYTES + 1)
+        content = read_at_most(file, MOST_BYTES)
         if len(content) > MOST_BYTES:
             raise pickle.UnpicklingError(f"of more than {MOST_BYTES} bytes")
         value = _PlainUnpickler(_Content(content), encoding="bytes").load()

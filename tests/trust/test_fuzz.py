@@ -18,6 +18,7 @@ from trust.fuzz import READERS, run
 from trust.tally import tally
 
 from sparsekern.data import cifar10, mnist, unpack_imagenet
+from sparsekern.data.files import read_at_most
 from sparsekern.data.plain_pickle import BadPickle, load_plain_pickle
 from sparsekern.measure.rows import read_rows
 from sparsekern.train import load_checkpoint
@@ -68,6 +69,25 @@ def test_a_pickle_asks_for_no_memory():
     refuses(b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"abc.", "cut short|no batch")  # bytes of a terabyte
     refuses(b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + b"}.", "cut short")  # a frame of a terabyte
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
+
+
+def test_a_file_is_given_no_more_room_than_it_has():
+    """``read(n)`` of a file makes room for n bytes first."""
+
+    class Watched(io.BytesIO):
+        asked = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            self.asked = max(self.asked, size if size is not None and size >= 0 else 2**63)
+            return super().read(size)
+
+    content = bytes(range(256)) * 5000
+    for most in (0, 1, 255, 2**20 - 1, 2**20, len(content) - 1, len(content), 2**40):
+        file = Watched(content)
+        assert read_at_most(file, most) == content[: most + 1] and file.asked <= 2**20
+    watched = Watched(pickle.dumps({b"data": b"x"}))
+    load_plain_pickle(watched, "batch")
+    assert watched.asked <= 2**20
 
 
 def test_a_pickle_runs_nothing(tmp_path):
