@@ -60,3 +60,29 @@ def test_programs_that_cannot_run_here_are_skipped(results):
     assert f'ENVIRONMENT SPARSEKERN_ISA=${{isa}} SKIP_REGULAR_EXPRESSION "{words}")' in (root / "CMakeLists.txt").read_text()
     (results / "cpp-2.xml").write_text('<testsuite name="Linux" tests="40" failures="0" disabled="0" skipped="18"/>')  # as ctest writes it
     assert run.counted("cpp") == (22, 0) and run.notes("cpp") == ["18 skipped"]
+
+
+def test_a_suite_is_run_again_where_a_file_changed_that_it_reads(tmp_path, monkeypatch):
+    files = (
+        "csrc/core/core.h",
+        "sparsekern/nn/a.py",
+        "docs/trust.md",
+        "tests/cpp/test_a.cpp",
+        "tests/cuda/a.py",
+        "tests/run.py",
+        "setup.py",
+    )
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("before")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    assert set(run.READS) | set(run.NO_PROSE) <= {*run.SUITES, *run.FULL}
+    suites = ("cpp", "sanitize_cuda", "ops", "docs")
+    before = {name: run.source_key(name) for name in suites}
+    for file in files:
+        (tmp_path / file).write_text("after")
+        again = {name for name in suites if run.source_key(name) != before[name]}
+        (tmp_path / file).write_text("before")
+        expected = {"csrc/core/core.h": suites, "tests/cpp/test_a.cpp": suites, "tests/run.py": suites, "docs/trust.md": ["docs"]}
+        assert again == set(expected.get(file, ["ops", "docs", "sanitize_cuda"] if "cuda" in file else ["ops", "docs"])), file

@@ -21,12 +21,16 @@ pytestmark = [
 CHANNELS, FILTERS, SIZE = 16, 4, 11600
 LAYOUTS = pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
 TRIED = pytest.mark.parametrize("name", ["grouped_conv2d", "sparse_conv2d"])
-PLACES = [(0, 0), (0, SIZE - 9), (SIZE - 9, 0), (SIZE - 9, SIZE - 9), (SIZE // 2, SIZE // 3)]  # of squares of 9 by 9 pixels
 
 
-def image(channels: int, channels_last: bool) -> torch.Tensor:
-    """[1, channels, SIZE, SIZE]"""
-    return pattern(1, SIZE, SIZE, channels).permute(0, 3, 1, 2) if channels_last else pattern(1, channels, SIZE, SIZE)
+def places(size: int) -> list[tuple[int, int]]:
+    """Of squares of 9 by 9 pixels in a map of this size."""
+    return [(0, 0), (0, size - 9), (size - 9, 0), (size - 9, size - 9), (size // 2, size // 3)]
+
+
+def images(channels: int, channels_last: bool, made=pattern, count: int = 1, size: int = SIZE) -> torch.Tensor:
+    """[count, channels, size, size]"""
+    return made(count, size, size, channels).permute(0, 3, 1, 2) if channels_last else made(count, channels, size, size)
 
 
 def layer(name: str, channels: int, filters: int):
@@ -52,14 +56,12 @@ def inner(t: torch.Tensor, row: int = 0, column: int = 0) -> torch.Tensor:
 
 
 @LAYOUTS
-@TRIED
-def test_outputs(name, channels_last):
-    weight, tables, window, dense = layer(name, FILTERS, CHANNELS)
-    x = image(FILTERS, channels_last)
-    first, last = ((None,), (False,)) if name == "grouped_conv2d" else ((), ())  # shortcut, relu
-    out = OPS[name].forward.run(x, weight, None, *first, *tables, *window, *last)
+def test_outputs(channels_last):
+    weight, tables, window, dense = layer("sparse_conv2d", FILTERS, CHANNELS)  # of grouped ones: test_large.py
+    x = images(FILTERS, channels_last)
+    out = OPS["sparse_conv2d"].forward.run(x, weight, None, *tables, *window)
     assert out.numel() > MANY
-    for place in PLACES:
+    for place in places(SIZE):
         assert torch.equal(inner(out, *place), F.conv2d(square(x, *place), dense)), place
 
 
@@ -67,26 +69,27 @@ def test_outputs(name, channels_last):
 @TRIED
 def test_gradients_of_images(name, channels_last):
     weight, tables, window, dense = layer(name, CHANNELS, FILTERS)
-    grad = image(FILTERS, channels_last)
+    grad = images(FILTERS, channels_last)
     sizes = (SIZE, SIZE) if name == "grouped_conv2d" else (CHANNELS, SIZE, SIZE)
     out = OPS[name].grad_x.run(grad, weight, *tables, *sizes, *window)
     assert out.numel() > MANY
-    for place in PLACES:
+    for place in places(SIZE):
         assert torch.equal(inner(out, *place), inner(F.conv_transpose2d(square(grad, *place), dense, padding=1))), place
 
 
 @LAYOUTS
 @TRIED
 def test_gradients_of_weights(name, channels_last):
-    """A gradient comes in at a few places only, far from one another: the sums are exact."""
+    """A gradient comes in at a few places only, far from one another: the sums are exact. A copy is made of one image at a time."""
     weight, tables, window, dense = layer(name, CHANNELS, FILTERS)
-    x = image(CHANNELS, channels_last)
+    several = {"count": 16, "size": SIZE // 4}
+    x, grad = images(CHANNELS, channels_last, **several), images(FILTERS, channels_last, torch.zeros, **several)
     assert x.numel() > MANY
-    grad = torch.zeros(1, SIZE, SIZE, FILTERS).permute(0, 3, 1, 2) if channels_last else torch.zeros(1, FILTERS, SIZE, SIZE)
     want = torch.zeros_like(dense)
-    for number, place in enumerate(PLACES):
-        came = inner(grad, *place).copy_(pattern(1, FILTERS, 7, 7 + number)[..., :7])
-        want += torch.nn.grad.conv2d_weight(square(x, *place).contiguous(), dense.shape, came.contiguous())
+    for number, place in enumerate(places(SIZE // 4)):
+        for image in (0, 15):
+            came = inner(grad[image : image + 1], *place).copy_(pattern(1, FILTERS, 7, 7 + number + image)[..., :7])
+            want += torch.nn.grad.conv2d_weight(square(x[image : image + 1], *place).contiguous(), dense.shape, came.contiguous())
     sizes = tuple(weight.shape[2:]) if name == "grouped_conv2d" else tuple(weight.shape[1:])
     got = OPS[name].grad_weight.run(grad, x, *tables, *sizes, *window)
     if name == "grouped_conv2d":  # one filter a group

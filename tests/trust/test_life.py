@@ -189,18 +189,25 @@ def test_layers_travel_to_another_process():
 
 @pytest.mark.slow
 def test_an_interpreter_ends_while_layers_run():
+    """It waits for threads that are no daemons; a daemon it takes down wherever that is, in torch's own layers too."""
     run_python("""
         import atexit, threading, torch
         from sparsekern import nn
         layer, x = nn.SparseLinear(256, 128, density=0.1), torch.randn(16, 256)
         convolution, image = nn.GroupedConv2d(8, 8, 3, groups=2).requires_grad_(False).pack(), torch.randn(1, 8, 9, 9)
         atexit.register(lambda: layer(x).sum().backward())  # one more when everything is coming down
+        started = threading.Barrier(4)
         def work():
-            while True:
+            started.wait()
+            while threading.main_thread().is_alive():
+                layer(x).sum().backward()
+                convolution(image)
+            for _ in range(100):  # while the interpreter waits
                 layer(x).sum().backward()
                 convolution(image)
         for _ in range(3):
-            threading.Thread(target=work, daemon=True).start()
+            threading.Thread(target=work).start()
+        started.wait()
         layer(x)
     """)
 
