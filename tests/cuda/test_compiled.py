@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(
 #: The newest architecture always; the older one, which takes as long, and the kernels that take longest, only with --full.
 LONG = {
     "grouped_conv2d.cu",
+    "grouped_conv2d_weight.cu",
     "grouped_mm.cu",
     "root_conv2d.cu",
     "sparse_conv2d_list.cu",

@@ -26,11 +26,11 @@ SMALL = {"blocks": (1, 2, 1, 1)}  # of a residual network: every kind of block i
 #: One model per family is compiled by inductor, too, which takes its C++ compiler 5 to 100 s each: this is the one list of them.
 INDUCTOR = [
     ("nin_root_8", {}),
-    ("resnet50_root_8", {}),
-    ("alexnet_groups_2", {}),
+    pytest.param("resnet50_root_8", {}, marks=pytest.mark.slow),
+    pytest.param("alexnet_groups_2", {}, marks=pytest.mark.slow),
     pytest.param("googlenet_root_8", {}, marks=pytest.mark.slow),  # 59 convolutions and 14 kinds of concatenation: the 100 s
     pytest.param("sis_svhn_3", {}, marks=pytest.mark.slow),
-    ("simplenet_310k", {}),
+    pytest.param("simplenet_310k", {}, marks=pytest.mark.slow),
     ("mnist_conv_2cl", {"fan_out": (49, 5)}),
 ]
 
@@ -212,7 +212,13 @@ def test_batches_of_none_and_of_one(name):
         assert_near(of_one, of_two[:1], 2 * num_sums(model), 2.0**-24)  # kernels are chosen by size
 
 
-@every_model
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name.startswith("resnet200_root") and name != "resnet200_root_64"))
+        for name in list_models()
+    ],
+)
 def test_the_full_size_can_be_built_and_run_on_meta(name):
     card = model_card(name)
     with torch.device("meta"):

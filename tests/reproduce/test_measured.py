@@ -196,6 +196,7 @@ def test_competitors_well_behind_are_left_out_only_of_long_rows():
     assert not short.left_out and set(short.timings) == set(calls)
 
 
+@pytest.mark.slow
 def test_a_dense_competitor_once_left_out_stays_out_of_the_rows_of_its_twin(monkeypatch):
     from sparsekern.reproduce.timed import runner
 

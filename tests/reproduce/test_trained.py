@@ -173,10 +173,10 @@ def real_images(tmp_path_factory):
     ("table", "only"),
     [
         ("deep-roots/accuracy", "root-16"),
-        ("sis/accuracy", "SiS#3, CIFAR-10"),
+        pytest.param("sis/accuracy", "SiS#3, CIFAR-10", marks=pytest.mark.slow),
         pytest.param("sis/accuracy", "SiS#3, SVHN", marks=pytest.mark.slow),
         ("simplenet/accuracy", "310k_cifar10"),
-        ("simplenet/accuracy", "310k_svhn"),
+        pytest.param("simplenet/accuracy", "310k_svhn", marks=pytest.mark.slow),
     ],
 )
 def test_papers_accuracies_from_real_images(real_images, tmp_path, capsys, table, only):

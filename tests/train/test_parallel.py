@@ -48,6 +48,7 @@ def test_two_processes_are_as_one(tmp_path):
     assert torch.allclose(two["model/junction1.weight"], one.model.junction1.weight, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not distributed.is_gloo_available(), reason="torch was built without gloo")
 def test_what_is_judged_is_what_is_saved(tmp_path):
     """Batch-norm sees other samples in every process: the validation loss is that of the statistics in the checkpoint."""
