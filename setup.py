@@ -75,7 +75,8 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DSPARSEKERN_TORCH_DIR={torch_dir}",
             f"-DSPARSEKERN_PYTHON={'ON' if with_python else 'OFF'}",
-            "-DSPARSEKERN_TESTS=OFF",
+            "-DSPARSEKERN_TORCH=ON",
+            "-DSPARSEKERN_TESTS=OFF",  # the C++ tests may have been built here (tests/run.py)
         ]
         if with_python:
             import pybind11
