@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from numbers import Real
 from typing import Any, TypeGuard
@@ -22,8 +21,9 @@ def check_whole(op: str, **values: object) -> None:
 
 def is_whole(value: object, most: int | None = None) -> TypeGuard[int]:
     """Arrays and tensors of one element are none, nor are types and truths; ``most``: up to there."""
-    whole = hasattr(value, "__index__") and not isinstance(value, bool | type | np.ndarray | torch.Tensor)
-    return whole and (most is None or operator.index(value) <= most)  # type: ignore[arg-type] # has an index
+    index: Any = getattr(value, "__index__", None)
+    whole = index is not None and not isinstance(value, bool | type | np.ndarray | torch.Tensor)
+    return whole and (most is None or index() <= most)
 
 
 def said(value: object) -> str:

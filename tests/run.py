@@ -34,7 +34,7 @@ def cmake(build: Path, options: list[str], targets: list[str], chosen: list[str]
     return [configure, [tool("cmake"), "--build", str(build), "--target", *targets], run]
 
 
-ALONE = ["-DSPARSEKERN_TORCH=OFF", "-DSPARSEKERN_PYTHON=OFF"]  # the torch-free core
+ALONE = ["-DSPARSEKERN_TORCH=OFF", "-DSPARSEKERN_PYTHON=OFF", "-DSPARSEKERN_CUDA=OFF"]  # the torch-free core
 
 
 def extension() -> list[str]:
@@ -147,7 +147,7 @@ RESULTS = ROOT / "build" / "tests"
 
 
 #: What a suite reads, by the first words of paths; one that is not named reads everything. The others read no prose and no figures.
-KERNELS = ("CMakeLists.txt", "csrc/", "tests/cpp/", "tests/run.py")
+KERNELS = ("CMakeLists.txt", "setup.py", "csrc/", "tests/cpp/", "tests/run.py")
 READS = {name: KERNELS for name in ("cpp", "valgrind", "processors", "aarch64")} | {"sanitize_cuda": (*KERNELS, "tests/cuda/")}
 NO_PROSE = ("ops", "layers", "models", "triton", "cuda", "trust", "sanitize", "sanitize_threads")
 PROSE = ("docs/", "bench/results/", "README.md", "CHANGELOG.md", "CONTRIBUTING.md")
@@ -227,8 +227,7 @@ def main() -> int:
         parser.error(f"unknown suite {sorted(unknown)[0]!r}; choose from {', '.join(suites)}")
     RESULTS.mkdir(parents=True, exist_ok=True)
     kept = RESULTS / ("full.json" if options.full else "quick.json")
-    before = json.loads(kept.read_text()) if options.resume and kept.exists() else {}
-    results = before if all("key" in result for result in before.values()) else {}
+    results = json.loads(kept.read_text()) if options.resume and kept.exists() else {}
     for name in options.suites or suites:
         key = source_key(name)
         if name in results and not results[name]["failures"] and results[name]["key"] == key:

@@ -84,5 +84,11 @@ def test_a_suite_is_run_again_where_a_file_changed_that_it_reads(tmp_path, monke
         (tmp_path / file).write_text("after")
         again = {name for name in suites if run.source_key(name) != before[name]}
         (tmp_path / file).write_text("before")
-        expected = {"csrc/core/core.h": suites, "tests/cpp/test_a.cpp": suites, "tests/run.py": suites, "docs/trust.md": ["docs"]}
+        expected = {
+            "csrc/core/core.h": suites,
+            "tests/cpp/test_a.cpp": suites,
+            "tests/run.py": suites,
+            "setup.py": suites,
+            "docs/trust.md": ["docs"],
+        }
         assert again == set(expected.get(file, ["ops", "docs", "sanitize_cuda"] if "cuda" in file else ["ops", "docs"])), file

@@ -11,13 +11,13 @@ inline bool torch_says(const char* op) {
 }
 
 // Without oneDNN's kernels (AVX-512 for bfloat16, its 16-bit extension for float16) torch unfolds images and adds the taps' gradients up in
-// 16 bits: the inputs' gradient is several times as far off as its rounding, and all of it slow.
+// 16 bits: the inputs' gradient is further off than by its rounding.
 inline bool torch_has_convolutions(ConvType type) {
   static const bool bf16 = torch_says("mkldnn::_is_mkldnn_bf16_supported"), fp16 = torch_says("mkldnn::_is_mkldnn_fp16_supported");
   return type == ConvType::fp32 || (type == ConvType::bf16 ? bf16 : fp16);
 }
 
-// null, or why not; `channels` come in, of one group of all
+// null, or why not; `channels` of x
 inline const char* torch_cannot(ConvType type, bool grad_weight, int64_t channels, const int64_t (&size)[2], const int64_t (&outputs)[2],
                                 const int64_t (&taps)[2], const int64_t (&stride)[2], const int64_t (&pad)[2], const int64_t (&dilation)[2]) {
   if (!torch_has_convolutions(type)) return "torch sums 16-bit convolutions in 16 bits on this processor";

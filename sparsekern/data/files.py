@@ -42,11 +42,10 @@ def find_file(op: str, path: str | Path, names: Sequence[str], source: str, fold
 
 def read_at_most(file: IO[bytes] | io.BufferedIOBase, most: int) -> bytes:
     """What is there, but no more than ``most`` bytes and one. In pieces: ``read(most + 1)`` makes room for so many before it reads."""
-    pieces, left = [], most + 1
+    content, left = io.BytesIO(), most + 1
     while left and (piece := file.read(min(left, 1 << 20))):
-        pieces.append(piece)
-        left -= len(piece)
-    return b"".join(pieces)
+        left -= content.write(piece)
+    return content.getvalue()
 
 
 def check_md5(op: str, path: Path, md5: str, source: str) -> None:
