@@ -6,6 +6,7 @@ A package that nobody looked at, a licence that changed, or one that asks for mo
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -83,14 +84,27 @@ def main() -> int:
         print(f"{name:18s} {packages[name].version:14s} {licence(packages[name])}")
     said = report()
     print("\n".join(said) or f"{len(packages)} packages, all of them looked at")
-    failed = bool(said)
-    if importlib.util.find_spec("pip_audit"):  # known faults of these versions, from a service
-        pins = [f"{name}=={packages[name].version.partition('+')[0]}" for name in sorted(packages)]
-        audit = [sys.executable, "-m", "pip_audit", "--disable-pip", "--no-deps", "--requirement", "/dev/stdin"]
-        failed |= subprocess.run(audit, input="\n".join(pins), text=True).returncode != 0
-    else:
-        note("known faults of these versions were not looked up: pip-audit is not installed")
-    return failed
+    faults, not_asked = known_faults({name: package.version.partition("+")[0] for name, package in packages.items()})
+    print(*faults, sep="\n", end="\n" if faults else "")
+    if not_asked:
+        note(f"known faults of these versions were not looked up: {not_asked}")
+    return bool(said or faults)
+
+
+def known_faults(versions: dict[str, str]) -> tuple[list[str], str]:
+    """(faults that a service knows of, why some packages were not looked up). pip-audit passes what its service has not."""
+    if not importlib.util.find_spec("pip_audit"):
+        return [], "pip-audit is not installed"
+    pins = "\n".join(f"{name}=={versions[name]}" for name in sorted(versions))
+    audit = [sys.executable, "-m", "pip_audit", "--disable-pip", "--no-deps", "--progress-spinner=off", "--format=json", "-r", "/dev/stdin"]
+    answer = subprocess.run(audit, input=pins, text=True, capture_output=True)
+    if not answer.stdout.strip():  # it could not ask, and an audit that was wanted is none
+        return [f"pip-audit ended with {answer.returncode}: {answer.stderr.strip()[-500:]}"], ""
+    asked_for = json.loads(answer.stdout)["dependencies"]
+    faults = [f"{p['name']} {p['version']}: {fault['id']}" for p in asked_for for fault in p.get("vulns", [])]
+    left = sorted(set(versions) - {name_of(p["name"]) for p in asked_for if "vulns" in p})
+    unknown = f"{len(left)} of {len(versions)}, {', '.join(left)}" if len(left) < len(versions) else f"any of {len(versions)}"
+    return faults, f"its service does not know {unknown}" if left else ""
 
 
 def note(text: str) -> None:

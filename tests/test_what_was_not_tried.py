@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 
 import dependencies
@@ -31,13 +32,28 @@ def test_faults_that_were_not_looked_up(results, monkeypatch):
     assert row().endswith("known faults of these versions were not looked up: pip-audit is not installed")
 
 
-@pytest.mark.parametrize("answer", [0, 1])
-def test_an_audit_that_cannot_ask_or_finds_a_fault_fails(results, monkeypatch, answer):
-    """Without a network pip-audit ends in an error, as it does with a fault."""
+@pytest.mark.parametrize(
+    "fate, faults, not_asked",
+    [
+        ({"vulns": []}, [], ""),
+        ({"vulns": [{"id": "PYSEC-1"}]}, ["numpy 2.0: PYSEC-1"], ""),
+        ({"skip_reason": "not found"}, [], "its service does not know 1 of 2, numpy"),
+    ],
+)
+def test_what_an_audit_finds_and_what_its_service_does_not_know(monkeypatch, fate, faults, not_asked):
+    """pip-audit itself ends well where its service had never heard of a package."""
+    answer = {"dependencies": [{"name": "torch", "version": "2.13.0", "vulns": []}, {"name": "numpy", "version": "2.0", **fate}]}
     monkeypatch.setattr(dependencies.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(dependencies.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, answer))
-    assert bool(dependencies.main()) == bool(answer)
-    assert run.notes("audit") == []
+    ended = subprocess.CompletedProcess([], bool(faults), json.dumps(answer), "")
+    monkeypatch.setattr(dependencies.subprocess, "run", lambda *a, **k: ended)
+    assert dependencies.known_faults({"torch": "2.13.0", "numpy": "2.0"}) == (faults, not_asked)
+
+
+def test_an_audit_that_cannot_ask_fails(results, monkeypatch):
+    monkeypatch.setattr(dependencies.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(dependencies.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1, "", "no network"))
+    assert dependencies.main()
+    assert dependencies.known_faults({"torch": "2.13.0"}) == (["pip-audit ended with 1: no network"], "")
 
 
 def test_skipped_tests_and_missing_tools(results):
