@@ -123,13 +123,14 @@ SUITES = {
             "tests/test_import.py",
         ]
     ],
-    "trust": lambda: [[*PYTEST, "--dist", "loadgroup", "tests/trust"]],
+    "trust": lambda: [[*PYTEST, "tests/trust", "--ignore-glob=*/test_large*.py"]],
     "docs": lambda: [[*PYTEST, "--doctest-modules", "sparsekern"], [*PYTEST, "tests/test_docs.py", "tests/test_examples.py"]],
 }
 
 
 #: Only with --full, and before everything else the same suites with their slow tests.
 FULL = {
+    "large": lambda: [[*PYTEST[:-2], "tests/trust/test_large.py", "tests/trust/test_large_gradients.py"]],  # alone: up to 16 GiB
     "sanitize": lambda: cpp("address,undefined"),
     "sanitize_threads": lambda: cpp("thread"),
     "sanitize_cuda": lambda: cuda("address,undefined"),
@@ -149,7 +150,7 @@ RESULTS = ROOT / "build" / "tests"
 #: What a suite reads, by the first words of paths; one that is not named reads everything. The others read no prose and no figures.
 KERNELS = ("CMakeLists.txt", "setup.py", "csrc/", "tests/cpp/", "tests/run.py")
 READS = {name: KERNELS for name in ("cpp", "valgrind", "processors", "aarch64")} | {"sanitize_cuda": (*KERNELS, "tests/cuda/")}
-NO_PROSE = ("ops", "layers", "models", "triton", "cuda", "trust", "sanitize", "sanitize_threads")
+NO_PROSE = ("ops", "layers", "models", "triton", "cuda", "trust", "large", "sanitize", "sanitize_threads")
 PROSE = ("docs/", "bench/results/", "README.md", "CHANGELOG.md", "CONTRIBUTING.md")
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sparsekern.measure import protocol
 from sparsekern.measure.cases import AnyCase
 from sparsekern.measure.machine import machine_card
+from sparsekern.measure.records import record
 
 Key = tuple[str, str, str, str, str]  # case, mode, cache, threads, provider
 
@@ -204,7 +205,6 @@ def read_rows(path: str | Path) -> list[Row]:
     Raises:
         ValueError: ``rows: <path> line <n> must be a row; got <text>``
     """
-    known = {f.name for f in fields(Row)}
     rows, machine = [], {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if not line.strip():
@@ -214,7 +214,7 @@ def read_rows(path: str | Path) -> list[Row]:
             if "machine" in values and "case" not in values:
                 machine = values["machine"]
                 continue
-            rows.append(Row(**{k: v for k, v in values.items() if k in known and k != "machine"}, machine=machine))
+            rows.append(record(Row, values | {"machine": machine}))
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"rows: {Path(path).name} line {number} must be a row; got {line[:60]}") from error
     return rows

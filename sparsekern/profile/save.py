@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sparsekern.measure.records import record
 from sparsekern.measure.roof import Roof
 from sparsekern.profile.layers import LayerProfile, Profile
 from sparsekern.profile.tree import Node, build_tree
@@ -70,10 +71,10 @@ def read_json(path: str | Path) -> Profile:
     """
     try:
         values: dict[str, Any] = json.loads(Path(path).read_text())
-        layers = [LayerProfile(**{k: _tuples(v) for k, v in layer.items() if k in _names(LayerProfile)}) for layer in values["layers"]]
-        values |= {"layers": layers, "roof": Roof(**values["roof"])}
-        return Profile(**{k: v if k == "layers" else _tuples(v) for k, v in values.items() if k in _names(Profile)})
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        layers = [record(LayerProfile, {k: _tuples(v) for k, v in layer.items()}) for layer in values["layers"]]
+        values = {k: _tuples(v) for k, v in values.items()} | {"layers": layers, "roof": record(Roof, values["roof"])}
+        return record(Profile, values)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"profile: {Path(path).name} must be a profile written by --json; got {type(error).__name__}: {error}") from error
 
 
@@ -86,10 +87,6 @@ def write_csv(found: Profile, path: str | Path) -> None:
         writer.writeheader()
         writer.writerows(numbers(found, node) for node in nodes)
         writer.writerow(numbers(found, root) | {"layer": "(all)"})
-
-
-def _names(kind: type) -> set[str]:
-    return {field.name for field in fields(kind)}
 
 
 def _tuples(value: Any) -> Any:

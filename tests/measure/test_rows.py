@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 
 import pytest
 
@@ -43,6 +44,15 @@ def test_write_and_read(tmp_path):
     write_rows(tmp_path / "new" / "rows.jsonl", rows)
     assert read_rows(tmp_path / "new" / "rows.jsonl") == rows
     assert (tmp_path / "new" / "rows.jsonl").read_text().count('{"machine"') == 2
+
+
+@pytest.mark.parametrize("name, value", [("density", "0.1"), ("batch", 1.5), ("ratios", {"mkl": 2.0}), ("p50_us", [1.0]), ("packed", 1)])
+def test_a_value_of_another_type_is_refused(tmp_path, name: str, value):
+    write_rows(tmp_path / "rows.jsonl", [ours(dense=2.0)])
+    card, line = (tmp_path / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text(f"{card}\n{json.dumps(json.loads(line) | {name: value})}\n")
+    with pytest.raises(ValueError, match=r"^rows: rows\.jsonl line 2 must be a row; got "):
+        read_rows(tmp_path / "rows.jsonl")
 
 
 def test_a_bad_file_says_where(tmp_path):

@@ -83,6 +83,25 @@ def test_comparison_of_trees():
     assert (only_first, only_second) == ([], ["tail"])
 
 
+@pytest.mark.parametrize(
+    "where, name, value",
+    [
+        ("layers", "ms", [0.5, 1.0]), ("layers", "flops", "9"), ("layers", "calls", 2**63), ("layers", "in_shape", [2, "x"]),
+        ("layers", "speedup", [1.0, 2.0]), ("layers", "samples_ms", None), ("roof", "gflops", None), ("", "threads", True),
+        ("", "containers", [[]]),
+    ],
+)  # fmt: skip
+def test_a_saved_value_of_another_type_is_refused(tmp_path, where: str, name: str, value):
+    """It would end in a traceback only where it is shown."""
+    values = save.to_dict(made())
+    part = values["layers"][0] if where == "layers" else values[where] if where else values
+    assert name in part
+    part[name] = value
+    (tmp_path / "bad.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=f"profile: bad.json must be a profile written by --json; got TypeError: {name} must be "):
+        save.read_json(tmp_path / "bad.json")
+
+
 def test_json_reads_back_and_csv_has_every_layer(tmp_path):
     found = made()
     save.write_json(found, tmp_path / "p.json")

@@ -14,8 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-SUPPRESSIONS = Path(__file__).with_name("thread_suppressions.txt")
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+SUPPRESSIONS = HERE / "thread_suppressions.txt"
 
 #: Which tests, and which of them not: a sanitizer multiplies the memory that a soak looks at, and follows no fork among threads.
 TESTS = {
@@ -74,7 +75,14 @@ def environment(kind: str, site: Path, reports: Path) -> dict[str, str]:
     }
     # libstdc++ as well: what throws is looked for when the sanitizer starts
     preloaded = [library({"address": "libasan.so", "thread": "libtsan.so"}[kind]), library("libstdc++.so")]
-    found = {**os.environ, "PYTHONPATH": str(site), "LD_PRELOAD": " ".join(preloaded), "OMP_NUM_THREADS": "2"}
+    paths = os.pathsep.join((str(site), str(HERE)))
+    found = {
+        **os.environ,
+        "PYTHONPATH": paths,
+        "LD_PRELOAD": " ".join(preloaded),
+        "OMP_NUM_THREADS": "2",
+        "SANITIZED_BUILD": str(site.parent),
+    }
     found |= {
         "ASAN_OPTIONS" if kind == "address" else "TSAN_OPTIONS": options[kind],
         "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={reports}",
@@ -108,8 +116,11 @@ def main() -> int:
             return 1
         print(f"planted: {fault or 'nothing'}: {'reported' if fault else 'nothing said'}", flush=True)
     files, but = TESTS[kind]
-    chosen = [*(f"tests/trust/{name}" for name in files), "-m", "not slow", "-k", but, "-q", "--no-header"]
-    jobs = ["-n", os.environ.get("TEST_JOBS", "2"), "--dist", "loadgroup"]
+    # pytest puts a folder with a conftest.py on the path, and so the tree's own libraries before these: not that one, and the plugin
+    # sees to it that none of them was loaded
+    ours = ["--confcutdir=tests", "-p", "instrumented"]
+    chosen = [*(f"tests/trust/{name}" for name in files), *ours, "-m", "not slow", "-k", but, "-q", "--no-header"]
+    jobs = ["-n", os.environ.get("TEST_JOBS", "2")]
     # as a program of its own: `python -m` would find the package of this tree first
     failed = subprocess.run([*fixed, str(Path(sys.executable).with_name("pytest")), *chosen, *jobs, *rest], env=env, cwd=ROOT).returncode
     if text := said():

@@ -23,7 +23,6 @@ def free_bytes() -> int:
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("large"),
     pytest.mark.skipif(free_bytes() < 12 * GIB, reason="less than 12 GiB of memory are free"),
     pytest.mark.skipif(not backends.has_kernels("cpu"), reason="built without kernels"),
 ]

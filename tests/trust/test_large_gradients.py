@@ -14,7 +14,6 @@ from sparsekern.topology import conv_mask
 __all__ = ["our_kernels"]  # a fixture of this file too
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("large"),
     pytest.mark.skipif(free_bytes() < 16 * GIB, reason="less than 16 GiB of memory are free"),
     pytest.mark.skipif(not backends.has_kernels("cpu"), reason="built without kernels"),
 ]
