@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 
 import dependencies
 import pytest
@@ -63,6 +65,15 @@ def test_skipped_tests_and_missing_tools(results):
     assert row("trust").endswith("seven million: too little memory; 2 skipped")
     assert row("trust", failures=1).endswith("FAILED; seven million: too little memory; 2 skipped")
     assert report.remark({"failures": 0, "skipped": True}) == "skipped: a tool is missing"
+
+
+def test_pytest_under_a_sanitizer_fails_with_libraries_that_know_none():
+    """Those of this tree, which pytest would find first."""
+    trust = run.ROOT / "tests" / "trust"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "instrumented", f"{trust}/test_life.py", "-k", "many_threads_run_one_layer"]
+    environment = {**os.environ, "PYTHONPATH": str(trust), "SANITIZED_BUILD": "/nowhere"}
+    done = subprocess.run(command, cwd=run.ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode and "not built with the sanitizer: " in done.stdout, done.stdout
 
 
 def test_programs_that_cannot_run_here_are_skipped(results):
