@@ -16,7 +16,7 @@ struct WithoutGil {
 
 // quick_linear.cpp
 bool plain_state();                   // nothing of torch's stands between a call and its kernel
-bool plain_tensor(PyObject* object);  // nothing but values in the memory of the CPU
+bool plain_tensor(PyObject* object);  // nothing but values in the memory of the CPU, at an address that kernels can read
 PyObject* set_up_linear(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* use_reference(PyObject*, PyObject* flag);

@@ -94,7 +94,11 @@ bool plain_tensor(const Tensor& t) {
   const DispatchKeySet usual{DispatchKey::CPU, DispatchKey::AutogradCPU, DispatchKey::ADInplaceOrView, DispatchKey::AutocastCPU};
   return nothing_but(t.key_set(), usual);
 }
-bool plain_tensor(PyObject* object) { return THPVariable_CheckExact(object) && plain_tensor(THPVariable_Unpack(object)); }
+// No address between two elements (csrc/torch/glue.h). Asked of the storage, of whose elements every view takes whole ones.
+bool aligned(const Tensor& t) { return (reinterpret_cast<uintptr_t>(t.storage().data()) & (t.element_size() - 1)) == 0; }
+bool plain_tensor(PyObject* object) {
+  return THPVariable_CheckExact(object) && plain_tensor(THPVariable_Unpack(object)) && aligned(THPVariable_Unpack(object));
+}
 
 struct SparseLinear : torch::autograd::Function<SparseLinear> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& index,

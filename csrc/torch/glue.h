@@ -7,7 +7,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <cstring>
 #include <optional>
+#include <vector>
 
 #include "core/convert.h"
 #include "core/core.h"
@@ -71,6 +73,45 @@ Tensor new_tensor(const Tensor& like, const std::array<int64_t, Dim>& sizes) {
   for (size_t d = Dim; d-- > 0; step *= std::max<int64_t>(1, sizes[d])) strides[d] = step;
   return empty_strided(like, like.scalar_type(), sizes.data(), strides.data(), Dim);
 }
+
+// ---- operands of any address: torch.frombuffer gives tensors at ones that are no multiple of their elements' size, where C++ must not read
+
+// As it lies, gaps included: what strides decide stays decided.
+inline Tensor moved_into_alignment(const Tensor& t, size_t element_size) {
+  int64_t span = 1;
+  for (int64_t d = 0; d < t.dim(); ++d) span += (t.size(d) - 1) * t.stride(d);
+  const int64_t step = 1;
+  const Tensor fresh = empty_strided(t, t.scalar_type(), &span, &step, 1);
+  std::memcpy(fresh.mutable_data_ptr(), t.const_data_ptr(), size_t(span) * element_size);
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(fresh.get(), t.dim(), t.sizes().data(), t.strides().data(), 0, &handle));
+  return Tensor(handle);
+}
+inline void align(Tensor& t) {
+  const auto address = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+  if (address % 8 == 0) return;  // no element asks for more
+  if (const size_t element_size = t.element_size(); address % element_size) t = moved_into_alignment(t, element_size);
+}
+inline void align(std::optional<Tensor>& t) {
+  if (t) align(*t);
+}
+inline void align(std::vector<Tensor>& list) {
+  for (Tensor& t : list) align(t);
+}
+template <class Other>
+void align(const Other&) {}
+
+// An operator as torch calls it: with operands that it may read. All of the CPU's are registered like this.
+template <auto op>
+struct Aligned;
+template <class Result, class... Args, Result (*op)(Args...)>
+struct Aligned<op> {
+  static Result call(std::decay_t<Args>&... args) {
+    (align(args), ...);
+    return op(args...);
+  }
+};
+#define SK_BOX(op) TORCH_BOX(&sk::glue::Aligned<op>::call)
 
 inline Half half_of(ScalarType t) { return t == ScalarType::BFloat16 ? Half::bf16 : Half::fp16; }
 

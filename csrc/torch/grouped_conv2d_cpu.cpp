@@ -342,13 +342,13 @@ Tensor choose_grouped_conv2d(const Tensor& like, int64_t N, int64_t C, int64_t H
 }  // namespace sk::glue
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
-  m.impl("_grouped_conv2d", TORCH_BOX(&sk::glue::grouped_conv2d));
-  m.impl("grouped_conv2d", TORCH_BOX(&sk::glue::grouped_conv2d));
-  m.impl("_grouped_conv2d_grad_x", TORCH_BOX(&sk::glue::grouped_conv2d_grad_x));
-  m.impl("grouped_conv2d_grad_x", TORCH_BOX(&sk::glue::grouped_conv2d_grad_x));
-  m.impl("_grouped_conv2d_grad_weight", TORCH_BOX(&sk::glue::grouped_conv2d_grad_weight));
-  m.impl("grouped_conv2d_grad_weight", TORCH_BOX(&sk::glue::grouped_conv2d_grad_weight));
-  m.impl("grouped_conv2d_packed", TORCH_BOX(&sk::glue::grouped_conv2d_packed));
-  m.impl("pack_grouped_conv2d", TORCH_BOX(&sk::glue::pack_grouped_conv2d));
-  m.impl("choose_grouped_conv2d", TORCH_BOX(&sk::glue::choose_grouped_conv2d));
+  m.impl("_grouped_conv2d", SK_BOX(&sk::glue::grouped_conv2d));
+  m.impl("grouped_conv2d", SK_BOX(&sk::glue::grouped_conv2d));
+  m.impl("_grouped_conv2d_grad_x", SK_BOX(&sk::glue::grouped_conv2d_grad_x));
+  m.impl("grouped_conv2d_grad_x", SK_BOX(&sk::glue::grouped_conv2d_grad_x));
+  m.impl("_grouped_conv2d_grad_weight", SK_BOX(&sk::glue::grouped_conv2d_grad_weight));
+  m.impl("grouped_conv2d_grad_weight", SK_BOX(&sk::glue::grouped_conv2d_grad_weight));
+  m.impl("grouped_conv2d_packed", SK_BOX(&sk::glue::grouped_conv2d_packed));
+  m.impl("pack_grouped_conv2d", SK_BOX(&sk::glue::pack_grouped_conv2d));
+  m.impl("choose_grouped_conv2d", SK_BOX(&sk::glue::choose_grouped_conv2d));
 }

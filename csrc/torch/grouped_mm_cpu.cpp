@@ -73,10 +73,10 @@ Tensor grouped_mm_grad_b(const Tensor& grad_out, const Tensor& a, const std::opt
 }  // namespace sk::glue
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
-  m.impl("_grouped_mm", TORCH_BOX(&sk::glue::grouped_mm));
-  m.impl("grouped_mm", TORCH_BOX(&sk::glue::grouped_mm));
-  m.impl("_grouped_mm_grad_a", TORCH_BOX(&sk::glue::grouped_mm_grad_a));
-  m.impl("grouped_mm_grad_a", TORCH_BOX(&sk::glue::grouped_mm_grad_a));
-  m.impl("_grouped_mm_grad_b", TORCH_BOX(&sk::glue::grouped_mm_grad_b));
-  m.impl("grouped_mm_grad_b", TORCH_BOX(&sk::glue::grouped_mm_grad_b));
+  m.impl("_grouped_mm", SK_BOX(&sk::glue::grouped_mm));
+  m.impl("grouped_mm", SK_BOX(&sk::glue::grouped_mm));
+  m.impl("_grouped_mm_grad_a", SK_BOX(&sk::glue::grouped_mm_grad_a));
+  m.impl("grouped_mm_grad_a", SK_BOX(&sk::glue::grouped_mm_grad_a));
+  m.impl("_grouped_mm_grad_b", SK_BOX(&sk::glue::grouped_mm_grad_b));
+  m.impl("grouped_mm_grad_b", SK_BOX(&sk::glue::grouped_mm_grad_b));
 }

@@ -70,4 +70,4 @@ Tensor joined_conv2d_packed(const std::vector<Tensor>& xs, const std::vector<Ten
 
 }  // namespace sk::glue
 
-STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) { m.impl("joined_conv2d_packed", TORCH_BOX(&sk::glue::joined_conv2d_packed)); }
+STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) { m.impl("joined_conv2d_packed", SK_BOX(&sk::glue::joined_conv2d_packed)); }

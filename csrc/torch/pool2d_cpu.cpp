@@ -61,4 +61,4 @@ Tensor pool2d(const Tensor& x, int64_t kernel_h, int64_t kernel_w, int64_t strid
 
 }  // namespace sk::glue
 
-STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) { m.impl("pool2d", TORCH_BOX(&sk::glue::pool2d)); }
+STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) { m.impl("pool2d", SK_BOX(&sk::glue::pool2d)); }

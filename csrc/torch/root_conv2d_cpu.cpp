@@ -134,6 +134,6 @@ Tensor root_conv2d_packed(const Tensor& x, const Tensor& packed1, const Maybe& b
 }  // namespace sk::glue
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
-  m.impl("root_conv2d", TORCH_BOX(&sk::glue::root_conv2d));
-  m.impl("root_conv2d_packed", TORCH_BOX(&sk::glue::root_conv2d_packed));
+  m.impl("root_conv2d", SK_BOX(&sk::glue::root_conv2d));
+  m.impl("root_conv2d_packed", SK_BOX(&sk::glue::root_conv2d_packed));
 }

@@ -185,4 +185,4 @@ Tensor sequence2d(const Tensor& x, const std::vector<Tensor>& tensors, const std
 
 }  // namespace sk::glue
 
-STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) { m.impl("sequence2d", TORCH_BOX(&sk::glue::sequence2d)); }
+STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) { m.impl("sequence2d", SK_BOX(&sk::glue::sequence2d)); }

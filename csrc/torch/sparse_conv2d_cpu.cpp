@@ -267,12 +267,12 @@ Tensor choose_sparse_conv2d(const Tensor& like, int64_t N, int64_t H, int64_t W,
 }  // namespace sk::glue
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
-  m.impl("_sparse_conv2d", TORCH_BOX(&sk::glue::sparse_conv2d));
-  m.impl("sparse_conv2d", TORCH_BOX(&sk::glue::sparse_conv2d));
-  m.impl("_sparse_conv2d_grad_x", TORCH_BOX(&sk::glue::sparse_conv2d_grad_x));
-  m.impl("sparse_conv2d_grad_x", TORCH_BOX(&sk::glue::sparse_conv2d_grad_x));
-  m.impl("_sparse_conv2d_grad_weight", TORCH_BOX(&sk::glue::sparse_conv2d_grad_weight));
-  m.impl("sparse_conv2d_grad_weight", TORCH_BOX(&sk::glue::sparse_conv2d_grad_weight));
-  m.impl("plan_sparse_conv2d", TORCH_BOX(&sk::glue::plan_sparse_conv2d));
-  m.impl("choose_sparse_conv2d", TORCH_BOX(&sk::glue::choose_sparse_conv2d));
+  m.impl("_sparse_conv2d", SK_BOX(&sk::glue::sparse_conv2d));
+  m.impl("sparse_conv2d", SK_BOX(&sk::glue::sparse_conv2d));
+  m.impl("_sparse_conv2d_grad_x", SK_BOX(&sk::glue::sparse_conv2d_grad_x));
+  m.impl("sparse_conv2d_grad_x", SK_BOX(&sk::glue::sparse_conv2d_grad_x));
+  m.impl("_sparse_conv2d_grad_weight", SK_BOX(&sk::glue::sparse_conv2d_grad_weight));
+  m.impl("sparse_conv2d_grad_weight", SK_BOX(&sk::glue::sparse_conv2d_grad_weight));
+  m.impl("plan_sparse_conv2d", SK_BOX(&sk::glue::plan_sparse_conv2d));
+  m.impl("choose_sparse_conv2d", SK_BOX(&sk::glue::choose_sparse_conv2d));
 }

@@ -206,12 +206,12 @@ Tensor choose_sparse_linear(const Tensor& like, int64_t N, int64_t in_features, 
 }  // namespace sk::glue
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
-  m.impl("_sparse_linear", TORCH_BOX(&sk::glue::sparse_linear));
-  m.impl("sparse_linear", TORCH_BOX(&sk::glue::sparse_linear));
-  m.impl("_sparse_linear_grad_x", TORCH_BOX(&sk::glue::sparse_linear_grad_x));
-  m.impl("sparse_linear_grad_x", TORCH_BOX(&sk::glue::sparse_linear_grad_x));
-  m.impl("_sparse_linear_grad_weight", TORCH_BOX(&sk::glue::sparse_linear_grad_weight));
-  m.impl("sparse_linear_grad_weight", TORCH_BOX(&sk::glue::sparse_linear_grad_weight));
-  m.impl("plan_sparse_linear", TORCH_BOX(&sk::glue::plan_sparse_linear));
-  m.impl("choose_sparse_linear", TORCH_BOX(&sk::glue::choose_sparse_linear));
+  m.impl("_sparse_linear", SK_BOX(&sk::glue::sparse_linear));
+  m.impl("sparse_linear", SK_BOX(&sk::glue::sparse_linear));
+  m.impl("_sparse_linear_grad_x", SK_BOX(&sk::glue::sparse_linear_grad_x));
+  m.impl("sparse_linear_grad_x", SK_BOX(&sk::glue::sparse_linear_grad_x));
+  m.impl("_sparse_linear_grad_weight", SK_BOX(&sk::glue::sparse_linear_grad_weight));
+  m.impl("sparse_linear_grad_weight", SK_BOX(&sk::glue::sparse_linear_grad_weight));
+  m.impl("plan_sparse_linear", SK_BOX(&sk::glue::plan_sparse_linear));
+  m.impl("choose_sparse_linear", SK_BOX(&sk::glue::choose_sparse_linear));
 }

@@ -30,4 +30,4 @@ std::tuple<Tensor, Tensor, Tensor> sparse_linear_gradients(const Tensor& grad_ou
 }  // namespace
 }  // namespace sk::glue
 
-STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) { m.impl("_sparse_linear_gradients", TORCH_BOX(&sk::glue::sparse_linear_gradients)); }
+STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) { m.impl("_sparse_linear_gradients", SK_BOX(&sk::glue::sparse_linear_gradients)); }

@@ -47,6 +47,6 @@ Tensor sparse_linear_packed(const Tensor& x, const Tensor& packed, const std::op
 }  // namespace sk::glue
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
-  m.impl("sparse_linear_packed", TORCH_BOX(&sk::glue::sparse_linear_packed));
-  m.impl("pack_sparse_linear", TORCH_BOX(&sk::glue::pack_sparse_linear));
+  m.impl("sparse_linear_packed", SK_BOX(&sk::glue::sparse_linear_packed));
+  m.impl("pack_sparse_linear", SK_BOX(&sk::glue::pack_sparse_linear));
 }

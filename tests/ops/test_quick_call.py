@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsekern.nn import GroupedConv2d, SparseLinear, StochasticConv2d
-from sparsekern.ops import OPS, backends, pack_sparse_linear, sparse_linear, sparse_linear_packed
+from sparsekern.ops import OPS, backends, pack_sparse_linear, plan_sparse_linear, sparse_linear, sparse_linear_packed
 
 quick = backends.quick_call
 pytestmark = pytest.mark.skipif(quick is None, reason="built against another torch, or without Python.h")
@@ -37,8 +37,6 @@ def value_and_gradients(call, inputs, plan, x_needs, weight_needs):
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_answers_as_the_doors_do(name, dtype):
-    from sparsekern.ops import plan_sparse_linear
-
     inputs = {k: v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in SAMPLES[name].items()}
     weight = inputs["weight"]
     block = tuple(weight.shape[2:]) or (1, 1)
@@ -90,6 +88,35 @@ def test_leaves_to_the_doors_what_is_more_than_a_plain_call():
         assert quick.packed_linear(other, *frozen[1:]) is NotImplemented
     assert torch.equal(sparse_linear(torch._neg_view(x), weight, index, bias), sparse_linear(-x, weight, index, bias))
     assert quick.packed_linear(x.clone().requires_grad_(), *frozen[1:]) is NotImplemented
+
+
+def off_by_a_byte(t):
+    memory = torch.empty(t.numel() * t.element_size() + 1, dtype=torch.uint8).numpy()
+    return torch.frombuffer(memory[1:], dtype=t.dtype).view(t.shape).copy_(t)
+
+
+def test_leaves_to_the_doors_addresses_that_kernels_cannot_read():
+    x, weight, bias, index, _ = arguments(SAMPLES["odd_batch"])
+    given = (x, weight, bias, index, plan_sparse_linear(index, x.shape[1]))
+    packed = pack_sparse_linear(weight, index, x.shape[1])
+    frozen = (x, packed, bias, len(bias), weight.numel())
+    for call, door, operands in ((quick.linear, OPS["sparse_linear"].call, given), (quick.packed_linear, sparse_linear_packed, frozen)):
+        want = call(*operands)
+        for i, operand in enumerate(operands):
+            if isinstance(operand, torch.Tensor):
+                moved = (*operands[:i], off_by_a_byte(operand), *operands[i + 1 :])
+                assert call(*moved) is NotImplemented, i
+                assert torch.equal(door(*moved), want), i
+    image = torch.randn(2, 32, 6, 6)
+    conv = StochasticConv2d(32, 16, 3, padding=1, density=0.1, seed=0).requires_grad_(False)
+    groups = GroupedConv2d(32, 16, 3, padding=1, groups=4).requires_grad_(False)
+    for layer, call in ((conv, quick.conv_layer), (groups, quick.grouped_layer)):
+        want = call(layer.__dict__, image)
+        assert call(layer.__dict__, off_by_a_byte(image)) is NotImplemented
+        assert torch.equal(layer(off_by_a_byte(image)), want)
+        layer.weight.data = off_by_a_byte(layer.weight)
+        assert call(layer.__dict__, image) is NotImplemented
+        assert torch.equal(layer(image), want)
 
 
 def test_profilers_and_traces_see_the_op():

@@ -20,7 +20,10 @@ SUPPRESSIONS = HERE / "thread_suppressions.txt"
 
 #: Which tests, and which of them not: a sanitizer multiplies the memory that a soak looks at, and follows no fork among threads.
 TESTS = {
-    "address": (["test_properties.py", "test_damaged_arrays.py", "test_bad_calls.py", "test_life.py"], "not memory_stays"),
+    "address": (
+        ["test_addresses.py", "test_properties.py", "test_damaged_arrays.py", "test_bad_calls.py", "test_life.py"],
+        "not memory_stays",
+    ),
     "thread": (["test_life.py", "test_properties.py"], "not memory_stays and not loaders"),
 }
 #: What is planted, and what must be said of it.
@@ -119,12 +122,23 @@ def main() -> int:
     # pytest puts a folder with a conftest.py on the path, and so the tree's own libraries before these: not that one, and the plugin
     # sees to it that none of them was loaded
     ours = ["--confcutdir=tests", "-p", "instrumented"]
+    # UndefinedBehaviorSanitizer beside AddressSanitizer heeds no log_path (the call that would set it finds the other's), and what it says
+    # while it ends the process must not end with what pytest captured
+    ours.append("--capture=sys")
     chosen = [*(f"tests/trust/{name}" for name in files), *ours, "-m", "not slow", "-k", but, "-q", "--no-header"]
     jobs = ["-n", os.environ.get("TEST_JOBS", "2")]
     # as a program of its own: `python -m` would find the package of this tree first
-    failed = subprocess.run([*fixed, str(Path(sys.executable).with_name("pytest")), *chosen, *jobs, *rest], env=env, cwd=ROOT).returncode
-    if text := said():
+    pytest = [*fixed, str(Path(sys.executable).with_name("pytest")), *chosen, *jobs, *rest]
+    errors = build / "errors"
+    with errors.open("w") as stderr:
+        failed = subprocess.run(pytest, env=env, cwd=ROOT, stderr=stderr).returncode
+    aside, text = errors.read_text(errors="replace"), said()
+    undefined = "runtime error: " in aside
+    if failed or undefined:
+        print(aside)
+    if text:
         print(text)
+    text += aside * undefined
     print(f"{kind}: pytest returned {failed}, the sanitizer {'reported the above' if text else 'had nothing to report'}")
     return bool(failed or text)
 
