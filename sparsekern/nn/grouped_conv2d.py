@@ -15,6 +15,7 @@ from sparsekern.nn import asked_about
 from sparsekern.nn.group_weights import check_conv, dense_twin, has_fewer_groups, image_shape, inside_groups, spread_groups, window_of
 from sparsekern.ops import backends
 from sparsekern.ops.cuda import explain_convolution
+from sparsekern.ops.define import has_tangent
 from sparsekern.ops.grouped_conv2d import ACTIVATIONS, explain_grouped_conv2d, grouped_conv2d
 from sparsekern.ops.grouped_conv2d_packed import explain_packed, grouped_conv2d_packed, pack_grouped_conv2d
 
@@ -29,10 +30,11 @@ def _check(condition: bool, arg: str, rule: str, got: Any) -> None:
 
 def refuse_gradients(layers: Iterable[GroupedConv2d], *inputs: Tensor | None) -> None:
     """Packed weights hand no gradient on: not to what is read, nor to weights in training."""
+    wanted = has_tangent(*inputs)
     if torch.is_grad_enabled():
-        wanted = any(x is not None and x.requires_grad for x in inputs)
+        wanted = wanted or any(x is not None and x.requires_grad for x in inputs)
         wanted = wanted or any(layer.training and layer.weight.requires_grad for layer in layers)
-        _check(not wanted, "layer", "unpacked to be trained (call unpack())", "a packed one where a gradient is needed")
+    _check(not wanted, "layer", "unpacked to be trained (call unpack())", "a packed one where a gradient is needed")
 
 
 def check_group_sizes(sizes: Sequence[tuple[int, int]], in_channels: int, out_channels: int, groups: int) -> None:
@@ -205,8 +207,8 @@ class GroupedConv2d(nn.Conv2d):
 
     def _forward_packed(self, x: Tensor, padding: Any, activation: str, shortcut: Tensor | None) -> Tensor:
         bias = self.bias
+        refuse_gradients((self,), *(given for given in (x, shortcut) if isinstance(given, Tensor)))
         if torch.is_grad_enabled():
-            refuse_gradients((self,), *(given for given in (x, shortcut) if isinstance(given, Tensor)))
             bias = None if bias is None else bias.detach()
         if isinstance(padding, str):
             padding = self._numeric_padding()

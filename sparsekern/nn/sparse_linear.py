@@ -16,7 +16,7 @@ from sparsekern.nn import asked_about
 from sparsekern.nn.planned import PlannedModule
 from sparsekern.ops import backends, pack_sparse_linear, sparse_linear_packed
 from sparsekern.ops.cuda import explain_linear
-from sparsekern.ops.define import readable
+from sparsekern.ops.define import has_tangent, readable
 from sparsekern.ops.sparse_linear import (
     check,
     check_index,
@@ -286,11 +286,13 @@ class SparseLinear(PlannedModule):
             bias = own["bias"]
         except KeyError:  # parametrized
             bias = self.bias
+        wants_gradient = isinstance(x, Tensor) and has_tangent(x)
         if _grad_enabled():
             weight = own.get("weight")  # None: parametrized
             of_x = isinstance(x, Tensor) and x.requires_grad
-            wants_gradient = of_x or (self.training and (self.weight if weight is None else weight).requires_grad)
-            _check(not wants_gradient, "layer", "unpacked to be trained (call unpack())", "a packed one where a gradient is needed")
+            wants_gradient = wants_gradient or of_x or (self.training and (self.weight if weight is None else weight).requires_grad)
+        _check(not wants_gradient, "layer", "unpacked to be trained (call unpack())", "a packed one where a gradient is needed")
+        if _grad_enabled():
             bias = bias.detach() if bias is not None and bias.requires_grad else bias
         return sparse_linear_packed(x, self._packed, bias, self.out_features, self._kept)  # type: ignore[arg-type] # it is there, or this is not called
 
@@ -374,8 +376,8 @@ class SparseLinear(PlannedModule):
             _check(index.dim() == 2 and index.dtype == torch.int32, "index", "[OB, F] torch.int32", f"{list(index.shape)} {index.dtype}")
             size = options.get("block_size", 1)
             options["fan_in"] = index.shape[1] * (size if isinstance(size, int) else size[1])
-        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, seed=options.pop("seed", 0), **options)
-        layer = layer.to(linear.weight.device, linear.weight.dtype)
+        options |= {"seed": options.get("seed", 0), "device": linear.weight.device, "dtype": linear.weight.dtype}
+        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, **options)
         with torch.no_grad():
             if index is None and layer.topology in FIXED_FAN_OUT:
                 index = layer.index
@@ -401,12 +403,17 @@ class SparseLinear(PlannedModule):
         weight, index = (value if isinstance(value := state_dict.get(prefix + name), Tensor) else None for name in ("weight", "index"))
         if weight is not None and index is None and tuple(weight.shape) == (self.out_features, self.in_features):
             # a dense checkpoint: its weights at this layer's connections
+            if fault := self._no_tables():
+                error_msgs.append(fault)
+                return
             state_dict = {**state_dict, prefix + "weight": kept_weight(weight, self.index, self.block_size), prefix + "index": self.index}
         elif weight is not None and index is not None and index.shape != self.index.shape:
             fits = index.dim() == 2 and index.shape[0] == self.index.shape[0] and index.shape[1] > 0
             if fits and tuple(weight.shape) == (*index.shape, *self.weight.shape[2:]):  # else torch names the sizes
                 self._make_room(prefix, weight, index)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        if self._packed is not None and weight is not None and prefix + "index" not in state_dict:
+            self.pack()
 
     # ---- what it is, and what runs
 
