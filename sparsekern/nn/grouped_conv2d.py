@@ -12,6 +12,7 @@ from torch.nn.modules.utils import _pair
 
 from sparsekern.arguments import check_dtype, check_flag, check_pairs, check_whole, said
 from sparsekern.nn import asked_about
+from sparsekern.nn.computed import now
 from sparsekern.nn.group_weights import check_conv, dense_twin, has_fewer_groups, image_shape, inside_groups, spread_groups, window_of
 from sparsekern.ops import backends
 from sparsekern.ops.cuda import explain_convolution
@@ -189,7 +190,7 @@ class GroupedConv2d(nn.Conv2d):
             left, right, top, bottom = self._reversed_padding_repeated_twice
             rows, columns, padding = rows + top + bottom, columns + left + right, (0, 0)
         images = shape[0], rows, columns
-        self._packed = pack_grouped_conv2d(self.weight, self.stride, padding, self.dilation, self.groups, images=images)
+        self._packed = pack_grouped_conv2d(now(self, "weight"), self.stride, padding, self.dilation, self.groups, images=images)
         self._packed_for = shape
         return self
 
@@ -257,11 +258,11 @@ class GroupedConv2d(nn.Conv2d):
 
     def weight_dense(self) -> Tensor:
         """``[out_channels, in_channels, KH, KW]`` with zeros between the groups; differentiable."""
-        return spread_groups(self.weight, self.groups)
+        return spread_groups(now(self, "weight"), self.groups)
 
     def to_dense(self) -> nn.Module:
         """A dense ``nn.Conv2d`` that computes the same (followed by ``nn.ReLU`` if this layer has one)."""
-        dense = dense_twin(self, self.weight_dense(), self.bias)
+        dense = dense_twin(self, self.weight_dense(), now(self, "bias"))
         return nn.Sequential(dense, nn.ReLU()) if self.activation == "relu" else dense
 
     @classmethod

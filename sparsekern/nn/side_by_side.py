@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.nn import asked_about
+from sparsekern.nn.computed import now
 from sparsekern.nn.group_weights import dense_twin, inside_groups
 from sparsekern.nn.grouped_conv2d import GroupedConv2d
 from sparsekern.ops.define import of_a_transform
@@ -88,7 +89,7 @@ class ConvsSideBySide(nn.Module):
 
     def bias_dense(self) -> Tensor | None:
         """``[out_channels]``: the parts' biases; None without."""
-        biases = [part.bias for part in self.parts if part.bias is not None]
+        biases = [now(part, "bias") for part in self.parts if part.bias is not None]
         return torch.cat(biases) if biases else None
 
     def to_dense(self) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparsekern import topology as topologies
 from sparsekern.arguments import check_dtype, check_flag, said
 from sparsekern.nn import asked_about
+from sparsekern.nn.computed import now
 from sparsekern.nn.planned import PlannedModule
 from sparsekern.ops import backends, pack_sparse_linear, sparse_linear_packed
 from sparsekern.ops.cuda import explain_linear
@@ -222,11 +223,11 @@ class SparseLinear(PlannedModule):
         if not self.index.is_meta:
             with torch.no_grad():
                 self.index.copy_(*self.draw_topology(self.seed))
-        self._topology_changed()
         bound = 1 / math.sqrt(self.fan_in)
         for parameter in (self.weight, self.bias):
             if parameter is not None:
                 nn.init.uniform_(parameter, -bound, bound)
+        self._topology_changed()
 
     def forward(self, x: Tensor) -> Tensor:
         if not _compiling() and _quick is not None:
@@ -271,7 +272,7 @@ class SparseLinear(PlannedModule):
             >>> SparseLinear(64, 32, density=0.25).pack()
             SparseLinear(in_features=64, out_features=32, bias=True, fan_in=16, density=0.25, kept=512, packed)
         """
-        self._packed = pack_sparse_linear(self.weight, self.index, self.in_features)
+        self._packed = pack_sparse_linear(now(self, "weight"), self.index, self.in_features)
         self._kept = self.weight.numel()
         return self
 
@@ -344,7 +345,7 @@ class SparseLinear(PlannedModule):
 
     def weight_dense(self) -> Tensor:
         """``[out_features, in_features]`` with zeros where nothing is connected; differentiable."""
-        return dense_weight(self.weight, self.index, self.in_features)
+        return dense_weight(now(self, "weight"), self.index, self.in_features)
 
     def to_dense(self) -> nn.Linear:
         """An ``nn.Linear`` that computes the same."""
@@ -353,7 +354,7 @@ class SparseLinear(PlannedModule):
         with torch.no_grad():
             dense.weight.copy_(self.weight_dense())
             if self.bias is not None:
-                dense.bias.copy_(self.bias)
+                dense.bias.copy_(now(self, "bias"))
         return dense
 
     @classmethod

@@ -12,6 +12,7 @@ from torch.nn.modules.utils import _pair
 
 from sparsekern.arguments import check_dtype, check_flag, check_pairs, check_whole, said
 from sparsekern.nn import asked_about
+from sparsekern.nn.computed import now
 from sparsekern.nn.group_weights import check_conv, dense_twin, inside_groups, spread_groups, window_of
 from sparsekern.nn.planned import PlannedModule
 from sparsekern.ops import backends
@@ -87,6 +88,9 @@ class StochasticConv2d(PlannedModule):
     """
 
     indptr: Tensor
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
     _tables = ("index", "indptr")
 
     def __init__(
@@ -132,7 +136,8 @@ class StochasticConv2d(PlannedModule):
             _check(padding in ("same", "valid"), "padding", "'same', 'valid' or numbers", repr(padding))
             _check(padding == "valid" or _pair(stride) == (1, 1), "stride", "1 with padding='same'", _pair(stride))
         self.in_channels, self.out_channels, self.groups, self.kernel_size = in_channels, out_channels, groups, _pair(kernel_size)
-        self.stride, self.dilation, self.padding_mode, self.padding = stride, dilation, padding_mode, padding
+        given: Any = stride, dilation, padding_mode, padding
+        self.stride, self.dilation, self.padding_mode, self.padding = given
         self.granularity, self.share, self.count, self.seed = granularity, share, count, seed
 
         taps = self.kernel_size[0] * self.kernel_size[1]
@@ -281,11 +286,11 @@ class StochasticConv2d(PlannedModule):
 
     def weight_dense(self) -> Tensor:
         """``[out_channels, in_channels, KH, KW]`` with zeros where nothing is kept; differentiable."""
-        return dense_weight(self.weight, self.indptr, self.index, self.in_channels, self.kernel_size)
+        return dense_weight(now(self, "weight"), self.indptr, self.index, self.in_channels, self.kernel_size)
 
     def to_dense(self) -> nn.Conv2d:
         """An ``nn.Conv2d`` that computes the same."""
-        return dense_twin(self, self.weight_dense(), self.bias)
+        return dense_twin(self, self.weight_dense(), now(self, "bias"))
 
     @classmethod
     def from_dense(

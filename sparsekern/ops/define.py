@@ -359,7 +359,7 @@ def _transformed_door(op: Op, product: Product) -> Callable[..., Tensor]:
             )
             if bias_tangent is None:
                 return out
-            spread = bias_tangent[(..., *(None,) * op.behind_bias)]
+            spread = bias_tangent.reshape(*bias_tangent.shape, *(1,) * op.behind_bias)
             return spread.expand(ctx.out_shape).clone() if out is None else out + spread
 
     Transformed.__name__ = Transformed.__qualname__ = product.name

@@ -10,11 +10,13 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsekern.nn import GroupedConv2d, RootModule, SparseLinear, SpatialBasisConv2d, StochasticConv2d
 from sparsekern.ops import backends
+from sparsekern.transform import to_dense
 
 IMAGE = (2, 8, 6, 6)
 LAYERS = {
@@ -308,6 +310,46 @@ def test_a_packed_layer_packs_what_it_loads():
     layer.load_state_dict({"weight": other.weight, "bias": other.bias}, strict=False)
     x = torch.randn(3, 24)
     torch.testing.assert_close(layer(x), other(x))
+
+
+def test_a_packed_layer_that_is_drawn_anew():
+    layer, x = SparseLinear(24, 12, fan_in=5).requires_grad_(False).pack(), torch.randn(3, 24)
+    layer.reset_parameters()
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+
+
+# ---- weights that a hook computes before each call
+
+COMPUTED = {
+    "pruned": lambda layer: prune.random_unstructured(layer, "weight", 0.25),
+    "pruned bias": lambda layer: prune.random_unstructured(layer, "bias", 0.5),
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("computed", COMPUTED)
+@pytest.mark.parametrize("name", ["SparseLinear", "GroupedConv2d", "StochasticConv2d"])
+@pytest.mark.parametrize("keep_groups", [False, True])
+def test_dense_twins_and_packs_of_a_computed_weight(name: str, computed: str, keep_groups: bool):
+    """After a step the attribute is what the last call used, in torch's layers too."""
+    make, shape = LAYERS[name]
+    layer, x = make(), torch.randn(shape)
+    COMPUTED[computed](layer)
+    model = nn.Sequential(layer)
+    model(x).square().sum().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.sub_(parameter.grad)
+    model.eval()  # no power iteration
+    dense = to_dense(model, keep_groups=keep_groups)
+    twins = [layer.to_dense()] if not keep_groups else []
+    if hasattr(layer, "pack"):
+        twins.append(copy.copy(layer).requires_grad_(False).pack())
+    for other in (dense, *twins):
+        torch.testing.assert_close(other(x), model(x), rtol=1e-4, atol=1e-4)
+    assert not dense[0]._forward_pre_hooks
 
 
 @pytest.mark.parametrize("name", ["SparseLinear", "StochasticConv2d"])
