@@ -45,6 +45,8 @@ SK_API int64_t sparse_conv2d_plan_size(const SparseConv2dShape& shape);  // int3
 // Checks the tables and fills `plan`. Nothing outside indptr [OB+1] and index [nnz] is read whatever they contain.
 SK_API SparseConv2dStatus sparse_conv2d_plan(const SparseConv2dShape& shape, const int32_t* indptr, const int32_t* index, int32_t* plan);
 SK_API bool sparse_conv2d_plan_matches(const SparseConv2dShape& shape, const int32_t* plan, int64_t size);  // O(1)
+// of these tables, by a few places (core/alike.h)
+SK_API bool sparse_conv2d_plan_is_of(const SparseConv2dShape& shape, const int32_t* plan, const int32_t* indptr, const int32_t* index);
 
 // The three products. Outputs are written whole; x, out and their gradients are contiguous in the shape's layout.
 SK_API void sparse_conv2d(const SparseConv2dShape& shape, const float* x, const float* weight, const int32_t* plan, const float* bias, float* out,

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/alike.h"
 #include "core/seal.h"
 
 namespace sk {
@@ -42,6 +43,11 @@ bool sparse_conv2d_plan_matches(const SparseConv2dShape& s, const int32_t* plan,
   int32_t header[SparseConvPlan::kHeader];
   fill_header(s, header);
   return std::memcmp(header, plan, SparseConvPlan::kSeal * sizeof *header) == 0 && sealed(plan, size, SparseConvPlan::kSeal);
+}
+
+bool sparse_conv2d_plan_is_of(const SparseConv2dShape& s, const int32_t* plan, const int32_t* indptr, const int32_t* index) {
+  const SparseConvPlan p(s, plan);
+  return alike(indptr, s.OB() + 1, [&](int64_t i) { return p.indptr[i]; }) && alike(index, s.nnz, [&](int64_t i) { return p.index[i]; });
 }
 
 SparseConv2dStatus sparse_conv2d_plan(const SparseConv2dShape& s, const int32_t* indptr, const int32_t* index, int32_t* plan) {

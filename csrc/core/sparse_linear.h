@@ -65,6 +65,7 @@ SK_API PlanError sparse_linear_plan(const SparseLinearShape& s, const int32_t* i
 // A plan of another kind of processor may lack what this one would use; its table then has to be planned anew.
 SK_API bool sparse_linear_plan_complete(const SparseLinearShape& s, const int32_t* plan);
 SK_API bool sparse_linear_plan_fits(const SparseLinearShape& s, const int32_t* plan, int64_t length);
+SK_API bool sparse_linear_plan_is_of(const int32_t* plan, const int32_t* index);  // this table [OB, F], by a few places (core/alike.h)
 // Is the table window-balanced (and is there a processor to use it)?
 SK_API bool sparse_linear_plan_balanced(const int32_t* plan);
 

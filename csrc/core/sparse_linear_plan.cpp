@@ -4,6 +4,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "core/alike.h"
 #include "core/seal.h"
 #include "core/sparse_linear_balanced.h"
 #include "core/sparse_linear_columns.h"
@@ -168,6 +169,11 @@ bool sparse_linear_plan_fits(const SparseLinearShape& s, const int32_t* plan, in
   return length >= Plan::kHeader && plan[Plan::kMagic] == Plan::kMagicValue && plan[Plan::kVersion] == Plan::kVersionValue &&
          plan[Plan::kOB] == s.OB && plan[Plan::kF] == s.F && plan[Plan::kBO] == s.BO && plan[Plan::kBI] == s.BI && plan[Plan::kIB] == s.IB &&
          plan[Plan::kLength] == length && sealed(plan, length, Plan::kSeal);
+}
+
+bool sparse_linear_plan_is_of(const int32_t* plan, const int32_t* index) {
+  const Plan p(plan);
+  return alike(index, p.kept(), [&](int64_t k) { return p.index(k); });
 }
 
 bool sparse_linear_plan_complete(const SparseLinearShape& s, const int32_t* plan) {

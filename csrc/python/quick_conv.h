@@ -15,9 +15,9 @@ inline bool in_range(const Window& w) {
   return within(1, {w.stride[0], w.stride[1], w.dilation[0], w.dilation[1]}) && within(0, {w.padding[0], w.padding[1]});
 }
 
-// x [N, C, H, W], weight [nnz, BO, BI, BT], `rows` blocks of BO filters; none: not a common case
-std::optional<at::Tensor> direct_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, const at::Tensor& plan,
-                                      int64_t rows, const Window& window);
+// x [N, C, H, W], weight [nnz, BO, BI, BT], its tables; none: not a common case
+std::optional<at::Tensor> direct_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, const at::Tensor& indptr,
+                                      const at::Tensor& index, const at::Tensor& plan, const Window& window);
 PyObject* conv_layer(PyObject*, PyObject* const* args, Py_ssize_t count);
 
 // x [N, C, H, W], weight [K, C/G, KH, KW] or a pack of one, whatever the window says of its size; none: not a common case

@@ -57,6 +57,7 @@ optional<Tensor> direct_linear(const Tensor& x, const Tensor& weight, const opti
   s.IB = in / s.BI, s.N = x.numel() / in;
   const int32_t* planned = plan->const_data_ptr<int32_t>();
   if (!sparse_linear_plan_fits(s, planned, plan->size(0)) || !sparse_linear_plan_complete(s, planned)) return {};
+  if (!index.is_contiguous() || !sparse_linear_plan_is_of(planned, index.const_data_ptr<int32_t>())) return {};
   s.balanced = sparse_linear_plan_balanced(planned);
   const Pool threads = pool();
   if (sparse_linear_choice(s, Product::forward, LinearType::fp32, threads.threads).kernel == LinearKernel::dense) return {};
@@ -66,9 +67,12 @@ optional<Tensor> direct_linear(const Tensor& x, const Tensor& weight, const opti
   return out;
 }
 
-optional<Tensor> direct_conv(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& plan, int64_t rows, const Window& w) {
+optional<Tensor> direct_conv(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& indptr, const Tensor& index,
+                             const Tensor& plan, const Window& w) {
+  const int64_t rows = indptr.numel() - 1;
   if (x.scalar_type() != at::kFloat || x.dim() != 4 || x.numel() == 0 || !is(weight, at::kFloat) || weight.dim() != 4) return {};
   if (!is(plan, at::kInt) || plan.dim() != 1 || rows < 1 || observed()) return {};
+  if (!is(indptr, at::kInt) || !is(index, at::kInt) || index.numel() != weight.size(0)) return {};
   if (!in_range(w) || !within(1, {w.kernel_size[0], w.kernel_size[1]})) return {};
   for (int d = 0; d < 2; ++d)
     if (x.size(2 + d) + 2 * w.padding[d] <= w.dilation[d] * (w.kernel_size[d] - 1)) return {};
@@ -79,14 +83,15 @@ optional<Tensor> direct_conv(const Tensor& x, const Tensor& weight, const option
                             w.kernel_size[1], w.stride[0], w.stride[1], w.padding[0], w.padding[1],    w.dilation[0],
                             w.dilation[1],    sizes[1],    sizes[2],    sizes[3],     sizes[0],        last};
   if (s.BO < 1 || s.BI < 1 || (s.BT != 1 && s.BT != s.taps()) || s.C % s.BI || !is(bias, at::kFloat, s.K)) return {};
-  if (!sparse_conv2d_plan_matches(s, plan.const_data_ptr<int32_t>(), plan.size(0))) return {};
+  const int32_t* planned = plan.const_data_ptr<int32_t>();
+  if (!sparse_conv2d_plan_matches(s, planned, plan.size(0))) return {};
+  if (!sparse_conv2d_plan_is_of(s, planned, indptr.const_data_ptr<int32_t>(), index.const_data_ptr<int32_t>())) return {};
   if (sparse_conv2d_choice(s, SparseConv2dProduct::out, false).kernel == SparseConv2dKernel::dense) return {};
   const int64_t H = s.OH(), W = s.OW();
   const Tensor out = last ? at::detail::empty_strided_cpu({s.N, s.K, H, W}, {s.K * H * W, 1, W * s.K, s.K}, at::kFloat)
                           : at::detail::empty_cpu({s.N, s.K, H, W}, at::kFloat);
   if (out.numel() > int64_t(1) << 21) advise_huge_pages(out.mutable_data_ptr(), out.nbytes());
-  sparse_conv2d(s, x.const_data_ptr<float>(), weight.const_data_ptr<float>(), plan.const_data_ptr<int32_t>(), data<float>(bias),
-                out.mutable_data_ptr<float>(), pool());
+  sparse_conv2d(s, x.const_data_ptr<float>(), weight.const_data_ptr<float>(), planned, data<float>(bias), out.mutable_data_ptr<float>(), pool());
   return out;
 }
 

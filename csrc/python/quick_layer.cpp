@@ -121,12 +121,12 @@ PyObject* conv_layer(PyObject*, PyObject* const* args, Py_ssize_t count) {
   // held by themselves, as in quick_linear.cpp
   const at::Tensor x = THPVariable_Unpack(args[1]), w = THPVariable_Unpack(weight), p = THPVariable_Unpack(plan);
   const std::optional<at::Tensor> b = bias == Py_None ? std::nullopt : std::optional<at::Tensor>(THPVariable_Unpack(bias));
-  const int64_t rows = THPVariable_Unpack(indptr).numel() - 1;
+  const at::Tensor rows = THPVariable_Unpack(indptr), blocks = THPVariable_Unpack(index);
   if (!whole || x.dim() != 4 || !PyLong_CheckExact(channels) || PyLong_AsLongLong(channels) != x.size(1)) Py_RETURN_NOTIMPLEMENTED;
   std::optional<at::Tensor> out;
   {
     const WithoutGil no_gil;
-    out = direct_conv(x, w, b, p, rows, window);
+    out = direct_conv(x, w, b, rows, blocks, p, window);
   }
   if (!out) Py_RETURN_NOTIMPLEMENTED;
   return THPVariable_Wrap(std::move(*out));

@@ -94,6 +94,7 @@ SequenceStage stage_of(Layer& layer, std::array<int64_t, 4>& size) {
     check_bias(layer, stage.sparse.K);
     STD_TORCH_CHECK(is_table(layer.plan) && sparse_conv2d_plan_matches(stage.sparse, words(layer.plan), layer.plan.size(0)), "sequence2d: plan");
     stage.plan = words(layer.plan);
+    STD_TORCH_CHECK(sparse_conv2d_plan_is_of(stage.sparse, stage.plan, words(layer.indptr), words(layer.index)), "sequence2d: plan");
     C = stage.sparse.K, H = stage.sparse.OH(), W = stage.sparse.OW();
   }
   if (stage.kind != Kind::pool) {

@@ -64,7 +64,7 @@ struct Images {
   }
 };
 
-// The caller's plan, checked in O(1), or one made and validated now.
+// The caller's plan, checked in O(1), or one made and validated now, as for tables that were written past torch.
 struct ConvPlanHolder {
   std::vector<int32_t> made;
   std::optional<Tensor> given;
@@ -74,12 +74,12 @@ struct ConvPlanHolder {
       STD_TORCH_CHECK(plan->is_cpu() && plan->scalar_type() == ScalarType::Int && plan->dim() == 1 && plan->is_contiguous(), "sparse_conv2d: plan");
       data = static_cast<const int32_t*>(plan->const_data_ptr());
       STD_TORCH_CHECK(sparse_conv2d_plan_matches(s, data, plan->size(0)), "sparse_conv2d: plan");
-      return;
     }
     const Tensor indptr = as_contiguous(indptr_), index = as_contiguous(index_);
+    const int32_t *rows = static_cast<const int32_t*>(indptr.const_data_ptr()), *blocks = static_cast<const int32_t*>(index.const_data_ptr());
+    if (plan && sparse_conv2d_plan_is_of(s, data, rows, blocks)) return;
     made.resize(sparse_conv2d_plan_size(s));
-    const SparseConv2dStatus status =
-        sparse_conv2d_plan(s, static_cast<const int32_t*>(indptr.const_data_ptr()), static_cast<const int32_t*>(index.const_data_ptr()), made.data());
+    const SparseConv2dStatus status = sparse_conv2d_plan(s, rows, blocks, made.data());
     STD_TORCH_CHECK(status.fault == SparseConv2dFault::none, "sparse_conv2d: indptr or index, at ", status.position);
     data = made.data();
   }

@@ -11,8 +11,9 @@ PlanHolder::PlanHolder(const SparseLinearShape& s, const Tensor& index_, const s
     data = static_cast<const int32_t*>(plan->const_data_ptr());
     STD_TORCH_CHECK(sparse_linear_plan_fits(s, data, plan->size(0)), "sparse_linear: plan");
   }
-  if (!plan || !sparse_linear_plan_complete(s, data)) {
-    const PlanError error = sparse_linear_plan(s, static_cast<const int32_t*>(index.const_data_ptr()), made);
+  const int32_t* table = static_cast<const int32_t*>(index.const_data_ptr());
+  if (!plan || !sparse_linear_plan_complete(s, data) || !sparse_linear_plan_is_of(data, table)) {
+    const PlanError error = sparse_linear_plan(s, table, made);
     STD_TORCH_CHECK(!error.rule, "sparse_linear: index must be ", error.rule, "; got ", error.value, " at [", error.row, ", ", error.position, "]");
     data = made.data();
   }

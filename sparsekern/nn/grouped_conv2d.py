@@ -12,9 +12,11 @@ from torch.nn.modules.utils import _pair
 
 from sparsekern.arguments import check_dtype, check_flag, check_pairs, check_whole, said
 from sparsekern.nn import asked_about
+from sparsekern.nn.computed import now
 from sparsekern.nn.group_weights import check_conv, dense_twin, has_fewer_groups, image_shape, inside_groups, spread_groups, window_of
 from sparsekern.ops import backends
 from sparsekern.ops.cuda import explain_convolution
+from sparsekern.ops.define import has_tangent
 from sparsekern.ops.grouped_conv2d import ACTIVATIONS, explain_grouped_conv2d, grouped_conv2d
 from sparsekern.ops.grouped_conv2d_packed import explain_packed, grouped_conv2d_packed, pack_grouped_conv2d
 
@@ -29,10 +31,11 @@ def _check(condition: bool, arg: str, rule: str, got: Any) -> None:
 
 def refuse_gradients(layers: Iterable[GroupedConv2d], *inputs: Tensor | None) -> None:
     """Packed weights hand no gradient on: not to what is read, nor to weights in training."""
+    wanted = has_tangent(*inputs)
     if torch.is_grad_enabled():
-        wanted = any(x is not None and x.requires_grad for x in inputs)
+        wanted = wanted or any(x is not None and x.requires_grad for x in inputs)
         wanted = wanted or any(layer.training and layer.weight.requires_grad for layer in layers)
-        _check(not wanted, "layer", "unpacked to be trained (call unpack())", "a packed one where a gradient is needed")
+    _check(not wanted, "layer", "unpacked to be trained (call unpack())", "a packed one where a gradient is needed")
 
 
 def check_group_sizes(sizes: Sequence[tuple[int, int]], in_channels: int, out_channels: int, groups: int) -> None:
@@ -187,7 +190,7 @@ class GroupedConv2d(nn.Conv2d):
             left, right, top, bottom = self._reversed_padding_repeated_twice
             rows, columns, padding = rows + top + bottom, columns + left + right, (0, 0)
         images = shape[0], rows, columns
-        self._packed = pack_grouped_conv2d(self.weight, self.stride, padding, self.dilation, self.groups, images=images)
+        self._packed = pack_grouped_conv2d(now(self, "weight"), self.stride, padding, self.dilation, self.groups, images=images)
         self._packed_for = shape
         return self
 
@@ -205,8 +208,8 @@ class GroupedConv2d(nn.Conv2d):
 
     def _forward_packed(self, x: Tensor, padding: Any, activation: str, shortcut: Tensor | None) -> Tensor:
         bias = self.bias
+        refuse_gradients((self,), *(given for given in (x, shortcut) if isinstance(given, Tensor)))
         if torch.is_grad_enabled():
-            refuse_gradients((self,), *(given for given in (x, shortcut) if isinstance(given, Tensor)))
             bias = None if bias is None else bias.detach()
         if isinstance(padding, str):
             padding = self._numeric_padding()
@@ -255,11 +258,11 @@ class GroupedConv2d(nn.Conv2d):
 
     def weight_dense(self) -> Tensor:
         """``[out_channels, in_channels, KH, KW]`` with zeros between the groups; differentiable."""
-        return spread_groups(self.weight, self.groups)
+        return spread_groups(now(self, "weight"), self.groups)
 
     def to_dense(self) -> nn.Module:
         """A dense ``nn.Conv2d`` that computes the same (followed by ``nn.ReLU`` if this layer has one)."""
-        dense = dense_twin(self, self.weight_dense(), self.bias)
+        dense = dense_twin(self, self.weight_dense(), now(self, "bias"))
         return nn.Sequential(dense, nn.ReLU()) if self.activation == "relu" else dense
 
     @classmethod

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsekern.ops.define import readable
+from sparsekern.ops.define import note_whole, readable
 
 _compiling = torch.compiler.is_compiling
 
@@ -21,6 +21,11 @@ _compiling = torch.compiler.is_compiling
 def _mark(table: Tensor) -> tuple[Tensor, int | None, int]:
     """What tells that a table is still the one it was: itself, its version, where its values are (``.data =`` moves them)."""
     return table, None if table.is_inference() else table._version, table.data_ptr()
+
+
+def _moved(before: Any, after: Any) -> bool:
+    """Whether a table has the values that it had, maybe elsewhere."""
+    return after is before or (not before.is_meta and torch.equal(after, before.to(after.device)))
 
 
 class PlannedModule(nn.Module):
@@ -77,6 +82,8 @@ class PlannedModule(nn.Module):
             return self._plan
         with torch.inference_mode(False):  # what is kept must serve training too
             plan = self._make_plan()
+            if plan is not None:
+                note_whole(plan)  # a call that is traced may be its first
             unversioned = any(t.is_inference() for t in tables)  # made in inference mode: no counter says when they are written
             self._seen = tuple(t.clone() for t in tables) if written or unversioned else None
         # in one step: another thread's call must not find the plan of one table beside the marks of another
@@ -90,10 +97,10 @@ class PlannedModule(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        was_meta = self.index.is_meta
+        before = [self._buffers[name] for name in self._tables]
         self._drop_plan()
         super()._apply(fn, recurse)
-        if was_meta and not self.index.is_meta:
+        if not self.index.is_meta and not all(map(_moved, before, (self._buffers[name] for name in self._tables))):
             self._topology_set = False  # to_empty(): memory without values
         elif self._topology_set and not self.index.is_meta:
             self._current_plan()
@@ -116,6 +123,12 @@ class PlannedModule(nn.Module):
     def _check_tables(self, tables: dict[str, Tensor]) -> None:
         """Raise ValueError for tables, by name, that are none of this layer's."""
         raise NotImplementedError
+
+    def _no_tables(self) -> str | None:
+        """What is wrong with a dense weight for this layer, if anything."""
+        if self._topology_set and not self.index.is_meta:
+            return None
+        return f"{type(self).__name__}: index must be set before a dense weight is loaded; got memory without values"
 
     def _fault_of(self, state_dict: dict, prefix: str) -> str | None:
         """What is wrong with the tables of a state_dict, if anything: to be asked before anything is overwritten."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module
 
 from sparsekern.nn.grouped_conv2d import GroupedConv2d
 from sparsekern.ops import root_conv2d
@@ -74,8 +75,22 @@ class RootModule(nn.Sequential):
         return root_conv2d(x, first.weight, first.bias, second.weight, second.bias, **options)
 
     def _in_one_call(self, x: Tensor) -> bool:
-        """Inference, natural weights, and nobody who looks at the layers one by one."""
-        if torch.is_grad_enabled() or not isinstance(x, Tensor) or x.dim() != 4 or isinstance(self.grouped.padding, str):
+        """Inference, the two layers that this module was made of with their natural weights, and nobody who looks at them one by one."""
+        if torch.is_grad_enabled() or not isinstance(x, Tensor) or x.dim() != 4 or tuple(self._modules) != ("grouped", "pointwise"):
             return False
-        hooks = any(layer._forward_hooks or layer._forward_pre_hooks for layer in self)
-        return not hooks and all(type(layer) is GroupedConv2d and layer._packed is None for layer in self)
+        first, second = self.grouped, self.pointwise
+        if _heard_everywhere() or not _plain(first) or not _plain(second) or isinstance(first.padding, str):
+            return False
+        return (second.groups, second.kernel_size, second.stride, second.padding) == (1, (1, 1), (1, 1), (0, 0))
+
+
+def _plain(layer: nn.Module) -> bool:
+    """Whether a call of it comes to its natural weight, its window and nothing else."""
+    if type(layer) is not GroupedConv2d or layer._packed is not None or layer.padding_mode != "zeros":
+        return False
+    return not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__)
+
+
+def _heard_everywhere() -> bool:
+    """Whether there are hooks of every module."""
+    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)

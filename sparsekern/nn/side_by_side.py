@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.nn import asked_about
+from sparsekern.nn.computed import now
 from sparsekern.nn.group_weights import dense_twin, inside_groups
 from sparsekern.nn.grouped_conv2d import GroupedConv2d
+from sparsekern.ops.define import of_a_transform
 
 
 class Place(NamedTuple):
@@ -42,6 +44,12 @@ class ConvsSideBySide(nn.Module):
         self._places = list(places)
         self.register_load_state_dict_pre_hook(_load_dense)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """The parts were made for this window."""
+        fixed = name in ("stride", "padding", "dilation", "padding_mode", "activation") and "_places" in self.__dict__
+        self._check(not fixed, name, f"the one that the layer was made with, {getattr(self, name, None)!r}", repr(value))
+        super().__setattr__(name, value)
+
     def _check(self, condition: bool, arg: str, rule: str, got: Any) -> None:
         if not condition:
             raise ValueError(f"{type(self).__name__}: {arg} must be {rule}; got {got}")
@@ -52,13 +60,14 @@ class ConvsSideBySide(nn.Module):
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
             self._check(False, "x", f"[N, {self.in_channels}, H, W] or [{self.in_channels}, H, W]", list(x.shape))
         plain = x.is_contiguous()
-        last = not plain and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        last = not plain and x.dim() == 4 and not of_a_transform(x) and x.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if last else torch.contiguous_format
         outs = []
         for part, place in zip(self.parts, self._places):
             seen = _seen(x, part, place)
             outs.append(part(seen if seen is x and (plain or last) else seen.contiguous(memory_format=layout)))
-        return torch.cat(outs, dim=-3).contiguous(memory_format=layout)
+        out = torch.cat(outs, dim=-3)
+        return out if of_a_transform(out) else out.contiguous(memory_format=layout)
 
     @property
     def density(self) -> float:
@@ -80,7 +89,7 @@ class ConvsSideBySide(nn.Module):
 
     def bias_dense(self) -> Tensor | None:
         """``[out_channels]``: the parts' biases; None without."""
-        biases = [part.bias for part in self.parts if part.bias is not None]
+        biases = [now(part, "bias") for part in self.parts if part.bias is not None]
         return torch.cat(biases) if biases else None
 
     def to_dense(self) -> nn.Module:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from sparsekern import topology as topologies
 from sparsekern.arguments import check_dtype, check_flag, said
 from sparsekern.nn import asked_about
+from sparsekern.nn.computed import now
 from sparsekern.nn.planned import PlannedModule
 from sparsekern.ops import backends, pack_sparse_linear, sparse_linear_packed
 from sparsekern.ops.cuda import explain_linear
-from sparsekern.ops.define import readable
+from sparsekern.ops.define import has_tangent, readable
 from sparsekern.ops.sparse_linear import (
     check,
     check_index,
@@ -222,11 +223,11 @@ class SparseLinear(PlannedModule):
         if not self.index.is_meta:
             with torch.no_grad():
                 self.index.copy_(*self.draw_topology(self.seed))
-        self._topology_changed()
         bound = 1 / math.sqrt(self.fan_in)
         for parameter in (self.weight, self.bias):
             if parameter is not None:
                 nn.init.uniform_(parameter, -bound, bound)
+        self._topology_changed()
 
     def forward(self, x: Tensor) -> Tensor:
         if not _compiling() and _quick is not None:
@@ -271,7 +272,7 @@ class SparseLinear(PlannedModule):
             >>> SparseLinear(64, 32, density=0.25).pack()
             SparseLinear(in_features=64, out_features=32, bias=True, fan_in=16, density=0.25, kept=512, packed)
         """
-        self._packed = pack_sparse_linear(self.weight, self.index, self.in_features)
+        self._packed = pack_sparse_linear(now(self, "weight"), self.index, self.in_features)
         self._kept = self.weight.numel()
         return self
 
@@ -286,11 +287,13 @@ class SparseLinear(PlannedModule):
             bias = own["bias"]
         except KeyError:  # parametrized
             bias = self.bias
+        wants_gradient = isinstance(x, Tensor) and has_tangent(x)
         if _grad_enabled():
             weight = own.get("weight")  # None: parametrized
             of_x = isinstance(x, Tensor) and x.requires_grad
-            wants_gradient = of_x or (self.training and (self.weight if weight is None else weight).requires_grad)
-            _check(not wants_gradient, "layer", "unpacked to be trained (call unpack())", "a packed one where a gradient is needed")
+            wants_gradient = wants_gradient or of_x or (self.training and (self.weight if weight is None else weight).requires_grad)
+        _check(not wants_gradient, "layer", "unpacked to be trained (call unpack())", "a packed one where a gradient is needed")
+        if _grad_enabled():
             bias = bias.detach() if bias is not None and bias.requires_grad else bias
         return sparse_linear_packed(x, self._packed, bias, self.out_features, self._kept)  # type: ignore[arg-type] # it is there, or this is not called
 
@@ -342,7 +345,7 @@ class SparseLinear(PlannedModule):
 
     def weight_dense(self) -> Tensor:
         """``[out_features, in_features]`` with zeros where nothing is connected; differentiable."""
-        return dense_weight(self.weight, self.index, self.in_features)
+        return dense_weight(now(self, "weight"), self.index, self.in_features)
 
     def to_dense(self) -> nn.Linear:
         """An ``nn.Linear`` that computes the same."""
@@ -351,7 +354,7 @@ class SparseLinear(PlannedModule):
         with torch.no_grad():
             dense.weight.copy_(self.weight_dense())
             if self.bias is not None:
-                dense.bias.copy_(self.bias)
+                dense.bias.copy_(now(self, "bias"))
         return dense
 
     @classmethod
@@ -374,8 +377,8 @@ class SparseLinear(PlannedModule):
             _check(index.dim() == 2 and index.dtype == torch.int32, "index", "[OB, F] torch.int32", f"{list(index.shape)} {index.dtype}")
             size = options.get("block_size", 1)
             options["fan_in"] = index.shape[1] * (size if isinstance(size, int) else size[1])
-        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, seed=options.pop("seed", 0), **options)
-        layer = layer.to(linear.weight.device, linear.weight.dtype)
+        options |= {"seed": options.get("seed", 0), "device": linear.weight.device, "dtype": linear.weight.dtype}
+        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, **options)
         with torch.no_grad():
             if index is None and layer.topology in FIXED_FAN_OUT:
                 index = layer.index
@@ -401,12 +404,17 @@ class SparseLinear(PlannedModule):
         weight, index = (value if isinstance(value := state_dict.get(prefix + name), Tensor) else None for name in ("weight", "index"))
         if weight is not None and index is None and tuple(weight.shape) == (self.out_features, self.in_features):
             # a dense checkpoint: its weights at this layer's connections
+            if fault := self._no_tables():
+                error_msgs.append(fault)
+                return
             state_dict = {**state_dict, prefix + "weight": kept_weight(weight, self.index, self.block_size), prefix + "index": self.index}
         elif weight is not None and index is not None and index.shape != self.index.shape:
             fits = index.dim() == 2 and index.shape[0] == self.index.shape[0] and index.shape[1] > 0
             if fits and tuple(weight.shape) == (*index.shape, *self.weight.shape[2:]):  # else torch names the sizes
                 self._make_room(prefix, weight, index)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        if self._packed is not None and weight is not None and prefix + "index" not in state_dict:
+            self.pack()
 
     # ---- what it is, and what runs
 

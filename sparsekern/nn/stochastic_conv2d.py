@@ -12,6 +12,7 @@ from torch.nn.modules.utils import _pair
 
 from sparsekern.arguments import check_dtype, check_flag, check_pairs, check_whole, said
 from sparsekern.nn import asked_about
+from sparsekern.nn.computed import now
 from sparsekern.nn.group_weights import check_conv, dense_twin, inside_groups, spread_groups, window_of
 from sparsekern.nn.planned import PlannedModule
 from sparsekern.ops import backends
@@ -87,6 +88,9 @@ class StochasticConv2d(PlannedModule):
     """
 
     indptr: Tensor
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
     _tables = ("index", "indptr")
 
     def __init__(
@@ -128,19 +132,12 @@ class StochasticConv2d(PlannedModule):
         check_pairs("StochasticConv2d", kernel_size=(kernel_size, 1), stride=(stride, 1), dilation=(dilation, 1))
         if not isinstance(padding, str):
             check_pairs("StochasticConv2d", padding=(padding, 0))
-        self.in_channels, self.out_channels, self.groups, self.padding_mode = in_channels, out_channels, groups, padding_mode
-        self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
         if isinstance(padding, str):
             _check(padding in ("same", "valid"), "padding", "'same', 'valid' or numbers", repr(padding))
-            _check(padding == "valid" or self.stride == (1, 1), "stride", "1 with padding='same'", self.stride)
-        self.padding = padding if isinstance(padding, str) else _pair(padding)
-        if padding == "same":
-            self._pad_total = tuple(d * (k - 1) for d, k in zip(self.dilation, self.kernel_size))
-        else:
-            self._pad_total = (0, 0) if padding == "valid" else tuple(2 * p for p in self.padding)
-        # even sides of zeros are left to the kernel; all else is padded before it
-        self._kernel_pads = not any(self._pad_total) or (padding_mode == "zeros" and not any(t % 2 for t in self._pad_total))
-        self._kernel_padding = tuple(t // 2 for t in self._pad_total) if self._kernel_pads else (0, 0)
+            _check(padding == "valid" or _pair(stride) == (1, 1), "stride", "1 with padding='same'", _pair(stride))
+        self.in_channels, self.out_channels, self.groups, self.kernel_size = in_channels, out_channels, groups, _pair(kernel_size)
+        given: Any = stride, dilation, padding_mode, padding
+        self.stride, self.dilation, self.padding_mode, self.padding = given
         self.granularity, self.share, self.count, self.seed = granularity, share, count, seed
 
         taps = self.kernel_size[0] * self.kernel_size[1]
@@ -163,6 +160,21 @@ class StochasticConv2d(PlannedModule):
         self.register_buffer("indptr", torch.empty(self._rows + 1, dtype=torch.int32, device=device))
         self.register_buffer("index", torch.empty(kept, dtype=torch.int32, device=device))
         self.reset_parameters()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As in ``nn.Conv2d`` a window that is changed counts from the next call on; a number stands for two."""
+        super().__setattr__(name, _pair(value) if name in ("stride", "dilation", "padding") and not isinstance(value, str) else value)
+        if name in ("stride", "dilation", "padding", "padding_mode") and "padding" in self.__dict__:
+            self._find_padding()
+
+    def _find_padding(self) -> None:
+        """What of the padding is left to the kernel: even sides of zeros; all else is put around x before it."""
+        if self.padding == "same":
+            self._pad_total = tuple(d * (k - 1) for d, k in zip(self.dilation, self.kernel_size))
+        else:
+            self._pad_total = (0, 0) if self.padding == "valid" else tuple(2 * p for p in self.padding)
+        self._kernel_pads = not any(self._pad_total) or (self.padding_mode == "zeros" and not any(t % 2 for t in self._pad_total))
+        self._kernel_padding = tuple(t // 2 for t in self._pad_total) if self._kernel_pads else (0, 0)
 
     @property
     def _rows(self) -> int:
@@ -274,11 +286,11 @@ class StochasticConv2d(PlannedModule):
 
     def weight_dense(self) -> Tensor:
         """``[out_channels, in_channels, KH, KW]`` with zeros where nothing is kept; differentiable."""
-        return dense_weight(self.weight, self.indptr, self.index, self.in_channels, self.kernel_size)
+        return dense_weight(now(self, "weight"), self.indptr, self.index, self.in_channels, self.kernel_size)
 
     def to_dense(self) -> nn.Conv2d:
         """An ``nn.Conv2d`` that computes the same."""
-        return dense_twin(self, self.weight_dense(), self.bias)
+        return dense_twin(self, self.weight_dense(), now(self, "bias"))
 
     @classmethod
     def from_dense(
@@ -302,10 +314,9 @@ class StochasticConv2d(PlannedModule):
         _check(fits, "mask", f"bools of the weight's shape {list(conv.weight.shape)}", said(mask))
         if tables is not None or mask is not None:
             options = {"density": 1.0, **options}
-        layer = cls(
-            conv.in_channels, conv.out_channels, *window_of(conv), groups,
-            conv.bias is not None, conv.padding_mode, seed=options.pop("seed", 0), **options,
-        ).to(conv.weight.device, conv.weight.dtype)  # fmt: skip
+        options |= {"seed": options.get("seed", 0), "device": conv.weight.device, "dtype": conv.weight.dtype}
+        window = *window_of(conv), groups, conv.bias is not None, conv.padding_mode
+        layer = cls(conv.in_channels, conv.out_channels, *window, **options)
         with torch.no_grad():
             if tables is None:
                 inside = inside_groups(conv.weight if mask is None else mask, conv.in_channels, groups)  # [K, C/G, KH, KW]
@@ -335,6 +346,9 @@ class StochasticConv2d(PlannedModule):
         weight, index = (value if isinstance(value := state_dict.get(prefix + name), Tensor) else None for name in ("weight", "index"))
         if weight is not None and index is None and self._is_dense(tuple(weight.shape)):
             # a dense or grouped checkpoint: its weights at this layer's kept positions
+            if fault := self._no_tables():
+                error_msgs.append(fault)
+                return
             dense = spread_groups(weight, self.in_channels // weight.shape[1])
             kept = kept_weight(dense, self.indptr, self.index, self.block)
             tables = {prefix + "indptr": self.indptr, prefix + "index": self.index}

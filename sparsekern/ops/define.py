@@ -104,8 +104,8 @@ class Op:
     check: Callable[..., None]
     samples: Callable[[torch.device, torch.dtype], list[Sample]]
     bad_samples: Callable[[], list[BadSample]]
-    bias_shape: Callable[[Tensor], Tensor]  # bias -> broadcastable to the output
     factors: tuple[str, str] = ("x", "weight")  # what the public function calls a and b
+    behind_bias: int = 0  # dimensions of the output behind the bias's
     cpu_provider: str | None = None  # who serves on the CPU, if not kernels compiled per instruction set
     function: Callable[..., Tensor] | None = None  # the public function
     gradients: Callable[..., tuple[Tensor | None, Tensor, Tensor]] | None = None
@@ -128,11 +128,11 @@ OPS: dict[str, Op] = {}
 
 
 def autocast(*tensors: Unpack[Ts]) -> tuple[Unpack[Ts]]:
-    """The tensors in the autocast dtype, if autocast is on for their device. Differentiable; float64 stays, as in torch."""
+    """The tensors (or None) in the autocast dtype, if autocast is on for their device. Differentiable; float64 stays, as in torch."""
     if not _is_any_autocast_enabled():
         return tensors
     given: Any = tensors
-    device = given[0].device.type
+    device = next((t.device.type for t in given if t is not None), "meta")
     if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
@@ -164,6 +164,18 @@ def transforming() -> bool:
     """Whether ``torch.func`` or forward-mode AD is active."""
     # there is an interpreter; `is not None` would do in eager mode, but Dynamo finds it always true
     return isinstance(_interpreter(), _Interpreter) or forward_ad._current_level >= 0
+
+
+def of_a_transform(t: Tensor) -> bool:
+    """Whether ``torch.func`` looks at it, which knows of few layouts."""
+    return isinstance(_interpreter(), _Interpreter) if _compiling() else is_wrapped(t)
+
+
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether one of them (or None) bears a tangent of forward-mode AD, or the wrapper of a transform inside it."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(t is not None and (is_wrapped(t) or forward_ad.unpack_dual(t).tangent is not None) for t in tensors)
 
 
 def define(op: Op) -> Op:
@@ -226,26 +238,32 @@ def _register_vmap(product: Product) -> None:
     torch.library.register_vmap(f"sparsekern::{product.name}", rule(product.public), lib=LIBRARY)
 
 
-def _bias_grad(op: Op, grad: Tensor, bias: Tensor) -> Tensor:
-    spread = op.bias_shape(bias)
-    if spread is bias and grad.dim() == 2:
+def _bias_grad(op: Op, grad: Tensor, shape: Sequence[int]) -> Tensor:
+    if not op.behind_bias and grad.dim() == 2:
         return grad.sum(0)  # the same, and a third of the cost of a small one
-    return grad.sum_to_size(spread.shape).reshape(bias.shape)
+    return grad.sum_to_size((*shape, *(1,) * op.behind_bias)).reshape(shape)
 
 
 def _gradients(op: Op, product: Product, doors: SimpleNamespace, need: Sequence[bool], grad: Tensor, saved: tuple, shapes: tuple) -> tuple:
-    """One gradient per argument of the product, None where there is none."""
+    """One gradient per argument of the product, None where there is none. ``saved``: its arguments, of a bias its shape."""
     a, b, *rest = saved
     if not product.bias:
         return product.vjp(doors, need, grad, a, b, shapes, rest) + (None,) * len(rest)
-    bias = rest.pop(0)
-    bias_grad = _bias_grad(op, grad, bias) if bias is not None and need[2] else None
+    bias_shape = rest.pop(0)
+    bias_grad = _bias_grad(op, grad, bias_shape) if bias_shape is not None and need[2] else None
     return (*product.vjp(doors, need, grad, a, b, shapes, rest), bias_grad) + (None,) * len(rest)
 
 
 def eager_gradients(op: Op, need: Sequence[bool], grad: Tensor, saved: tuple, shapes: tuple) -> tuple:
     """The gradients of an op's forward product, product by product, with a graph of their own where one is wanted."""
-    return _gradients(op, op.forward, op.eager, need, grad, saved, shapes)
+    return _gradients(op, op.forward, _door_of_cotangent(op, grad), need, grad, saved, shapes)
+
+
+def _door_of_cotangent(op: Op, grad: Tensor) -> SimpleNamespace:
+    """Of an eager backward: its cotangent may bear what the forward pass did not know of."""
+    if _functorch.is_legacy_batchedtensor(grad):  # torch.autograd.functional's vectorize=True, is_grads_batched=True: needs a graph inside
+        return op.compiled
+    return op.transformed if transforming() else op.eager  # a tangent
 
 
 def _eager_door(op: Op, product: Product) -> Callable[..., Tensor]:
@@ -258,21 +276,24 @@ def _eager_door(op: Op, product: Product) -> Callable[..., Tensor]:
         def forward(ctx: Any, a: Tensor, b: Tensor, *rest: Any) -> Tensor:
             # a factor is kept only if the other one's gradient needs it
             need_a, need_b, *_ = ctx.needs_input_grad
-            # what save_for_backward does
-            ctx.to_save = (a if need_b else None, b if need_a else None, *rest[:structure])
-            ctx.rest = rest[structure:], a.shape, b.shape
+            # what save_for_backward does; of a bias its shape is all that counts
+            ctx.to_save = (a if need_b else None, b if need_a else None, *rest[has_bias:structure])
+            ctx.rest = rest[structure:], rest[0].shape if has_bias and rest[0] is not None else None, a.shape, b.shape
             return product.reference(a, b, *rest) if backends.forced_reference else kernel(a, b, *rest)
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple:
             need, saved = ctx.needs_input_grad, ctx.saved_tensors
-            constants, *shapes = ctx.rest
-            if has_bias and op.gradients and need[1] and need[2] and not (grad_enabled() or backends.forced_reference):
-                a, b, _, *rest = saved
+            constants, bias_shape, *shapes = ctx.rest
+            door = _door_of_cotangent(op, grad)
+            everyday = door is op.eager and not (grad_enabled() or backends.forced_reference)
+            if has_bias and op.gradients and need[1] and need[2] and everyday:
+                a, b, *rest = saved
                 found = op.gradients(grad, a, b, shapes[1], *rest, *constants)
                 if found is not NotImplemented:
                     return (*found, *no_gradients)
-            return _gradients(op, product, op.eager, need, grad, saved + constants, shapes)
+            given = (*saved[:2], *((bias_shape,) if has_bias else ()), *saved[2:], *constants)
+            return _gradients(op, product, door, need, grad, given, shapes)
 
     Eager.__name__ = Eager.__qualname__ = product.name
     # What the engine calls; torch's own `apply` looks for `backward` at every call.
@@ -295,6 +316,13 @@ def _add(p: Tensor | None, q: Tensor | None) -> Tensor | None:
     return q if p is None else p if q is None else p + q
 
 
+def _shape_of_bias(product: Product, tensors: tuple) -> tuple:
+    """A product's tensors, of the bias its shape."""
+    if not product.bias or tensors[2] is None:
+        return tensors
+    return (*tensors[:2], tensors[2].shape, *tensors[3:])
+
+
 def _transformed_door(op: Op, product: Product) -> Callable[..., Tensor]:
     tensors = 2 + product.bias + product.structure
 
@@ -315,7 +343,7 @@ def _transformed_door(op: Op, product: Product) -> Callable[..., Tensor]:
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple:
-            saved = ctx.saved_tensors + ctx.constants
+            saved = _shape_of_bias(product, ctx.saved_tensors) + ctx.constants
             return _gradients(op, product, op.transformed, (True, True, True), grad, saved, ctx.shapes)
 
         @staticmethod
@@ -331,7 +359,7 @@ def _transformed_door(op: Op, product: Product) -> Callable[..., Tensor]:
             )
             if bias_tangent is None:
                 return out
-            spread = op.bias_shape(bias_tangent)
+            spread = bias_tangent.reshape(*bias_tangent.shape, *(1,) * op.behind_bias)
             return spread.expand(ctx.out_shape).clone() if out is None else out + spread
 
     Transformed.__name__ = Transformed.__qualname__ = product.name
@@ -343,12 +371,15 @@ def _register_autograd(op: Op, product: Product) -> None:
 
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         need_a, need_b = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(inputs[0] if need_b else None, inputs[1] if need_a else None, *inputs[2:tensors])
+        a, b, *rest = _shape_of_bias(product, inputs[:tensors])
+        ctx.bias_shape = rest.pop(0) if product.bias else None
+        ctx.save_for_backward(a if need_b else None, b if need_a else None, *rest)
         ctx.constants = inputs[tensors:]
-        ctx.shapes = inputs[0].shape, inputs[1].shape
+        ctx.shapes = a.shape, b.shape
 
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        saved = tuple(ctx.saved_tensors) + tuple(ctx.constants)
+        a, b, *rest = ctx.saved_tensors
+        saved = (a, b, *((ctx.bias_shape,) if product.bias else ()), *rest, *ctx.constants)
         return _gradients(op, product, op.compiled, ctx.needs_input_grad, grad, saved, ctx.shapes)
 
     torch.library.register_autograd(f"sparsekern::{product.name}", backward, setup_context=setup_context, lib=LIBRARY)
@@ -452,7 +483,7 @@ def seal_of(array: Tensor, place: int) -> int:
     """The seal of a plan or a pack, ``array [*]`` int32, whatever its word ``place`` holds, where it stands (csrc/core/seal.cpp)."""
     total = array.numel()
     for begin in range(0, array.numel(), 1 << 20):
-        at = torch.arange(begin, min(array.numel(), begin + (1 << 20)))
+        at = torch.arange(begin, min(array.numel(), begin + (1 << 20)), device=array.device)
         t = (array[begin : begin + (1 << 20)].long() + at * 0x9E3779B1) & 0xFFFFFFFF
         t = (t ^ (t >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
         t = (t ^ (t >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
@@ -479,16 +510,19 @@ _whole: dict[int, tuple[weakref.ref, int]] = {}  # plans and packs that were fou
 def require_whole(array: Tensor, place: int, message: str) -> None:
     """Raise RuntimeError for a plan or a pack that was damaged: each is read once, and again once it was written to."""
     known = _whole.get(id(array))
-    try:
-        version = array._version
-    except RuntimeError:  # made in inference mode: nothing counts its writes
-        version = -1
+    version = -1 if array.is_inference() else array._version  # made in inference mode: nothing counts its writes
     if known is not None and known[0]() is array and known[1] == version:
         return
     if not (readable(array) and array.device.type == "cpu" and array.dtype == torch.int32 and array.dim() == 1 and array.numel() > place):
         return  # nothing to be read, or no array of ours, which others say
     if not sealed(array, place):
         raise RuntimeError(message)
+    note_whole(array)
+
+
+def note_whole(array: Tensor) -> None:
+    """A plan or a pack that was found whole, or was just made, need not be read before it was written to."""
+    version = -1 if array.is_inference() else array._version
     key = id(array)
     _whole[key] = weakref.ref(array, lambda _: _whole.pop(key, None)), version
 

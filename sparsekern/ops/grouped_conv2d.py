@@ -45,6 +45,8 @@ def _new_like(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _laid_out_like(x: Tensor, out: Tensor) -> Tensor:
     if is_channels_last(x):
+        if not d.of_a_transform(out):
+            return out.clone(memory_format=torch.channels_last)  # no view: a result may be written in place
         return out.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
     return out.clone(memory_format=torch.contiguous_format)
 
@@ -344,7 +346,7 @@ OP = d.define(
         check=check,
         samples=samples,
         bad_samples=bad_samples,
-        bias_shape=lambda bias: bias.view(-1, 1, 1),
+        behind_bias=2,
     )
 )  # fmt: skip
 
@@ -362,7 +364,7 @@ def explain_grouped_conv2d(
         return {door: ("reference", "no compiled kernels") for door in OP.products}
     if dtype == torch.float64:
         return {door: ("sparsekern", "plain fp64 loops") for door in OP.products}
-    out, like, code_of = {}, torch.empty(0, dtype=torch.float64), {torch.bfloat16: 1, torch.float16: 2}
+    out, like, code_of = {}, torch.empty(0, dtype=torch.float64, device="cpu"), {torch.bfloat16: 1, torch.float16: 2}
     sizes = (*x_shape, weight_shape[0], *weight_shape[2:], *window, channels_last)
     for code, door in enumerate(OP.products):
         ours, *reason = torch.ops.sparsekern.choose_grouped_conv2d(like, *sizes, code, code_of.get(dtype, 0)).tolist()

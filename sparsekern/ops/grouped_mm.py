@@ -212,7 +212,6 @@ OP = d.define(
         check=check,
         samples=samples,
         bad_samples=bad_samples,
-        bias_shape=lambda bias: bias,
         factors=("a", "b"),
         cpu_provider="cpu/torch bmm",
     )

@@ -34,7 +34,8 @@ def check(
     d.check_window(NAME, kernel_size=(kernel_h, kernel_w), stride=(stride_h, stride_w))
     inside = 0 <= 2 * pad_h <= kernel_h and 0 <= 2 * pad_w <= kernel_w
     d.must(inside, NAME, "padding", f"0 to half of the window {(kernel_h, kernel_w)}", (pad_h, pad_w))
-    fits = min(x.shape[-3:]) > 0 and x.shape[-2] + 2 * pad_h >= kernel_h and x.shape[-1] + 2 * pad_w >= kernel_w
+    sides = zip(x.shape[-2:], sizes[:2], sizes[2:4], sizes[4:])
+    fits = min(x.shape[-3:]) > 0 and all(_pooled(*side, ceil_mode) > 0 for side in sides)
     d.must(fits, NAME, "x", f"at least {kernel_h} x {kernel_w} with its padding", list(x.shape))
 
 
@@ -115,7 +116,10 @@ def pool2d(
     try:
         window: tuple[int, ...] = tuple(x.shape[-2:]) if kernel_size is None else _pair(kernel_size)
         sizes: tuple[Any, ...] = (*window, *(window if stride is None else _pair(stride)), *_pair(padding), bool(ceil_mode), way)
-        if d.transforming() or (torch.is_grad_enabled() and x.requires_grad):
+        wider = ceil_mode and any(
+            n + 2 * p < k for n, k, p in zip(x.shape[-2:], sizes[:2], sizes[4:6])
+        )  # a window that hangs over all of x
+        if wider or d.transforming() or (torch.is_grad_enabled() and x.requires_grad):
             check(x, *sizes)
             return _torch(x, sizes[0:2], sizes[2:4], sizes[4:6], ceil_mode, way)
         image = x.unsqueeze(0) if x.dim() == 3 else x

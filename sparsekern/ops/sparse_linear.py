@@ -36,7 +36,11 @@ def _rows_like(x: Tensor, features: int) -> Tensor:
 
 
 def _laid_out_like(x: Tensor, out: Tensor) -> Tensor:
-    return out.t().contiguous().t() if _feature_major(x) else out.contiguous()
+    if not _feature_major(x):
+        return out.contiguous()
+    if d.of_a_transform(out):
+        return out.t().contiguous().t()
+    return out.new_empty_strided(out.shape, (1, out.shape[0])).copy_(out)  # no view: a result may be written in place
 
 
 def _blocks(weight: Tensor) -> tuple[int, int]:
@@ -357,7 +361,6 @@ OP = d.define(
         check=check,
         samples=samples,
         bad_samples=bad_samples,
-        bias_shape=lambda bias: bias,
     )
 )  # fmt: skip
 
@@ -403,7 +406,8 @@ def _quick_doors() -> Callable[..., Any] | None:
         need: Sequence[bool], grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, plan: Tensor | None,
         x_shape: Shape, weight_shape: Shape,
     ) -> tuple:  # fmt: skip
-        return d.eager_gradients(OP, need, grad, (x, weight, bias, index, plan), (x_shape, weight_shape))
+        bias_shape = None if bias is None else bias.shape
+        return d.eager_gradients(OP, need, grad, (x, weight, bias_shape, index, plan), (x_shape, weight_shape))
 
     products = [f"sparsekern::_{product.name}" for product in OP.products.values()]
     quick.set_up_linear(*products, "sparsekern::_sparse_linear_gradients", general)
@@ -491,7 +495,7 @@ def explain_sparse_linear(
     if not d.backends.has_kernels("cpu"):
         return {door: {"kernel": "reference"} for door in OP.products}
     sizes = (rows, in_features, *index_shape, *block_size)
-    like = torch.empty(0, dtype=torch.float64)
+    like = torch.empty(0, dtype=torch.float64, device="cpu")
     out = {}
     for code, door in enumerate(OP.products):
         kernel, ours_us, dense_us = torch.ops.sparsekern.choose_sparse_linear(
@@ -509,7 +513,7 @@ def explain_packed(
     if not d.backends.has_kernels("cpu"):
         return "reference"
     sizes, packed = (rows, in_features, *index_shape, *block_size), 3
-    like = torch.empty(0, dtype=torch.float64)
+    like = torch.empty(0, dtype=torch.float64, device="cpu")
     kernel, *_ = torch.ops.sparsekern.choose_sparse_linear(like, *sizes, packed, TYPES.get(dtype, 0), *windows).tolist()
     return KERNELS[int(kernel)]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
-from torch.nn.utils.prune import BasePruningMethod
 
 from sparsekern.nn import GroupedConv2d
+from sparsekern.nn.computed import COMPUTING, now
 
 HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
@@ -65,9 +65,7 @@ def is_pruned(layer: nn.Module, name: str = "weight") -> bool:
 @torch.no_grad()
 def value(layer: Any, name: str) -> Tensor | None:
     """The parameter as the next call will use it."""
-    if is_pruned(layer, name):
-        return layer._parameters[f"{name}_orig"] * layer._buffers[f"{name}_mask"]
-    found = getattr(layer, name)
+    found = now(layer, name)
     return None if found is None else found.detach()
 
 
@@ -113,11 +111,11 @@ def as_trained(old: nn.Module, new: nn.Module) -> nn.Module:
 
 def carry_over(old: nn.Module, new: Any) -> nn.Module:
     """Give ``new`` the hooks of ``old``, and what somebody has hung on it; returns it."""
-    pruning = {key for key, hook in old._forward_pre_hooks.items() if isinstance(hook, BasePruningMethod)}
+    computing = {key for key, hook in old._forward_pre_hooks.items() if isinstance(hook, COMPUTING)}
     for name in HOOKS:
         hooks = vars(old)[name]
-        if pruning and name.startswith("_forward_pre_hooks"):
-            hooks = type(hooks)((key, hook) for key, hook in hooks.items() if key not in pruning)
+        if computing and name.startswith("_forward_pre_hooks"):
+            hooks = type(hooks)((key, hook) for key, hook in hooks.items() if key not in computing)
         vars(new)[name] = hooks  # the very same: handles given out stay good
     attributes = _own_attributes(old)
     for name in attributes:

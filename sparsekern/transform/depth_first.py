@@ -35,7 +35,7 @@ class DepthFirst(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         count = inputs[0].shape[0]
-        if count <= self.images:
+        if count <= self.images or any(x.shape[0] != count for x in inputs):  # one image may stand for all
             return self.part(*inputs)
         pieces = [self.part(*(x[i : i + self.images] for x in inputs)) for i in range(0, count, self.images)]
         return tuple(torch.cat(results) for results in zip(*pieces))

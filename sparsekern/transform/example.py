@@ -53,6 +53,7 @@ class Call:
 def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
     """A mode for the model, and back again: modes, buffers, random state."""
     modes = [(module, module.training) for module in model.modules()]
+    places = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     buffers = [(b, b.clone()) for b in model.buffers() if not (b.is_meta or b.is_inference())]
     model.train(training)
     devices = [torch.cuda.current_device()] if any(p.is_cuda for p in model.parameters()) else []
@@ -62,6 +63,9 @@ def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+        for there, before in places:
+            if any(there.get(name) is not buffer for name, buffer in before.items()):
+                there.update(before)
         with torch.no_grad():
             for buffer, value in buffers:
                 if not torch.equal(buffer, value):  # writing an index table with its own values would drop its plan

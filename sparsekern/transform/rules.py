@@ -241,6 +241,7 @@ class Stochastic(Rule):
     def make(self, layer: nn.Conv2d, mask: Tensor | None, seed: int | None) -> StochasticConv2d:
         relu = getattr(layer, "activation", "none") != "none"
         _check(self, not relu, "layer", "a convolution without a ReLU of its own", layer)
+        _check(self, self.source != "mask" or mask is None or bool(mask.any()), "layer", "one that keeps a weight", "a mask of zeros")
         granularity = self.granularity or ("synapse" if self.source == "mask" else "spatial")
         amount: dict[str, Any] = {"fan_in": self.fan_in} if self.density is None else {"density": self.density}
         options: dict[str, Any] = {"granularity": granularity, "share": self.share}

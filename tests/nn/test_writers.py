@@ -6,14 +6,18 @@ Every writer x every layer: write, run, compare with the dense twin of the weigh
 from __future__ import annotations
 
 import copy
+import ctypes
 import io
 import pickle
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+
+from sparsekern.nn import SparseLinear, StochasticConv2d
 
 from nn.layers import LAYERS
 
@@ -271,3 +275,37 @@ def test_ddp_of_one_process(layer, tmp_path):
         assert_fresh(module, x)
     finally:
         dist.destroy_process_group()
+
+
+PAST_TORCH = {
+    "numpy": lambda table, new: np.copyto(table.numpy(), new.numpy()),
+    "data": lambda table, new: table.data.copy_(new),
+    "another process": lambda table, new: ctypes.memmove(table.data_ptr(), new.data_ptr(), new.numel() * 4),  # dist.broadcast of gloo
+}
+
+
+@pytest.mark.parametrize("how", PAST_TORCH)
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["SparseLinear", "SparseLinear block", "StochasticConv2d"])
+def test_a_table_that_is_written_past_torch(name: str, compiled: bool, how: str):
+    """What torch does not count the kernels find: values and gradients are of the table as it is."""
+    make, shape = {
+        "SparseLinear": (lambda seed: SparseLinear(96, 48, fan_in=12, seed=seed), (5, 96)),
+        "SparseLinear block": (lambda seed: SparseLinear(96, 48, fan_in=32, block_size=8, seed=seed), (5, 96)),
+        "StochasticConv2d": (lambda seed: StochasticConv2d(8, 12, 3, fan_in=16, seed=seed), (2, 8, 6, 6)),
+    }[name]
+    layer, other = make(0), make(1)
+    run = torch.compile(layer, backend="aot_eager") if compiled else layer
+    x = torch.randn(shape, requires_grad=True)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            run(x)
+    PAST_TORCH[how](layer.index, other.index)
+    dense = layer.to_dense()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            out, want = run(x), dense(x)
+        torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)
+        if grad:
+            found, expected = (torch.autograd.grad(y.square().sum(), x)[0] for y in (out, want))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -19,6 +19,8 @@ WINDOWS = [  # shape, kernel_size, stride, padding, ceil_mode
     ((0, 16, 5, 5), 3, 2, 0, False),
     ((2, 130, 7, 7), None, None, 0, False),
     ((1, 1, 1, 1), 1, None, 0, False),
+    ((2, 17, 2, 2), 3, 2, 0, True),  # a window that hangs over all of the image
+    ((1, 3, 1, 9), (2, 3), 2, 0, True),
 ]
 
 

@@ -443,3 +443,29 @@ def test_distributed_data_parallel(tmp_path):
             always(wrapped)
     finally:
         distributed.destroy_process_group()
+
+
+def test_buffers_that_a_model_puts_in_the_place_of_others():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(16, 8)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls = self.calls + 1
+            return self.linear(x)
+
+    model = Counting()
+    before = model.calls
+    convert(model, FanIn(density=0.5), policy="always", example_input=torch.randn(2, 16), inplace=True)
+    assert model.calls is before and model.calls == 0
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_mask_of_zeros_is_left(inplace: bool):
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU())
+    nn.init.zeros_(model[0].weight)
+    found = convert(model, Stochastic(source="mask"), policy="always", example_input=torch.randn(1, 4, 6, 6), inplace=inplace)
+    assert type(found[0]) is nn.Conv2d
+    assert "Stochastic: layer must be one that keeps a weight; got a mask of zeros" in str(found.report)
