@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from sparsekern.nn import GroupedConv2d
 from sparsekern.nn.grouped_conv2d import refuse_gradients
 from sparsekern.ops import joined_conv2d_packed
-from sparsekern.transform.fuse import written_between
 from sparsekern.transform.graph import add_module, drop, module_of, one_argument, only_call, only_reader, seen_dim
+from sparsekern.transform.writes import written_between
 
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 

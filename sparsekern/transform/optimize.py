@@ -14,11 +14,12 @@ from sparsekern.arguments import check_flag, check_whole, said
 from sparsekern.transform.agree import agree, difference, flat
 from sparsekern.transform.chain import RootChain
 from sparsekern.transform.graph import copied
+from sparsekern.transform.held import arguments_of, hold
 from sparsekern.transform.race import race
 from sparsekern.transform.report import OptimizeReport
 from sparsekern.transform.sequence import Sequence2d
 from sparsekern.transform.trial import other_batch
-from sparsekern.transform.ways import PACKED, attempt, packed_names, ways
+from sparsekern.transform.ways import PACKED, Contiguous, attempt, packed_names, ways
 
 
 def optimize(
@@ -42,7 +43,8 @@ def optimize(
         model: any module. Where ``torch.fx`` cannot trace it, its layers are packed where they stand and the report says why no more
             was done. It is not changed.
         example: inputs to trace, compare and time with; use the batch that you will run. Other batches stay correct: a way that gives
-            another result for a second batch, of 2 images (or 3), is left out; where the model takes none, the report says so.
+            another result for a second batch, of 2 images (or 3), is left out; where the model takes none, the report says so. What is
+            left out, None, a truth or a word stays as it is here: a graph of the model refuses calls with another.
         pack: whether weights are packed; packed layers cost memory and do not see later writes.
         pool: whether poolings run on our kernel.
         rounds: of interleaved timing; of calls longer than 20 ms only those that may win are timed again, and fewer of very long ones.
@@ -54,7 +56,8 @@ def optimize(
 
     Raises:
         ValueError: ``optimize: model must compute the same twice; got outputs that differ by 0.3`` for a model that is random or keeps
-            state in eval mode; ``optimize: rounds must be at least 1; got 0``
+            state in eval mode; ``optimize: rounds must be at least 1; got 0``; later, from the copy:
+            ``optimize: mask must be None, as in the example; got Tensor [2, 8]``
 
     Cost:
         A second to a minute, most of it for timing: about 30 calls of the model. Each candidate is a copy of the model's
@@ -101,6 +104,9 @@ def optimize(
         report.left = {what: why for what, why in report.left.items() if tuple(what.split(" + ")) not in report.chains}
         report.densified = report.densified if report.chosen.startswith(PACKED) else []
         report.sequences = [m.names for m in best.modules() if isinstance(m, Sequence2d)]
+        if report.chosen not in ("model", "packed"):
+            graph: Any = best.model if isinstance(best, Contiguous) else best
+            hold(graph, arguments_of(model, example))
         report.error = difference(expected, flat(best(*copied(example))))
     best.report = report
     return best

@@ -14,9 +14,10 @@ from sparsekern.ops.grouped_conv2d_packed import explain_packed
 from sparsekern.ops.pool2d import AVERAGE, AVERAGE_COUNTING_PADDING, MAX
 from sparsekern.ops.sequence2d import PACKED_CONV, POOL, SPARSE_CONV, Stage
 from sparsekern.transform.chain import RootChain
-from sparsekern.transform.fuse import is_relu, written_between
+from sparsekern.transform.fuse import is_relu
 from sparsekern.transform.graph import add_module, drop, module_of, one_argument, only_call, only_reader, seen_dim
 from sparsekern.transform.pool import Pool2d
+from sparsekern.transform.writes import written_between
 
 FEWEST = 3  # layers that are worth it
 
