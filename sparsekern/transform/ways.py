@@ -25,7 +25,7 @@ from sparsekern.transform.normalise import swap_local_response_norms
 from sparsekern.transform.pool import swap_pools
 from sparsekern.transform.report import OptimizeReport
 from sparsekern.transform.sequence import Sequence2d, join_sequences
-from sparsekern.transform.writes import all_written, with_own_tensors
+from sparsekern.transform.writes import may_be_a_copy, with_own_tensors
 
 CONVOLUTIONS = (nn.Conv2d,)
 PACKED = "channels_last, packed"
@@ -87,11 +87,11 @@ def _rewritten(graph: fx.GraphModule, recorded: tuple, pack: bool, pool: bool, r
 
 
 def _reshape(graph: fx.GraphModule) -> None:
-    """No view puts rows that lie apart side by side, and our layers may give another layout than torch's. What is written is viewed."""
-    changed = all_written(graph)
+    """No view puts rows that lie apart side by side, and our layers may give another layout than torch's."""
     for node in graph.graph.nodes:
         sizes = node.args[1:]
-        if node.op == "call_method" and node.target == "view" and node not in changed and sizes and not isinstance(sizes[0], torch.dtype):
+        is_view = node.op == "call_method" and node.target == "view" and sizes and not isinstance(sizes[0], torch.dtype)
+        if is_view and may_be_a_copy(graph, node):
             node.target = "reshape"
 
 

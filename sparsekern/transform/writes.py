@@ -113,7 +113,7 @@ def with_own_tensors(graph: fx.GraphModule) -> fx.GraphModule:
         ValueError: ``forward writes into a tensor that it makes`` or keeps: what reads that one has been computed while tracing
     """
     constants = [n for n in graph.graph.nodes if n.op == "get_attr" and not isinstance(operator.attrgetter(n.target)(graph), nn.Parameter)]
-    if all_written(graph) & set(constants):
+    if _written_by(graph, graph.graph.nodes) & set(constants):
         raise ValueError("forward writes into a tensor that it makes")
     returned = sharing(graph, next(node for node in graph.graph.nodes if node.op == "output").all_input_nodes)
     for node in constants:
@@ -125,14 +125,19 @@ def with_own_tensors(graph: fx.GraphModule) -> fx.GraphModule:
     return graph
 
 
-def all_written(graph: fx.GraphModule) -> set[fx.Node]:
-    """Every node whose memory some node may change."""
-    changed = [value for node in graph.graph.nodes for value in written(graph, node)]
+def _written_by(graph: fx.GraphModule, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes whose memory one of these may change."""
+    changed = [value for node in nodes for value in written(graph, node)]
     return sharing(graph, changed) if changed else set()
+
+
+def may_be_a_copy(graph: fx.GraphModule, view: fx.Node) -> bool:
+    """Whether a view could be a copy, and nobody would see it: no write follows, or what it is a view of has no other reader."""
+    order = list(graph.graph.nodes)
+    return view not in _written_by(graph, order[order.index(view) + 1 :]) or all(alone(graph, read) for read in view.all_input_nodes)
 
 
 def written_between(graph: fx.GraphModule, value: fx.Node, first: fx.Node, last: fx.Node) -> bool:
     """Whether a node between these two may change ``value``, so that reading it at the last is not reading it at the first."""
     order = list(graph.graph.nodes)
-    changed = [other for node in order[order.index(first) + 1 : order.index(last)] for other in written(graph, node)]
-    return bool(changed) and value in sharing(graph, changed)
+    return value in _written_by(graph, order[order.index(first) + 1 : order.index(last)])
