@@ -174,7 +174,7 @@ class GroupedConv2d(nn.Conv2d):
         A packed layer runs :func:`~sparsekern.ops.grouped_conv2d_packed`, says so in its ``repr``, refuses training, and does not see
         later writes to ``weight``. It computes in float32 whatever the dtype (in bfloat16 on matrix tiles, where they serve), and
         costs the memory that :meth:`explain` prints, beside the weight. Images that are not channels_last are served too, but slower
-        than by an unpacked layer. :meth:`unpack` goes back.
+        than by an unpacked layer. :meth:`unpack` goes back, and so does a move to float64 or to another device.
 
         Args:
             x_shape: ``(N, C, H, W)`` of the images that the order is chosen for (default: one image of 28 x 28).
@@ -232,7 +232,7 @@ class GroupedConv2d(nn.Conv2d):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         packed, self._packed = self._packed is not None, None
         super()._apply(fn, recurse)
-        return self.pack(self._packed_for) if packed else self
+        return self.pack(self._packed_for) if packed and backends.can_pack(self.weight) else self
 
     def add_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """``relu(self(x) + shortcut)``, the end of a residual block, in one pass; hooks of the layer see it as a call.

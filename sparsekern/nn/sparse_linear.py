@@ -266,7 +266,8 @@ class SparseLinear(PlannedModule):
         """Put the weights, as they are now, into the kernels' own order, and freeze the layer; returns it.
 
         A packed layer runs :func:`~sparsekern.ops.sparse_linear_packed`, says so in its ``repr``, refuses training, and does not see
-        later writes to ``weight``. It costs the memory that :meth:`explain` prints, beside the weight. :meth:`unpack` goes back.
+        later writes to ``weight``. It costs the memory that :meth:`explain` prints, beside the weight. :meth:`unpack` goes back,
+        and so does a move to float64 or to another device.
 
         Example:
             >>> SparseLinear(64, 32, density=0.25).pack()
@@ -305,7 +306,7 @@ class SparseLinear(PlannedModule):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         packed, self._packed = self._packed is not None, None
         super()._apply(fn, recurse)
-        return self.pack() if packed else self
+        return self.pack() if packed and backends.can_pack(self.weight) else self
 
     # ---- topology
 

@@ -99,6 +99,11 @@ def has_kernels(device: str | torch.device) -> bool:
     return {"cpu": missing is None, "cuda": gpu is not None}.get(torch.device(device).type, False)
 
 
+def can_pack(weight: torch.Tensor) -> bool:
+    """Whether there are kernels that read such a weight in an order of their own."""
+    return weight.dtype in (torch.float32, torch.float16, torch.bfloat16) and weight.device.type == "cpu" and has_kernels("cpu")
+
+
 def dense_policy() -> str:
     """What :func:`use` was asked for: ``"auto"``, ``"never"`` or ``"always"``."""
     return native.dense_policy() if native else _policy

@@ -180,9 +180,8 @@ def pack_grouped_conv2d(
         ValueError: ``grouped_conv2d_packed: weight must be float32, float16 or bfloat16 on a CPU with compiled kernels; got ...``
     """
     d.check_tensor(NAME, "weight", weight)
-    good = weight.dtype in (torch.float32, torch.float16, torch.bfloat16) and d.backends.has_kernels(weight.device)
     rule = "float32, float16 or bfloat16 on a CPU with compiled kernels"
-    d.must(good, NAME, "weight", rule, f"{weight.dtype} on {weight.device.type}")
+    d.must(d.backends.can_pack(weight), NAME, "weight", rule, f"{weight.dtype} on {weight.device.type}")
     d.must(weight.dim() == 4 and min(weight.shape) > 0, NAME, "weight", "[K, C/G, KH, KW], each at least 1", list(weight.shape))
     d.check_whole(NAME, groups=groups)
     d.must(groups > 0 and weight.shape[0] % groups == 0, NAME, "groups", f"a divisor of the {weight.shape[0]} filters", groups)

@@ -140,9 +140,8 @@ def pack_sparse_linear(weight: Tensor, index: Tensor, in_features: int) -> Tenso
         ValueError: ``sparse_linear_packed: weight must be float32, float16 or bfloat16 on a CPU with compiled kernels; got ...``
     """
     d.check_tensor(NAME, "weight", weight)
-    good = weight.dtype in (torch.float32, torch.float16, torch.bfloat16) and d.backends.has_kernels(weight.device)
     rule = "float32, float16 or bfloat16 on a CPU with compiled kernels"
-    d.must(good, NAME, "weight", rule, f"{weight.dtype} on {weight.device.type}")
+    d.must(d.backends.can_pack(weight), NAME, "weight", rule, f"{weight.dtype} on {weight.device.type}")
     d.must(weight.dim() in (2, 4), NAME, "weight", "[OB, F] or [OB, F, BO, BI]", list(weight.shape))
     d.must(min(weight.shape[1:]) > 0, NAME, "weight", "of fan-in and block size at least 1", list(weight.shape))
     d.check_int32(NAME, "index", index, weight, 2, "weight")

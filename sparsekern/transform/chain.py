@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 from sparsekern.nn import GroupedConv2d
 from sparsekern.nn.grouped_conv2d import refuse_gradients
 from sparsekern.ops import root_conv2d, root_conv2d_packed
-from sparsekern.transform.fuse import written_between
 from sparsekern.transform.graph import add_module, drop, module_of, one_argument, only_call, only_reader
 from sparsekern.transform.race import ratio
+from sparsekern.transform.writes import written_between
 
 STAGES = 3
 MOST_IMAGES = 8  # that a chain is timed with: more fit no cache either

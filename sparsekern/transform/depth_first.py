@@ -9,12 +9,14 @@ from torch import Tensor, fx, nn
 
 from sparsekern.nn import GroupedConv2d, StochasticConv2d, UnequalGroupedConv2d
 from sparsekern.transform.chain import RootChain
-from sparsekern.transform.fuse import is_relu, writes
+from sparsekern.transform.fuse import is_relu
 from sparsekern.transform.graph import module_of
 from sparsekern.transform.join import Joined, by_channel
 from sparsekern.transform.normalise import LocalResponseNorm
 from sparsekern.transform.pool import Pool2d
 from sparsekern.transform.sequence import Sequence2d
+from sparsekern.transform.tracing import in_place
+from sparsekern.transform.writes import sharing, written
 
 # layers whose images do not see each other in inference: [N, C, H, W] -> [N, K, OH, OW]
 CONVOLUTIONS = (nn.Conv2d, GroupedConv2d, StochasticConv2d, UnequalGroupedConv2d, RootChain, Joined, Sequence2d)
@@ -22,7 +24,8 @@ IMAGE_BY_IMAGE = (
     *CONVOLUTIONS, Pool2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.BatchNorm2d, nn.LocalResponseNorm,
     LocalResponseNorm, nn.ReLU, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU,
 )  # fmt: skip
-_FUNCTIONS = (operator.add, operator.iadd, operator.mul, torch.add, torch.mul)
+_FUNCTIONS = (operator.add, operator.mul, torch.add, torch.mul)
+_IN_PLACE = ("iadd", "imul")
 _METHODS = ("add", "add_", "mul", "relu", "relu_", "sigmoid", "tanh")
 
 
@@ -55,15 +58,23 @@ def _is_image_by_image(graph: fx.GraphModule, node: fx.Node, images: set[fx.Node
         return isinstance(module, IMAGE_BY_IMAGE)
     if node.op == "call_method" and node.target == "contiguous":
         return True
+    if node.target is in_place:
+        return node.args[2] in _IN_PLACE
     return by_channel(node) or is_relu(graph, node) or node.target in (_METHODS if node.op == "call_method" else _FUNCTIONS)
 
 
 def _written_across(graph: fx.GraphModule, node: fx.Node, inside: set[fx.Node]) -> bool:
-    """Whether the node changes a value of the part that is also read, or written, outside of it, where the order would no longer hold."""
-    value = node.args[0] if node.args and node.op not in ("placeholder", "output", "get_attr") and writes(graph, node) else None
-    if not isinstance(value, fx.Node) or value not in inside or len(value.users) < 2:
+    """Whether the node changes memory that is read, or written, in the part and outside of it, where the order would no longer hold:
+    the part runs as a whole, before what is outside, and hands out copies."""
+    changed = written(graph, node)
+    if not changed:
         return False
-    return node not in inside or any(user not in inside for user in value.users)
+    shared = sharing(graph, changed)
+    order = {other: place for place, other in enumerate(graph.graph.nodes)}
+    first_outside = min((order[user] for value in shared for user in value.users if user not in inside), default=len(order))
+    last_inside = max((order[user] for value in shared for user in value.users if user in inside), default=-1)
+    handed_out = [value for value in shared & inside if any(user not in inside for user in value.users)]
+    return first_outside < last_inside or (node not in inside and len(handed_out) > 1)
 
 
 def depth_first(graph: fx.GraphModule, example: tuple, images: int) -> fx.GraphModule | None:
@@ -93,7 +104,7 @@ def depth_first(graph: fx.GraphModule, example: tuple, images: int) -> fx.GraphM
 
 
 def _split(graph: fx.GraphModule, read: list[fx.Node], part: list[fx.Node], results: list[fx.Node], images: int) -> fx.GraphModule:
-    inner, outer = fx.Graph(), fx.Graph()
+    inner, outer = (fx.Graph(tracer_cls=graph.graph._tracer_cls) for _ in range(2))
     inside: dict[fx.Node, fx.Node] = {}
     outside: dict[fx.Node, fx.Node] = {}
     for node in read:

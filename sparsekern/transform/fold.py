@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsekern.nn import GroupedConv2d, SparseLinear, StochasticConv2d, UnequalGroupedConv2d
-from sparsekern.transform.graph import drop, hooked, layers, module_of, one_argument, only_call, only_reader, seen_dim
+from sparsekern.transform.graph import drop, layers, module_of, one_argument, only_call, only_reader, seen_dim
+from sparsekern.transform.tracing import hooked
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 

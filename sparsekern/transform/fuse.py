@@ -12,7 +12,6 @@ from sparsekern.nn import GroupedConv2d
 from sparsekern.transform.graph import (
     drop,
     follows_inputs,
-    hooked,
     layers,
     module_of,
     one_argument,
@@ -21,6 +20,8 @@ from sparsekern.transform.graph import (
     replace_module,
     seen,
 )
+from sparsekern.transform.tracing import hooked, in_place
+from sparsekern.transform.writes import alone, writes, written_between
 
 _RELU_FUNCTIONS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_)
 
@@ -51,30 +52,26 @@ def swap_convolutions(graph: fx.GraphModule) -> list[str]:
     return swapped
 
 
-_ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
+_ADD_FUNCTIONS = (operator.add, torch.add)
+_ADD_METHODS = ("add", "add_")
 
 
-def writes(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node may change what it reads."""
-    if node.op == "call_module":
-        return bool(getattr(module_of(graph, node), "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    inplace = bool(node.kwargs.get("inplace")) or any(a is True for a in node.args[1:])
-    return inplace or name.endswith("_") or name.startswith("i") or name == "setitem"
-
-
-def written_between(graph: fx.GraphModule, value: fx.Node, first: fx.Node, last: fx.Node) -> bool:
-    """Whether a node between these two may change ``value``, so that reading it at the last is not reading it at the first."""
-    order = list(graph.graph.nodes)
-    return any(writes(graph, other) and value in other.all_input_nodes for other in order[order.index(first) + 1 : order.index(last)])
+def _summands(node: fx.Node) -> tuple[Any, Any] | None:
+    """The two that an addition adds; None for what is none, or adds anything else."""
+    if node.target is in_place:
+        is_add = node.args[2] == "iadd"
+    else:
+        is_add = node.target in _ADD_FUNCTIONS if node.op == "call_function" else node.op == "call_method" and node.target in _ADD_METHODS
+    read: Any = tuple(node.args)[:2]
+    plain = is_add and len(read) == 2 and len(node.args) == (3 if node.target is in_place else 2) and not node.kwargs
+    return read if plain and all(isinstance(a, fx.Node) for a in read) else None
 
 
 def _sum_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """``(convolution, shortcut)`` behind an addition that can become part of the convolution."""
-    is_add = node.target in _ADD_FUNCTIONS if node.op == "call_function" else node.op == "call_method" and node.target in ("add", "add_")
-    if not is_add or len(node.args) != 2 or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
+    read = _summands(node)
+    if read is None:
         return None
-    read: tuple[Any, ...] = node.args
     for source, shortcut in (read, read[::-1]):
         conv = module_of(graph, source)
         ours = isinstance(conv, GroupedConv2d) and conv.activation == "none" and one_argument(source) and source is not shortcut
@@ -82,8 +79,8 @@ def _sum_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node] | N
             continue
         if seen(source) is None or seen(source) != seen(shortcut) or not follows_inputs(shortcut):
             continue  # spread over the images, the channels or the places, perhaps for another batch only; or of another dtype
-        if writes(graph, node) and read[0] is shortcut and not only_reader(shortcut):
-            continue  # x += conv(y), and x is read again
+        if writes(graph, node) and read[0] is shortcut and not alone(graph, shortcut):
+            continue  # x += conv(y), and x is read again, perhaps by the caller
         if not written_between(graph, source.args[0], source, node):
             return source, shortcut
     return None

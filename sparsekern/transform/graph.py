@@ -10,22 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sparsekern.nn import GroupedConv2d, SparseLinear, StochasticConv2d, UnequalGroupedConv2d
-
-LEAVES = (GroupedConv2d, SparseLinear, StochasticConv2d, UnequalGroupedConv2d)
-
-
-class Tracer(fx.Tracer):
-    """Our layers are leaves, as torch's are and what derives from those; what is built of them is seen through."""
-
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, (*LEAVES, nn.Conv2d, nn.Linear)) or super().is_leaf_module(module, qualified_name)
+from sparsekern.transform.held import arguments_of, held
+from sparsekern.transform.tracing import Tracer, hooked
 
 
-def traced(model: nn.Module) -> fx.GraphModule:
-    """A deep copy of ``model``, in eval mode, as a graph. Raises what the tracer raises where control flow follows from values."""
+def traced(model: nn.Module, example: tuple | None = None) -> fx.GraphModule:
+    """A deep copy of ``model``, in eval mode, as a graph; with an ``example`` for calls that leave out the same arguments. Raises what
+    the tracer raises where control flow follows from values."""
+    if hooked(model) or nn.modules.module._has_any_global_hook():
+        raise ValueError("hooks would not see what the model reads and gives")
     model = copy.deepcopy(model).eval()
-    graph = fx.GraphModule(model, Tracer().trace(model), class_name=type(model).__name__)
+    tracer = Tracer({} if example is None else held(arguments_of(model, example)))
+    graph = fx.GraphModule(model, tracer.trace(model), class_name=type(model).__name__)
+    if tracer.rewritten():
+        raise ValueError("forward writes into a tensor that it makes")
     _pass_by_position(graph)
     return graph
 
@@ -110,14 +108,10 @@ def only_reader(node: fx.Node) -> bool:
 
 
 def only_call(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node's module is called here and nowhere else and has no hooks, so that it may change."""
-    once = sum(other.op == "call_module" and other.target == node.target for other in graph.graph.nodes) == 1
-    return once and not hooked(module_of(graph, node))
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether somebody sees, or changes, what the module reads or gives."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether the node's module is called here and nowhere else, by no other module either, and has no hooks: it may change."""
+    module = module_of(graph, node)
+    called = [module_of(graph, other) for other in graph.graph.nodes if other.op == "call_module"]
+    return sum(module is part for other in called for part in other.modules()) == 1 and not hooked(module)
 
 
 def one_argument(node: fx.Node) -> bool:

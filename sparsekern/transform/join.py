@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from sparsekern.nn import GroupedConv2d
 from sparsekern.nn.grouped_conv2d import refuse_gradients
 from sparsekern.ops import joined_conv2d_packed
-from sparsekern.transform.fuse import written_between
 from sparsekern.transform.graph import add_module, drop, module_of, one_argument, only_call, only_reader, seen_dim
+from sparsekern.transform.writes import written_between
 
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 
@@ -35,9 +35,12 @@ class Joined(nn.ModuleList):
 
     def forward(self, *xs: Tensor) -> Tensor:
         convolutions = self._convolutions()
+        packs = [conv._packed for conv in convolutions]
+        if any(packed is None for packed in packs):  # moved to float64, or to where nothing reads a pack
+            return torch.cat([conv(x) for conv, x in zip(convolutions, xs, strict=True)], 1)
         refuse_gradients(convolutions, *xs)
         biases = [getattr(self, f"bias{i}") if conv.bias is None else conv.bias.detach() for i, conv in enumerate(convolutions)]
-        return joined_conv2d_packed(xs, [conv._packed for conv in convolutions], biases, self.windows, convolutions[0].activation)
+        return joined_conv2d_packed(xs, packs, biases, self.windows, convolutions[0].activation)
 
     def _convolutions(self) -> list[Any]:
         return list(self)

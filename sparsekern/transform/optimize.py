@@ -8,17 +8,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_structure
 
 from sparsekern.arguments import check_flag, check_whole, said
 from sparsekern.transform.agree import agree, difference, flat
 from sparsekern.transform.chain import RootChain
+from sparsekern.transform.convert_report import ConvertReport
 from sparsekern.transform.graph import copied
+from sparsekern.transform.held import arguments_of, hold
 from sparsekern.transform.race import race
 from sparsekern.transform.report import OptimizeReport
 from sparsekern.transform.sequence import Sequence2d
 from sparsekern.transform.trial import other_batch
-from sparsekern.transform.ways import PACKED, attempt, packed_names, ways
+from sparsekern.transform.ways import PACKED, Contiguous, attempt, packed_names, ways
 
 
 def optimize(
@@ -42,7 +45,8 @@ def optimize(
         model: any module. Where ``torch.fx`` cannot trace it, its layers are packed where they stand and the report says why no more
             was done. It is not changed.
         example: inputs to trace, compare and time with; use the batch that you will run. Other batches stay correct: a way that gives
-            another result for a second batch, of 2 images (or 3), is left out; where the model takes none, the report says so.
+            another result for a second batch, of 2 images (or 3), is left out; where the model takes none, the report says so. What is
+            left out, None, a truth or a word stays as it is here: a graph of the model refuses calls with another.
         pack: whether weights are packed; packed layers cost memory and do not see later writes.
         pool: whether poolings run on our kernel.
         rounds: of interleaved timing; of calls longer than 20 ms only those that may win are timed again, and fewer of very long ones.
@@ -50,11 +54,12 @@ def optimize(
 
     Returns:
         A module in eval mode without gradients, with the input and output layouts of the model, and ``report``, an
-        :class:`OptimizeReport`.
+        :class:`OptimizeReport`; under the name ``optimize_report`` where the model has a ``report`` of its own.
 
     Raises:
         ValueError: ``optimize: model must compute the same twice; got outputs that differ by 0.3`` for a model that is random or keeps
-            state in eval mode; ``optimize: rounds must be at least 1; got 0``
+            state in eval mode; ``optimize: rounds must be at least 1; got 0``; later, from the copy:
+            ``optimize: mask must be None, as in the example; got Tensor [2, 8]``
 
     Cost:
         A second to a minute, most of it for timing: about 30 calls of the model. Each candidate is a copy of the model's
@@ -77,33 +82,73 @@ def optimize(
         raise ValueError(f"optimize: rounds must be at least 1; got {rounds}")
     if progress is not None and (not callable(progress) or isinstance(progress, type)):
         raise ValueError(f"optimize: progress must be None or a function of a string; got {said(progress)}")
+    taken = hasattr(model, "report") and not isinstance(model.report, OptimizeReport | ConvertReport)
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    report, progress = OptimizeReport(), progress or (lambda doing: None)
-    with torch.no_grad():
-        progress("running the model")
-        expected = flat(model(*copied(example)))
-        again = flat(model(*copied(example)))
-        if not agree(expected, again):
-            raise ValueError(f"optimize: model must compute the same twice; got outputs that differ by {difference(expected, again):.1g}")
-        trials = [(example, expected), *_second_trial(model, example, report)]
-        ready = {"model": model}
-        for name, make in ways(model, example, trials[-1][0], pack, pool, report):
-            progress(f"trying {name}")
-            way = attempt(report, name, make)
-            if way is not None and _agrees(way.eval().requires_grad_(False), name, trials, report):
-                ready[name] = way
-        inputs = copied(example)
-        report.times_us = race({name: partial(way, *inputs) for name, way in ready.items()}, rounds, progress)
-        report.chosen = min(report.times_us, key=report.times_us.__getitem__)
-        best: Any = ready[report.chosen]
-        report.packed += packed_names(best)
-        report.chains = {chain.names: chain.gain for chain in best.modules() if isinstance(chain, RootChain)}
-        report.left = {what: why for what, why in report.left.items() if tuple(what.split(" + ")) not in report.chains}
-        report.densified = report.densified if report.chosen.startswith(PACKED) else []
-        report.sequences = [m.names for m in best.modules() if isinstance(m, Sequence2d)]
-        report.error = difference(expected, flat(best(*copied(example))))
-    best.report = report
+    devices = [torch.cuda.current_device()] if any(p.is_cuda for p in model.parameters()) else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        best, report = _fastest(model, example, pack, pool, rounds, progress or (lambda doing: None))
+    return _with_report(best, "optimize_report" if taken else "report", report)
+
+
+def _fastest(
+    model: nn.Module, example: tuple, pack: bool, pool: bool, rounds: int, progress: Callable[[str], object]
+) -> tuple[nn.Module, OptimizeReport]:
+    """The way that is returned, and what came of all of them."""
+    report = OptimizeReport()
+    progress("running the model")
+    given = copied(example)
+    expected = flat(model(*given))
+    again = flat(model(*copied(example)))
+    if not agree(expected, again):
+        raise ValueError(f"optimize: model must compute the same twice; got outputs that differ by {difference(expected, again):.1g}")
+    trials = [(example, expected), *_second_trial(model, example, report)]
+    ready = {"model": model}
+    for name, make in ways(model, example, trials[-1][0], pack, pool, report):
+        progress(f"trying {name}")
+        way = attempt(report, name, make)
+        if way is not None and _agrees(way.eval().requires_grad_(False), name, trials, report):
+            ready[name] = way
+    report.times_us = _times(ready, example, _changed(given, example), rounds, progress)
+    report.chosen = min(report.times_us, key=report.times_us.__getitem__)
+    best: Any = ready[report.chosen]
+    report.packed += packed_names(best)
+    report.chains = {chain.names: chain.gain for chain in best.modules() if isinstance(chain, RootChain)}
+    report.left = {what: why for what, why in report.left.items() if tuple(what.split(" + ")) not in report.chains}
+    report.densified = report.densified if report.chosen.startswith(PACKED) else []
+    report.sequences = [m.names for m in best.modules() if isinstance(m, Sequence2d)]
+    if report.chosen not in ("model", "packed"):
+        graph: Any = best.model if isinstance(best, Contiguous) else best
+        hold(graph, arguments_of(model, example))
+    report.error = difference(expected, flat(best(*copied(example))))
+    return best, report
+
+
+def _with_report(best: nn.Module, name: str, report: OptimizeReport) -> nn.Module:
+    setattr(best, name, report)
+    if isinstance(best, fx.GraphModule):
+        best.meta.setdefault("_user_preserved_attributes", {})[name] = report  # its deep copies forget all others
     return best
+
+
+def _changed(given: tuple, example: tuple) -> bool:
+    """Whether a model that was given a copy of the example has written into it."""
+    return tree_structure(given) != tree_structure(example) or difference(flat(example), flat(given)) > 0
+
+
+def _times(ready: dict[str, nn.Module], example: tuple, written: bool, rounds: int, progress: Callable[[str], object]) -> dict[str, float]:
+    """Microseconds of each way, each call on a fresh copy where the model writes into its inputs."""
+    inputs = copied(example)
+    if not written:
+        return race({name: partial(way, *inputs) for name, way in ready.items()}, rounds, progress)
+    fresh = list(inputs)
+
+    def refill() -> None:
+        fresh[:] = copied(example)
+
+    def call(way: nn.Module) -> object:
+        return way(*fresh)
+
+    return race({name: partial(call, way) for name, way in ready.items()}, rounds, progress, before_each=refill)
 
 
 def _second_trial(model: nn.Module, example: tuple, report: OptimizeReport) -> list[tuple[tuple, list[Tensor]]]:

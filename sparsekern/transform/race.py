@@ -26,15 +26,25 @@ def ratio(slow: Callable[[], object], fast: Callable[[], object]) -> float:
     return timings["slow"].by(clock()).median_us / timings["fast"].by(clock()).median_us
 
 
-def race(calls: Mapping[str, Callable[[], object]], rounds: int, progress: Callable[[str], object]) -> dict[str, float]:
-    """Microseconds of each call, all warm: the median of ``rounds`` interleaved ones, or of the one there was time for."""
+def race(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    progress: Callable[[str], object],
+    before_each: Callable[[], object] | None = None,
+) -> dict[str, float]:
+    """Microseconds of each call, all warm: the median of ``rounds`` interleaved ones, or of the one there was time for.
+
+    ``before_each`` runs, untimed, before every call.
+    """
     first_us = {}
     for name, call in calls.items():
         progress(f"timing {name}")
+        if before_each:
+            before_each()
         first_us[name] = _once(call)
     best_us = min(first_us.values())
     if best_us < LONG_MS * 1e3:
-        timings = interleave(calls, rounds=rounds)
+        timings = interleave(calls, rounds=rounds, before_each=before_each)
         return {name: timing.by(clock()).median_us for name, timing in timings.items()}
     last = {name: calls[name] for name, us in first_us.items() if us <= CLOSE * best_us}
     if len(last) == 1:
@@ -43,7 +53,7 @@ def race(calls: Mapping[str, Callable[[], object]], rounds: int, progress: Calla
     timings = interleave(
         last,
         rounds=max(min(rounds, FEWEST_ROUNDS), min(rounds, int(SECONDS / pass_s))),
-        before_each=lambda: None,  # a sample is one call
+        before_each=before_each or (lambda: None),  # a sample is one call
         progress=lambda done, total: progress(f"timing the {len(last)} fastest, {done} of {total}"),
     )
     return first_us | {name: timing.by(clock()).median_us for name, timing in timings.items()}

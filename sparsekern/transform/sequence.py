@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,14 +10,15 @@ from torch import Tensor, fx, nn
 
 from sparsekern.nn import GroupedConv2d, StochasticConv2d
 from sparsekern.nn.grouped_conv2d import refuse_gradients
-from sparsekern.ops import sequence2d
+from sparsekern.ops import backends, sequence2d
 from sparsekern.ops.grouped_conv2d_packed import explain_packed
 from sparsekern.ops.pool2d import AVERAGE, AVERAGE_COUNTING_PADDING, MAX
 from sparsekern.ops.sequence2d import PACKED_CONV, POOL, SPARSE_CONV, Stage
 from sparsekern.transform.chain import RootChain
-from sparsekern.transform.fuse import is_relu, written_between
+from sparsekern.transform.fuse import is_relu
 from sparsekern.transform.graph import add_module, drop, module_of, one_argument, only_call, only_reader, seen_dim
 from sparsekern.transform.pool import Pool2d
+from sparsekern.transform.writes import written_between
 
 FEWEST = 3  # layers that are worth it
 
@@ -34,9 +36,14 @@ class Sequence2d(nn.ModuleList):
     def __init__(self, names: tuple[str, ...], layers: list[nn.Module], relus: list[bool], images: int):
         super().__init__(layers)
         self.names, self.relus, self.images = names, relus, images
+        self.in_one_call = True
         self.numbers = [n for layer, relu in zip(layers, relus) for stage in _stages(layer, relu) for n in stage]
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.in_one_call:
+            for layer, relu in zip(self, self.relus):
+                x = torch.relu(layer(x)) if relu else layer(x)
+            return x
         refuse_gradients((), x)
         tensors: list[Any] = []
         for layer in self:
@@ -49,6 +56,14 @@ class Sequence2d(nn.ModuleList):
                 for conv in convolutions:
                     tensors += [conv._packed] if conv.bias is None else [conv._packed, conv.bias]
         return sequence2d(x, tensors, self.numbers, self.images)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        super()._apply(fn, recurse)
+        parts: list[Any] = [
+            part for layer in self for part in (layer if isinstance(layer, RootChain) else (layer,)) if not isinstance(part, Pool2d)
+        ]
+        self.in_one_call = all(backends.can_pack(part.weight) and getattr(part, "_packed", part) is not None for part in parts)
+        return self
 
     def to_dense(self) -> nn.Sequential:
         """The same in torch's dense convolutions, called one after the other: what a profile times it against."""

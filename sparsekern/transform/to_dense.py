@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from sparsekern.arguments import check_flag
 from sparsekern.nn import GroupedConv2d, RootModule, SparseLinear, StochasticConv2d
@@ -14,6 +14,7 @@ from sparsekern.nn.side_by_side import ConvsSideBySide
 from sparsekern.transform.carry import Holder, as_trained, carry_over, check_model, duplicate, plain
 from sparsekern.transform.convert_report import ConvertReport
 from sparsekern.transform.places import Places, restore_fast_paths
+from sparsekern.transform.tracing import Tracer
 
 OURS = (SparseLinear, StochasticConv2d, GroupedConv2d, ConvsSideBySide, RootModule)
 
@@ -48,6 +49,7 @@ def to_dense(model: nn.Module, *, keep_groups: bool = False, inplace: bool = Fal
     check_model("to_dense", model)
     check_flag("to_dense", keep_groups=keep_groups, inplace=inplace)
     made = [type(module).__name__ for module in model.modules() if type(module).__module__.startswith("sparsekern.transform")]
+    made += ["a graph" for module in model.modules() if isinstance(module, fx.GraphModule) and vars(module).get("_tracer_cls") is Tracer]
     if made:
         raise ValueError(f"to_dense: model must be as it was before optimize(); got one that holds {made[0]}")
     holder = Holder(model if inplace else duplicate(model))

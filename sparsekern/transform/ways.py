@@ -25,6 +25,7 @@ from sparsekern.transform.normalise import swap_local_response_norms
 from sparsekern.transform.pool import swap_pools
 from sparsekern.transform.report import OptimizeReport
 from sparsekern.transform.sequence import Sequence2d, join_sequences
+from sparsekern.transform.writes import may_be_a_copy, with_own_tensors
 
 CONVOLUTIONS = (nn.Conv2d,)
 PACKED = "channels_last, packed"
@@ -50,7 +51,7 @@ def ways(
         recorded: the same, or one of another batch, on which the graph is run to see shapes. Where it has a batch of more than one
             image, what is summed over the batch is not taken for an image.
     """
-    graph = attempt(report, "graph", lambda: traced(model), "cannot be traced")
+    graph = attempt(report, "graph", lambda: with_own_tensors(traced(model, example)), "cannot be traced")
     if graph is not None:
         graph = attempt(report, "optimized", lambda: _rewritten(graph, recorded, pack, pool, report))
     if graph is None:
@@ -73,6 +74,7 @@ def ways(
 def _rewritten(graph: fx.GraphModule, recorded: tuple, pack: bool, pool: bool, report: OptimizeReport) -> fx.GraphModule:
     """The passes that hold for every layout."""
     drop_identities(graph)
+    _reshape(graph)
     graph.recompile()
     record(graph, recorded)
     done = {
@@ -82,6 +84,15 @@ def _rewritten(graph: fx.GraphModule, recorded: tuple, pack: bool, pool: bool, r
     tidy(graph)
     vars(report).update(done)  # all or nothing
     return graph
+
+
+def _reshape(graph: fx.GraphModule) -> None:
+    """No view puts rows that lie apart side by side, and our layers may give another layout than torch's."""
+    for node in graph.graph.nodes:
+        sizes = node.args[1:]
+        is_view = node.op == "call_method" and node.target == "view" and sizes and not isinstance(sizes[0], torch.dtype)
+        if is_view and may_be_a_copy(graph, node):
+            node.target = "reshape"
 
 
 def _packed_where_they_stand(model: nn.Module, report: OptimizeReport) -> nn.Module | None:
@@ -175,10 +186,6 @@ def _channels_last(graph: fx.GraphModule, recorded: tuple, report: OptimizeRepor
             with graph.graph.inserting_after(inputs[-1]):
                 converted = graph.graph.call_method("contiguous", (node,), {"memory_format": torch.channels_last})
             node.replace_all_uses_with(converted, delete_user_cb=lambda user, keep=converted: user is not keep)
-    for node in graph.graph.nodes:  # no view puts rows that lie apart side by side
-        sizes = node.args[1:]
-        if node.op == "call_method" and node.target == "view" and sizes and not isinstance(sizes[0], torch.dtype):
-            node.target = "reshape"
     graph.recompile()
     record(graph, recorded)
     report.normalised = swap_local_response_norms(graph)

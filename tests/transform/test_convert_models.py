@@ -18,6 +18,7 @@ from sparsekern import FanIn, GroupedConv2d, Groups, SparseLinear, Stochastic, S
 from sparsekern.measure.protocol import Timing
 from sparsekern.models import create_model, form_stochastic
 from sparsekern.models.group_plan import group_plan
+from sparsekern.transform import optimize
 from sparsekern.transform.ways import Contiguous
 
 LAYERS, WHOLE = (sys.modules[f"sparsekern.transform.{name}"] for name in ("sparse_twins", "whole_model"))
@@ -354,6 +355,24 @@ def test_there_and_back_again():
     for key, value in sparse.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key
     assert to_dense(sparse, inplace=True) is sparse and type(sparse[0]) is nn.Conv2d
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return torch.relu(self.b(torch.relu(self.a(x))) + x)
+
+
+def test_a_graph_of_optimize_has_no_way_back(monkeypatch):
+    monkeypatch.setattr(sys.modules[optimize.__module__], "race", lambda calls, *_: {name: float(name != "optimized") for name in calls})
+    fast = optimize(Block().eval(), torch.randn(2, 4, 6, 6), rounds=1)
+    assert fast.report.chosen == "optimized" and len(fast.report.summed) == 1
+    for made in (fast, copy.deepcopy(fast), nn.Sequential(pickle.loads(pickle.dumps(fast)))):
+        with pytest.raises(ValueError, match=r"to_dense: model must be as it was before optimize\(\); got one that holds a graph"):
+            to_dense(made)
 
 
 def test_what_optimize_made_has_no_way_back():

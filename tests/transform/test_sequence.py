@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
+import sys
 
 import pytest
 import torch
 from torch import nn
 
-from sparsekern import GroupedConv2d, StochasticConv2d
+from sparsekern import GroupedConv2d, SparseLinear, StochasticConv2d
 from sparsekern.models import create_model
 from sparsekern.ops import backends
-from sparsekern.transform import densify, optimize
+from sparsekern.transform import chain, densify, optimize
 from sparsekern.transform.densify import dense_where_faster
 from sparsekern.transform.graph import record, tidy, traced
 from sparsekern.transform.pool import swap_pools
@@ -96,6 +98,37 @@ def test_a_sequence_follows_its_layers_and_refuses_gradients():
         assert not torch.allclose(copy(2 * x), model(x))
     with pytest.raises(ValueError, match="GroupedConv2d: layer must be unpacked to be trained"):
         copy(x.requires_grad_())
+
+
+class Everything(nn.Module):
+    """Packed layers alone, in a chain, in a sequence and in a concatenation."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3)
+        self.sparse, self.pool = StochasticConv2d(8, 8, 3, padding=1, density=0.5), nn.MaxPool2d(2)
+        self.one, self.two, self.head = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 3, padding=1), SparseLinear(12, 4, density=0.5)
+
+    def forward(self, x):
+        x = torch.relu(self.b(torch.relu(self.a(x))) + 1)
+        x = torch.relu(self.c(self.pool(torch.relu(self.sparse(x)))))
+        return self.head(torch.cat([self.one(x), self.two(x)], 1).mean((2, 3)))
+
+
+@torch.no_grad()
+def test_an_optimized_model_changes_its_dtype(monkeypatch):
+    monkeypatch.setattr(chain, "ratio", lambda slow, fast: 2.0)
+    way = "channels_last, packed, 2 images at a time"
+    monkeypatch.setattr(sys.modules[optimize.__module__], "race", lambda calls, *_: {name: float(name != way) for name in calls})
+    model, x = Everything().eval(), torch.randn(4, 4, 12, 12)
+    fast = optimize(model, x, rounds=1)
+    assert fast.report.sequences and fast.report.joined and fast.report.chains
+    for dtype, close in ((torch.bfloat16, 2e-2), (torch.float64, 1e-6), (torch.float32, 1e-5)):
+        one, other = copy.deepcopy(fast).to(dtype), copy.deepcopy(model).to(dtype)
+        assert {p.dtype for p in one.parameters()} == {dtype}
+        for again in (dtype, torch.float32):
+            one, other = one.to(again), other.to(again)
+            torch.testing.assert_close(one(x.to(again)), other(x.to(again)), rtol=close, atol=close)
 
 
 @pytest.mark.parametrize("times", [2.0, 1.0])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import sys
 import time
 
@@ -180,6 +182,90 @@ def test_a_way_that_does_not_run_is_left():
     assert "images must be contiguous" in fast.report.left["channels_last"] and "optimized" in fast.report.times_us
 
 
+class Seen(nn.Module):
+    """Layers inside a layer, and the model around them."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(self.block(x))) + self.block[0](x)
+
+
+@pytest.mark.parametrize("where", ["block", "root"])
+@pytest.mark.parametrize("when", ["before", "after"])
+@torch.no_grad()
+def test_hooks_of_what_holds_layers_are_kept(where, when, monkeypatch):
+    monkeypatch.setattr(sys.modules[optimize.__module__], "race", lambda calls, *_: {name: -float(i) for i, name in enumerate(calls)})
+    model, seen = Seen().eval(), []
+    module = model if where == "root" else model.block
+
+    def hook(module, args, *out):
+        seen.append(type(args[0]))
+        return 2 * out[0] if out else (2 * args[0],)
+
+    module.register_forward_pre_hook(hook) if when == "before" else module.register_forward_hook(hook)
+    fast = optimize(model, torch.randn(2, 3, 5, 5), rounds=1)
+    assert set(seen) == {torch.Tensor} and fast.report.folded == (["norm"] if where == "block" else [])
+    assert ("hooks would not see" in fast.report.left.get("graph", "")) == (where == "root")
+    seen.clear()
+    x = torch.randn(3, 3, 6, 6)
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    assert len(seen) == 2
+
+
+def count_up(self, x):
+    x += 1
+    return self.embedding(x)
+
+
+def add_a_channel(self, x):
+    return self.conv(x.unsqueeze_(1))
+
+
+WRITING = {
+    "values": (Said(count_up, embedding=nn.Embedding(12, 3)), torch.arange(5).repeat(2, 1)),
+    "shape": (Said(add_a_channel, conv=nn.Conv2d(1, 3, 3)), torch.randn(2, 5, 5)),
+}
+
+
+@pytest.mark.parametrize("what", WRITING)
+def test_models_that_write_into_their_inputs_are_timed_on_fresh_ones(what):
+    model, x = WRITING[what]
+    before = x.clone()
+    fast = optimize(model, x, rounds=1)
+    assert torch.equal(x, before) and "optimized" in fast.report.times_us
+    torch.testing.assert_close(fast(x.clone()), model(x.clone()))
+
+
+def test_what_runs_before_a_timed_call_is_not_timed(monkeypatch):
+    monkeypatch.setattr(sys.modules[race.__module__], "clock", lambda: "cpu")
+    ready = []
+
+    def spin():
+        end = time.thread_time() + 0.05
+        while time.thread_time() < end:
+            pass
+        ready.append(1)
+
+    times_us = race({"a": ready.pop, "b": ready.pop}, 3, lambda doing: None, before_each=spin)
+    assert not ready and max(times_us.values()) < 25e3
+
+
+@torch.no_grad()
+def test_a_view_of_what_comes_in_another_layout(monkeypatch):
+    """An image of one channel is in both layouts: torch's convolution gives NCHW, ours channels_last."""
+    monkeypatch.setattr(sys.modules[optimize.__module__], "race", lambda calls, *_: {name: float(name != "optimized") for name in calls})
+    forward = lambda self, x: self.b(torch.relu(self.a(x))).view(x.size(0), -1)  # noqa: E731
+    model = Said(forward, a=nn.Conv2d(8, 1, 3, padding_mode="reflect"), b=nn.Conv2d(1, 8, (3, 1), padding=(1, 0), bias=False))
+    x = torch.randn(2, 8, 5, 6)
+    fast = optimize(model, x, rounds=1)
+    for images in (x, x.contiguous(memory_format=torch.channels_last)):
+        torch.testing.assert_close(fast(images), model(images), rtol=1e-4, atol=1e-5)
+
+
 def test_the_example_stays_as_it_is():
     x = torch.randn(2, 3, 6, 6)
     before = x.clone()
@@ -227,6 +313,49 @@ def test_nothing_that_is_returned_asks_for_gradients(monkeypatch):
 
 
 # ---- names
+
+
+class Reports(nn.Module):
+    """Something of the model's own is called report."""
+
+    def __init__(self, layer: bool):
+        super().__init__()
+        if layer:
+            self.report = nn.Linear(4, 4)
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.fc(x if isinstance(self.report, str) else self.report(x))
+
+
+class Told(Reports):
+    def report(self, x):
+        return x + 1
+
+
+@pytest.mark.parametrize("way", ["model", "optimized"])
+@torch.no_grad()
+def test_a_report_of_the_models_own_stays(way, monkeypatch):
+    monkeypatch.setattr(sys.modules[optimize.__module__], "race", lambda calls, *_: {name: float(name != way) for name in calls})
+    x = torch.randn(2, 4)
+    for model in (Told(False).eval(), Reports(True).eval()):
+        fast = optimize(model, x)
+        for made in (fast, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+            assert made.optimize_report.chosen == way
+            torch.testing.assert_close(made(x), model(x))
+            assert way != "model" or not isinstance(made.report, OptimizeReport)
+    again = optimize(optimize(nn.Linear(4, 4), x), x)
+    assert again.report.chosen == way and not hasattr(again, "optimize_report")
+    assert copy.deepcopy(again).report == again.report
+
+
+def test_random_numbers_are_drawn_as_if_nothing_was_timed():
+    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 1))
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    optimize(model, torch.ones(1, 8, 12, 12), rounds=1)
+    assert torch.equal(torch.rand(4), expected)
 
 
 @needs_kernels
