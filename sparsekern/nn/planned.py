@@ -120,6 +120,11 @@ class PlannedModule(nn.Module):
         self.weight = nn.Parameter(self.weight.new_empty(weight.shape), requires_grad=self.weight.requires_grad)
         self.index = self.index.new_empty(index.shape)
 
+    def _taken(self, table: Tensor) -> Tensor:
+        """A table for this layer: on its device, and one that serves training, too, if it was made in inference mode."""
+        with torch.inference_mode(False):
+            return (table.clone() if table.is_inference() else table).to(self.index.device)
+
     def _check_tables(self, tables: dict[str, Tensor]) -> None:
         """Raise ValueError for tables, by name, that are none of this layer's."""
         raise NotImplementedError

@@ -335,7 +335,7 @@ class SparseLinear(PlannedModule):
             raise TypeError(f"SparseLinear: weight must be a tensor; got {type(weight).__name__}")
         shape = (*index.shape, *self.weight.shape[2:])
         _check(tuple(weight.shape) == shape, "weight", f"{list(shape)} like index and the layer's blocks", list(weight.shape))
-        self.index = index.to(self.index.device)
+        self.index = self._taken(index)
         if weight.shape == self.weight.shape:
             self.weight.copy_(weight)
         else:

@@ -259,7 +259,7 @@ class StochasticConv2d(PlannedModule):
 
     def _replace(self, indptr: Tensor, index: Tensor) -> None:
         """Take these tables; the weight is made anew where its number of blocks changes."""
-        self.indptr, self.index = indptr.to(self.indptr.device), index.to(self.index.device)
+        self.indptr, self.index = self._taken(indptr), self._taken(index)
         if len(index) != len(self.weight):
             weight = self.weight.new_empty(len(index), *self.block)
             self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ from torch.utils._pytree import tree_structure
 
 from sparsekern.arguments import check_flag, check_whole, said
 from sparsekern.transform.agree import agree, difference, flat
+from sparsekern.transform.carry import duplicate
 from sparsekern.transform.chain import RootChain
 from sparsekern.transform.convert_report import ConvertReport
 from sparsekern.transform.graph import copied
@@ -83,7 +83,7 @@ def optimize(
     if progress is not None and (not callable(progress) or isinstance(progress, type)):
         raise ValueError(f"optimize: progress must be None or a function of a string; got {said(progress)}")
     taken = hasattr(model, "report") and not isinstance(model.report, OptimizeReport | ConvertReport)
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    model = duplicate(model).eval().requires_grad_(False)
     devices = [torch.cuda.current_device()] if any(p.is_cuda for p in model.parameters()) else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         best, report = _fastest(model, example, pack, pool, rounds, progress or (lambda doing: None))

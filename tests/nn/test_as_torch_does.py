@@ -312,6 +312,16 @@ def test_a_packed_layer_packs_what_it_loads():
     torch.testing.assert_close(layer(x), other(x))
 
 
+@pytest.mark.parametrize("name", ["SparseLinear", "StochasticConv2d"])
+def test_a_topology_drawn_in_inference_mode_trains(name: str):
+    make, shape = LAYERS[name]
+    layer, x = make(), torch.randn(shape)
+    with torch.inference_mode():
+        layer.set_topology(*layer.draw_topology(1))
+    layer(x).sum().backward()
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+
+
 def test_a_packed_layer_that_is_drawn_anew():
     layer, x = SparseLinear(24, 12, fan_in=5).requires_grad_(False).pack(), torch.randn(3, 24)
     layer.reset_parameters()

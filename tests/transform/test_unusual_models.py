@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from sparsekern import GroupedConv2d, SparseLinear
 from sparsekern.ops import backends
@@ -524,3 +525,14 @@ def test_rows_are_normalised_by_torch():
     model = nn.Sequential(nn.LocalResponseNorm(3))
     assert swap_local_response_norms(graph_of(model, torch.randn(2, 3, 7))) == []
     assert swap_local_response_norms(graph_of(model, torch.randn(2, 3, 7, 5))) == ["0"]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize(
+    "computed", [lambda layer: prune.l1_unstructured(layer, "weight", 0.5), nn.utils.weight_norm, nn.utils.spectral_norm]
+)
+def test_weights_that_a_hook_computes(computed):
+    model = nn.Sequential(computed(nn.Conv2d(8, 16, 3)), nn.ReLU(), nn.Flatten(), computed(nn.Linear(64, 8))).eval()
+    x = torch.randn(2, 8, 4, 4)
+    fast = optimize(model, x, rounds=1)
+    torch.testing.assert_close(fast(2 * x), model(2 * x), rtol=1e-4, atol=1e-4)
