@@ -58,11 +58,17 @@ def test_one_plan_serves_every_image_and_window(block):
 
 @pytest.mark.skipif(not backends.has_kernels("cpu"), reason="needs the compiled kernels")
 def test_a_plan_keeps_the_tables_it_was_made_from():
-    """Kernels that are given a plan never read the caller's tables, so those cannot send them outside a tensor."""
+    """Kernels follow a plan and never the caller's tables, so those cannot send them outside a tensor; of other tables a few places tell
+    (csrc/core/alike.h), and those are looked through."""
     weight, indptr, index = random_bank(4, 3, (3, 3), (1, 1, 1))
     plan, x = plan_sparse_conv2d(indptr, index, 3, (3, 3), (1, 1, 1)), torch.randn(1, 3, 6, 6)
     want = sparse_conv2d(x, weight, indptr, index, 3, plan=plan)
-    assert torch.equal(sparse_conv2d(x, weight, indptr, torch.full_like(index, 2**30), 3, plan=plan), want)
+    compared = {i * (len(index) - 1) // 7 for i in range(8)}
+    unseen = index.clone()
+    unseen[[i for i in range(len(index)) if i not in compared]] = 2**30
+    assert (unseen == 2**30).any() and torch.equal(sparse_conv2d(x, weight, indptr, unseen, 3, plan=plan), want)
+    with pytest.raises(ValueError, match=r"^sparse_conv2d: index must be in \[0, 27\); got 1073741824 at \[0\]$"):
+        sparse_conv2d(x, weight, indptr, torch.full_like(index, 2**30), 3, plan=plan)
 
 
 @pytest.mark.parametrize("provider", ["reference", "kernels"])
