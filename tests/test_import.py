@@ -7,7 +7,7 @@ import sys
 
 LIMIT_S = 0.15  # above torch's own import, on a core that is not shared
 SHARE = 0.12  # of torch's own import: beside other work a core takes longer for both
-TRIES = 4
+TRIES = 12
 
 CODE = """
 import sys, time

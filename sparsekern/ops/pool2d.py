@@ -116,9 +116,8 @@ def pool2d(
     try:
         window: tuple[int, ...] = tuple(x.shape[-2:]) if kernel_size is None else _pair(kernel_size)
         sizes: tuple[Any, ...] = (*window, *(window if stride is None else _pair(stride)), *_pair(padding), bool(ceil_mode), way)
-        wider = ceil_mode and any(
-            n + 2 * p < k for n, k, p in zip(x.shape[-2:], sizes[:2], sizes[4:6])
-        )  # a window that hangs over all of x
+        # a window that hangs over all of x: only torch serves it
+        wider = ceil_mode and any(n + 2 * p < k for n, k, p in zip(x.shape[-2:], sizes[:2], sizes[4:6]))
         if wider or d.transforming() or (torch.is_grad_enabled() and x.requires_grad):
             check(x, *sizes)
             return _torch(x, sizes[0:2], sizes[2:4], sizes[4:6], ceil_mode, way)

@@ -55,17 +55,27 @@ def same(one: Tensor, other: Tensor) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(name: str, grad: bool, dtype: torch.dtype):
     make, shape = LAYERS[name]
-    layer, x = make(), torch.randn(shape)
+    layer, x = make(), torch.randint(-1, 2, shape).float()
+    for parameter in layer.parameters():
+        parameter.data = torch.randint(-1, 2, parameter.shape).float()  # sums in front of a ReLU are exact: no sign is a rounding's
+    exact, bound = copy.deepcopy(layer).double(), copy.deepcopy(layer).double()
+    for parameter in bound.parameters():
+        parameter.data.abs_()  # what it gives and its gradients: sums of absolute values
     with torch.set_grad_enabled(grad):
-        want = layer(x)
+        want, most = exact(x.double()), bound(x.double().abs())
         with torch.autocast("cpu", dtype):
             out = layer(x)
+    # each of at most two stages forwards, and two backwards, rounds its two factors and its result; and float32's sums of under 2^8
+    rounding = (1 + torch.finfo(dtype).eps / 2) ** 13 - 1
     assert out.dtype == dtype
-    # products of at most 72 rounded factors below 4, and of such sums for the root module
-    assert (out - want).abs().max() < 72 * 4 * torch.finfo(dtype).eps
+    assert ((out.double() - want).abs() <= rounding * most).all()
     if grad:
         out.float().sum().backward()
-        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in layer.parameters())
+        want.sum().backward()
+        most.sum().backward()
+        for found, true, largest in zip(layer.parameters(), exact.parameters(), bound.parameters()):
+            assert found.grad is not None and found.grad.dtype == torch.float32
+            assert ((found.grad.double() - true.grad).abs() <= rounding * largest.grad).all()
 
 
 # ---- derivatives of derivatives, by torch's older vmap and by tangents of a cotangent

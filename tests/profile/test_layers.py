@@ -132,10 +132,10 @@ def test_reports(tmp_path):
     found = profile(model(), torch.randn(2, 3, 8, 8), backward=True, rounds=1, name="small")
     with open(tmp_path / "out.txt", "w") as file:
         rich_console.Console(width=200, file=file).print(report.table(found))
-        rich_console.Console(width=200, file=file).print(report.table(found, top=2))
-    text = (tmp_path / "out.txt").read_text()
-    assert "small on 2x3x8x8: forward and backward" in text
-    assert "1.conv" in text
+        rich_console.Console(width=200, file=file).print(report.table(found, top=2, sort="flops"))
+    tree, top = (tmp_path / "out.txt").read_text().split("small on 2x3x8x8: forward and backward")[1:]
+    assert "1.conv" not in tree and "conv" in tree and "Dropout" in tree
+    assert "1.conv" in top and "Dropout" not in top  # the two with most FLOPs, by their paths: no tree around them
     save.write_json(found, tmp_path / "profile.json")
     values = json.loads((tmp_path / "profile.json").read_text())
     assert values["flops"] == found.flops

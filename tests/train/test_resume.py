@@ -62,21 +62,20 @@ def test_stopped_anywhere(tmp_path, optimiser, dynamic):
 def test_killed_in_mid_epoch(tmp_path):
     out = tmp_path / "run"
     arguments = ["digits/density", "--fan-out", "16,10", "--epochs", "12", "--checkpoint-every", "3", "--out", str(out), "--threads", "1"]
-    for _ in range(3):  # on a busy machine it may be through before it is looked at
+    last = out / "last.safetensors"
+    for _ in range(5):  # on a busy machine it may be through before it is looked at
         shutil.rmtree(out, ignore_errors=True)
         running = subprocess.Popen([sys.executable, "-m", "sparsekern", "train", *arguments], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and running.poll() is None:
-            if (out / "last.safetensors").exists() and load_checkpoint(out / "last.safetensors")[1]["at"]["batch_number"] > 0:
+            if last.exists() and load_checkpoint(last)[1]["at"]["batch_number"] > 0:
                 break
             time.sleep(0.002)
         running.send_signal(signal.SIGKILL)
-        if running.wait() == -signal.SIGKILL:
+        if running.wait() == -signal.SIGKILL and last.exists() and load_checkpoint(last)[1]["at"]["epoch"] < 12:
             break
     else:
         raise AssertionError("it ended before it was killed")
-    at = load_checkpoint(out / "last.safetensors")[1]["at"]
-    assert at["epoch"] < 12
     torch.set_num_threads(1)
     recipe = get_recipe("digits/density").with_(epochs=12, options={"fan_out": (16, 10)})
     resumed = train(recipe, out=out, resume=True)

@@ -151,19 +151,18 @@ def test_another_batch():
 
 def test_only_long_calls_that_may_win_are_timed_again(monkeypatch):
     monkeypatch.setattr(sys.modules[race.__module__], "clock", lambda: "cpu")  # other tests run beside this one
-    calls, said = dict.fromkeys(("slow", "fast", "as fast"), 0), []
+    calls, said, now_ns = dict.fromkeys(("slow", "fast", "as fast"), 0), [], [0]
+    monkeypatch.setattr(time, "thread_time_ns", lambda: now_ns[0])
 
-    def spin(name, seconds):
+    def lasting(name, ms):
         def call():
             calls[name] += 1
-            end = time.thread_time() + seconds
-            while time.thread_time() < end:
-                pass
+            now_ns[0] += int(ms * 1e6)
 
         return call
 
-    times_us = race({"slow": spin("slow", 0.06), "fast": spin("fast", 0.025), "as fast": spin("as fast", 0.026)}, 3, said.append)
-    assert calls == {"slow": 1, "fast": 4, "as fast": 4} and times_us["slow"] > 2 * times_us["fast"]
+    times_us = race({"slow": lasting("slow", 60), "fast": lasting("fast", 25), "as fast": lasting("as fast", 26)}, 3, said.append)
+    assert calls == {"slow": 1, "fast": 4, "as fast": 4} and times_us == {"slow": 60e3, "fast": 25e3, "as fast": 26e3}
     assert said[0] == "timing slow" and said[-1] == "timing the 2 fastest, 6 of 6"
 
 
