@@ -146,10 +146,10 @@ class GroupedConv2d(nn.Conv2d):
         """Kept fraction of the dense layer's weights."""
         return 1 / self.groups
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None, activation: str | None = None) -> Tensor:
-        """``activation(conv(x) + shortcut)``; ``activation`` takes the place of the layer's own for this call."""
+    def forward(self, input: Tensor, shortcut: Tensor | None = None, activation: str | None = None) -> Tensor:
+        """``activation(conv(input) + shortcut)``; ``activation`` takes the place of the layer's own for this call."""
         if shortcut is None and activation is None and _quick is not None and not _compiling():
-            out = _quick(self.__dict__, x)
+            out = _quick(self.__dict__, input)
             if out is not NotImplemented:
                 return out
         padding: int | tuple[int, int] | str = self.padding
@@ -157,14 +157,14 @@ class GroupedConv2d(nn.Conv2d):
         everyday = self._packed is None and shortcut is None and activation is None and self.padding_mode == "zeros" and not _compiling()
         if everyday and "weight" in parameters and "bias" in parameters:  # torch would look for them in three places
             weight, bias = parameters["weight"], parameters["bias"]
-            return grouped_conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups, self.activation)
+            return grouped_conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups, self.activation)
         if self.padding_mode != "zeros":
-            x = nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         activation = self.activation if activation is None else activation
         if self._packed is not None:
-            return self._forward_packed(x, padding, activation, shortcut)
-        return grouped_conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, activation, shortcut)
+            return self._forward_packed(input, padding, activation, shortcut)
+        return grouped_conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, activation, shortcut)
 
     # ---- packed, on request: a frozen layer for inference
 

@@ -65,14 +65,14 @@ class RootModule(nn.Sequential):
         self.grouped = GroupedConv2d(in_channels, mid_channels, kernel_size, stride, padding, groups=groups, **options)
         self.pointwise = GroupedConv2d(mid_channels, out_channels, 1, **options)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """``[N, in_channels, H, W] -> [N, out_channels, OH, OW]``, or without ``N``."""
-        if not self._in_one_call(x):
-            return super().forward(x)
+        if not self._in_one_call(input):
+            return super().forward(input)
         first, second = self.grouped, self.pointwise
         options: dict[str, Any] = dict(stride=first.stride, padding=first.padding, dilation=first.dilation, groups=first.groups)
         options |= dict(activation=first.activation, last_activation=second.activation)
-        return root_conv2d(x, first.weight, first.bias, second.weight, second.bias, **options)
+        return root_conv2d(input, first.weight, first.bias, second.weight, second.bias, **options)
 
     def _in_one_call(self, x: Tensor) -> bool:
         """Inference, the two layers that this module was made of with their natural weights, and nobody who looks at them one by one."""

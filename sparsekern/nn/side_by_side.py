@@ -54,18 +54,18 @@ class ConvsSideBySide(nn.Module):
         if not condition:
             raise ValueError(f"{type(self).__name__}: {arg} must be {rule}; got {got}")
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{type(self).__name__}: x must be a tensor; got {type(x).__name__}")
-        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
-            self._check(False, "x", f"[N, {self.in_channels}, H, W] or [{self.in_channels}, H, W]", list(x.shape))
-        plain = x.is_contiguous()
-        last = not plain and x.dim() == 4 and not of_a_transform(x) and x.is_contiguous(memory_format=torch.channels_last)
+    def forward(self, input: Tensor) -> Tensor:
+        if not isinstance(input, Tensor):
+            raise TypeError(f"{type(self).__name__}: x must be a tensor; got {type(input).__name__}")
+        if input.dim() not in (3, 4) or input.shape[-3] != self.in_channels:
+            self._check(False, "x", f"[N, {self.in_channels}, H, W] or [{self.in_channels}, H, W]", list(input.shape))
+        plain = input.is_contiguous()
+        last = not plain and input.dim() == 4 and not of_a_transform(input) and input.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if last else torch.contiguous_format
         outs = []
         for part, place in zip(self.parts, self._places):
-            seen = _seen(x, part, place)
-            outs.append(part(seen if seen is x and (plain or last) else seen.contiguous(memory_format=layout)))
+            seen = _seen(input, part, place)
+            outs.append(part(seen if seen is input and (plain or last) else seen.contiguous(memory_format=layout)))
         out = torch.cat(outs, dim=-3)
         return out if of_a_transform(out) else out.contiguous(memory_format=layout)
 

@@ -229,19 +229,19 @@ class SparseLinear(PlannedModule):
                 nn.init.uniform_(parameter, -bound, bound)
         self._topology_changed()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if not _compiling() and _quick is not None:
             try:
-                out = _quick(self.__dict__, x)
+                out = _quick(self.__dict__, input)
             except RuntimeError:
-                self._check_features(x)  # says it in our words; falls through when the error was another one
-                check(x, self.weight, self.bias, self.index, self._plan)
+                self._check_features(input)  # says it in our words; falls through when the error was another one
+                check(input, self.weight, self.bias, self.index, self._plan)
                 raise
             if out is not NotImplemented:
                 return out
         try:
             if self._packed is not None:
-                return self._forward_packed(x)
+                return self._forward_packed(input)
             own: dict[str, Any] = self._parameters  # no __getattr__: small layers feel it
             try:
                 weight, bias = own["weight"], own["bias"]
@@ -249,10 +249,10 @@ class SparseLinear(PlannedModule):
                 weight, bias = self.weight, self.bias
             plan = self._current_plan()
             if plan is None:  # a plan knows the number of features
-                self._check_features(x)
-            return sparse_linear(x, weight, self._buffers["index"], bias, plan)  # type: ignore[arg-type] # it has one
+                self._check_features(input)
+            return sparse_linear(input, weight, self._buffers["index"], bias, plan)  # type: ignore[arg-type] # it has one
         except ValueError:
-            self._check_features(x)
+            self._check_features(input)
             raise
 
     def _check_features(self, x: Any) -> None:

@@ -211,15 +211,15 @@ class StochasticConv2d(PlannedModule):
                 nn.init.uniform_(self.bias, -1, 1).mul_(bound.repeat_interleave(self.block[0]).to(self.bias))
         self._topology_changed()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if _quick is not None and not _compiling():
-            out = _quick(self.__dict__, x)
+            out = _quick(self.__dict__, input)
             if out is not NotImplemented:
                 return out
         if not self._kernel_pads:
             (top, bottom), (left, right) = ((t // 2, t - t // 2) for t in self._pad_total)
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = nn.functional.pad(x, (left, right, top, bottom), mode=mode)
+            input = nn.functional.pad(input, (left, right, top, bottom), mode=mode)
         own: Any  # no __getattr__: small layers feel it
         tables: Any
         own, tables = self._parameters, self._buffers
@@ -231,10 +231,10 @@ class StochasticConv2d(PlannedModule):
         window = (*self.kernel_size, *self.stride, *self._kernel_padding, *self.dilation)
         try:
             if plan is None:  # a plan knows the number of channels
-                self._check_channels_of(x)
-            return run_sparse_conv2d(x, weight, bias, tables["indptr"], tables["index"], plan, window)
+                self._check_channels_of(input)
+            return run_sparse_conv2d(input, weight, bias, tables["indptr"], tables["index"], plan, window)
         except ValueError:
-            self._check_channels_of(x)
+            self._check_channels_of(input)
             raise
 
     def _check_channels_of(self, x: Any) -> None:

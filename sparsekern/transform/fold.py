@@ -62,6 +62,23 @@ def _fits(layer: nn.Module, norm: nn.Module, read: fx.Node) -> bool:
     return type(norm) is nn.BatchNorm2d and norm.num_features == layer.out_channels
 
 
+def _rows_alone(graph: fx.GraphModule, node: fx.Node, source: fx.Node) -> fx.Node:
+    """What the layer gives, refused in another number of dimensions: there the norm would have taken another one for the channels."""
+    with graph.graph.inserting_after(node):
+        checked = graph.graph.call_function(must_be_rows, (source, str(node.target)))
+    checked.meta = dict(node.meta)
+    return checked
+
+
+def must_be_rows(x: Any, norm: str) -> Any:
+    """``x``, or raise unless each row of it is one of a batch."""
+    if isinstance(x, fx.Proxy):
+        return x.tracer.create_proxy("call_function", must_be_rows, (x, norm), {})
+    if x.dim() != 2:
+        raise ValueError(f"optimize: what {norm} reads must have 2 dimensions, as in the example; got {list(x.shape)}")
+    return x
+
+
 def fold_batch_norm(graph: fx.GraphModule) -> list[str]:
     """Fold every batch-norm that alone reads a layer which can take it, in a graph that :func:`record` ran. Returns the names of those
     that went."""
@@ -85,6 +102,6 @@ def fold_batch_norm(graph: fx.GraphModule) -> list[str]:
             layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=False)
             if getattr(layer, "_packed", None) is not None:
                 layer.unpack()  # it holds the weight as it was
-        drop(graph, node, source)
+        drop(graph, node, _rows_alone(graph, node, source) if type(norm) is nn.BatchNorm1d else source)
         folded.append(str(node.target))
     return folded

@@ -120,6 +120,11 @@ def test_a_packed_layer_refuses_tangents(name: str):
         assert torch.equal(layer(x), layer(x.clone()))  # no tangent, no refusal
 
 
+def test_the_input_goes_by_torchs_name(made):
+    layer, dense, x = made
+    same(layer(input=x), dense(input=x))
+
+
 def dual(layer: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad(), forward_ad.dual_level():
         return layer(forward_ad.make_dual(x, x))

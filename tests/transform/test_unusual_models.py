@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils import prune
 
 from sparsekern import GroupedConv2d, SparseLinear
@@ -386,6 +386,19 @@ def test_a_norm_of_another_axis_is_left(layer, norm, shape):
     assert fold_batch_norm(graph) == [] and same(graph, model, x)
 
 
+def test_a_norm_that_went_refuses_what_it_would_take_by_another_axis():
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU()).eval()
+    nn.init.uniform_(model[1].running_mean)
+    x = torch.randn(2, 5, 6)
+    assert model(x).shape == (2, 5, 5)
+    graph = graph_of(model, torch.randn(3, 6))
+    assert fold_batch_norm(graph) == ["1"] and same(graph, model, x[0])
+    for net in (graph, fx.symbolic_trace(graph), torch.compile(graph, backend="eager")):
+        torch.testing.assert_close(net(x[0]), model(x[0]))
+        with pytest.raises((ValueError, torch._dynamo.exc.TorchDynamoException), match=r"optimize: what 1 reads must have 2 dimensions"):
+            net(x)
+
+
 @needs_kernels
 @pytest.mark.parametrize("kind", ["conv", "linear"])
 def test_a_packed_layer_that_takes_a_norm_forgets_its_pack(kind):
@@ -474,7 +487,7 @@ def test_a_few_images_at_a_time_beside_other_inputs():
 
 def by_keyword(self, x):
     y = torch.relu(input=self.norm(input=self.conv(input=x)))
-    y = nn.functional.relu(input=self.ours(x=self.same(input=y)), inplace=True)
+    y = nn.functional.relu(input=self.ours(input=self.same(input=y)), inplace=True)
     return torch.flatten(self.pool(input=torch.cat(tensors=[y, y], dim=1)), start_dim=1)
 
 
