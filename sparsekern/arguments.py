@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from numbers import Real
 from typing import Any, TypeGuard
@@ -17,6 +18,12 @@ def check_whole(op: str, **values: object) -> None:
             raise ValueError(f"{op}: {arg} must be a whole number; got {said(value)}")
         if value >= 2**31:
             raise ValueError(f"{op}: {arg} must be below 2^31; got {value}")
+
+
+def as_whole(op: str, **values: Any) -> list[int]:
+    """The same as Python's own, which have no largest one: products of numpy's wrap round. Raises as :func:`check_whole`."""
+    check_whole(op, **values)
+    return [operator.index(value) for value in values.values()]
 
 
 def is_whole(value: object, most: int | None = None) -> TypeGuard[int]:

@@ -61,6 +61,7 @@ def page(ran: Mapping[str, dict]) -> str:
             "# The last full run",
             "",
             f"`make test-full`, ended {datetime.now(timezone.utc):%Y-%m-%d}: {where}. What each suite runs: [trust.md](trust.md).",
+            "A suite whose commit is an older one read no file that changed after it, and was not run again.",
             "",
             "| suite | cases tried | failures | minutes | commit | |",
             "|---|---|---|---|---|---|",

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,17 @@ from sparsekern.models import list_models
 pytest.importorskip("rich")
 FAST = ["--rounds", "2", "--min-time-ms", "0.1"]
 CASE = ["--case", "64-1024 0.5", "--batch", "2"]
+
+
+def _row(case=None, **fields):
+    """What a quick case might have taken."""
+    from sparsekern.measure.cases import select
+    from sparsekern.measure.rows import Row
+
+    case = case or select("linear", quick=True)[0]
+    times = dict(p20_us=1.0, p50_us=1.0, p80_us=1.0, wall_us=1.0, cpu_us=1.0)
+    about = (case.op, case.id, "ours", "fwd", "hot", case.dtype, "rows", case.batch, case.sizes, case.density)
+    return Row(*about, 1, 1, 1, 1, "cpu", **times, **fields)
 
 
 def test_help(capsys):
@@ -68,6 +80,46 @@ def test_bench_list(capsys):
     assert capsys.readouterr().out == "sparse_linear/64-1024/0.5/n2/float32/rows\n"
 
 
+def test_no_older_rows_are_given_up_before_there_are_new_ones(tmp_path, monkeypatch, capsys):
+    from sparsekern.measure import rows, show
+
+    file, row = tmp_path / "rows.jsonl", _row()
+    file.write_text("an older run\n")
+    for mistake in (["--mode", "sideways"], ["--core", "9999"], ["--threads", "0"]):
+        assert main(["bench", "linear", *CASE, *mistake, "--json", str(file)]) == 2
+        assert file.read_text() == "an older run\n"
+    monkeypatch.setattr(rows, "measure", lambda *_, **options: [row])
+    monkeypatch.setattr(show, "table", lambda found: 1 / 0)  # whatever befalls the picture, the rows are kept
+    assert main(["bench", "linear", *CASE, "--json", str(file)]) == 1
+    assert rows.read_rows(file) == [row]
+
+
+def test_a_reader_that_goes_ends_nothing(tmp_path):
+    """`sparsekern ... | head -0`: what was asked for is done to its end, and nothing failed."""
+    code = "import sys; sys.stdin.read(); from sparsekern.cli import main; sys.exit(main(sys.argv[1:]))"
+    commands = {
+        "models": ["models"],
+        "train": ["train", "digits/density", "--fan-out", "4,5", "--epochs", "2", "--out", str(tmp_path / "run"), "--threads", "1"],
+    }
+    for name, command in commands.items():
+        running = subprocess.Popen(
+            [sys.executable, "-c", code, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        running.stdout.close()  # before it says a word
+        said = running.communicate()[1].decode()
+        assert running.returncode == 0, f"{name}: {said}"
+    assert len((tmp_path / "run" / "log.csv").read_text().splitlines()) == 3
+
+
+def test_letters_that_a_terminal_lacks():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsekern", "bench", "overhead", "--case", "linear_blocks", "--mode", "fwd", "--rounds", "1"],
+        env=environment, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and b"ours ?s" in done.stdout, done.stderr.decode()
+
+
 def test_a_bench_that_is_cut_off_keeps_what_it_measured(tmp_path, monkeypatch):
     from sparsekern.measure import rows, show
 
@@ -76,8 +128,7 @@ def test_a_bench_that_is_cut_off_keeps_what_it_measured(tmp_path, monkeypatch):
     def measure(case, **options):
         if measured:
             raise KeyboardInterrupt
-        about = (case.op, case.id, "ours", "fwd", "hot", case.dtype, "rows", case.batch, case.sizes, case.density)
-        measured.append(rows.Row(*about, 1, 1, 1, 1, "cpu", p20_us=1.0, p50_us=1.0, p80_us=1.0, wall_us=1.0, cpu_us=1.0))
+        measured.append(_row(case))
         return measured
 
     monkeypatch.setattr(rows, "measure", measure)
@@ -89,14 +140,9 @@ def test_a_bench_that_is_cut_off_keeps_what_it_measured(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("ratio", "code"), [(99.0, 0), (0.5, 1)])
 def test_bench_check_of_recorded_rows(tmp_path, capsys, ratio, code):
-    from sparsekern.measure.cases import select
-    from sparsekern.measure.rows import Row, write_rows
+    from sparsekern.measure.rows import write_rows
 
-    case = select("linear", quick=True)[0]
-    times = dict(p20_us=1.0, p50_us=1.0, p80_us=1.0, wall_us=1.0, cpu_us=1.0)
-    about = (case.op, case.id, "ours", "fwd", "hot", case.dtype, "rows", case.batch, case.sizes, case.density)
-    row = Row(*about, 1, 1, 1, 1, "cpu", ratios={"dense": [ratio] * 3}, gated=["dense"], **times)
-    write_rows(tmp_path / "rows.jsonl", [row])
+    write_rows(tmp_path / "rows.jsonl", [_row(ratios={"dense": [ratio] * 3}, gated=["dense"])])
     assert main(["bench", "check", str(tmp_path / "rows.jsonl"), "--recorded"]) == code
     assert ("BROKEN" in capsys.readouterr().out) == bool(code)
 
@@ -134,6 +180,20 @@ def test_reproduce_lists_its_tables(capsys):
         ("bench linear --case 784-224 --rounds 0", "interleave: rounds and min_time_ms must be above 0; got 0 and 3.0"),
         ("bench linear --dtype int8", "bench: dtypes of linear must be among float32, float64, float16, bfloat16; got int8"),
         ("bench conv --layout rows", "bench: layouts of conv must be among nchw, channels_last; got rows"),
+        ("bench linear --case nothing --list", "bench: --case must match a case of linear; got 'nothing'"),
+        ("bench linear --mode grad_x", "bench: --mode must be of fwd, fwd_bwd; got grad_x"),
+        ("bench linear some_file", "bench linear: FILE must be left out; got some_file"),
+        ("bench conv --allocator kept", "bench conv: --allocator must be left out; got kept"),
+        ("bench overhead --dtype bfloat16", "bench overhead: --dtype must be left out; got bfloat16"),
+        ("bench overhead --plot foo.png", "bench overhead: --plot must be left out; got foo.png"),
+        ("bench overhead --json nowhere/rows.jsonl", "bench: the folder of nowhere/rows.jsonl must exist"),
+        ("bench check --density 0.1", "bench check: --density must be left out; got 0.1"),
+        ("bench models --rounds 3", "bench models: --rounds must be left out; got 3"),
+        ("reproduce digits/density --counts-only", "reproduce: --counts-only must be left out: digits/density trains and counts nothing"),
+        ("reproduce digits/density --epochs 0", "reproduce: --epochs must be above 0; got 0"),
+        ("reproduce digits/density --threads 0", "reproduce: --threads must be from 1 to 1024; got 0"),
+        ("bench linear --threads 1,100000", "bench: --threads must be from 1 to 1024; got 100000"),
+        ("train digits/density --threads 100000", "train: --threads must be from 1 to 1024; got 100000"),
         ("compare . .", "[Errno 21] Is a directory: '.'"),
         ("profile nin --input 3x-1x5", "--input must be sizes joined by x, for example 1x3x32x32; got '3x-1x5'"),
         ("reproduce deep-roots/nin --batch 0", "--batch must be above 0; got 0"),
@@ -168,6 +228,7 @@ def test_models_lists_every_model_with_counts_and_what_was_measured(tmp_path, ca
     assert main(["models", "nin_root_?", "--results", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "314,954" in text and "2.13x" in text and "a processor" in text and "9.00x" not in text
+    (tmp_path / "none").mkdir()
     assert main(["models", "--json", "-", "--results", str(tmp_path / "none")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in found] == list_models()

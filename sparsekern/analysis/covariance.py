@@ -103,8 +103,12 @@ def same_samples(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Moments:
-    """Means and sums of products over batches, merged as they come: no sum of large squares is ever taken (Chan et al., 1979)."""
+    """Means and sums of products over batches, merged as they come: no sum of large squares is ever taken (Chan et al., 1979).
 
+    All of it is of the responses less the first sample's: a filter that never changes is 0 then, and so are, exactly, its sums.
+    """
+
+    origin: Tensor
     mean: Tensor
     products: Tensor
     split: int
@@ -115,9 +119,13 @@ class _Moments:
     def add(self, one: Tensor, two: Tensor) -> None:
         """Samples ``[c1, S]`` and ``[c2, S]``."""
         both = torch.cat([one, two])
-        count, mean = both.shape[1], both.mean(1, keepdim=True)
+        count = both.shape[1]
         if count == 0:
             return
+        if not self.samples:
+            self.origin = both[:, :1].clone()
+        both -= self.origin
+        mean = both.mean(1, keepdim=True)
         centred = both - mean
         products = centred @ centred.T
         if self.samples:

@@ -21,6 +21,10 @@ def zca(covariance: Tensor, *, smallest: float = SMALLEST) -> Tensor:
     Returns:
         ``[c, c]`` float64, symmetric.
 
+    Raises:
+        TypeError: ``zca: covariance must be a tensor; got ndarray``
+        ValueError: ``zca: covariance must be square; got [2, 3]``, or real, or of at least one variable.
+
     Source:
         Ioannou et al., "Deep Roots", A.2, equations 4 to 8: ``W = sqrt(N-1) (X X')^(-1/2)``, the same map from the sum of products.
 
@@ -30,8 +34,14 @@ def zca(covariance: Tensor, *, smallest: float = SMALLEST) -> Tensor:
         >>> torch.allclose(w @ covariance.double() @ w, torch.eye(2).double())
         True
     """
+    if not isinstance(covariance, Tensor):
+        raise TypeError(f"zca: covariance must be a tensor; got {type(covariance).__name__}")
+    if covariance.is_complex():
+        raise ValueError(f"zca: covariance must be real; got {covariance.dtype}")
     if covariance.dim() != 2 or covariance.shape[0] != covariance.shape[1]:
         raise ValueError(f"zca: covariance must be square; got {list(covariance.shape)}")
+    if covariance.numel() == 0:
+        raise ValueError("zca: covariance must be of at least one variable; got none")
     values, vectors = torch.linalg.eigh(covariance.double())
     varies = values > smallest * values.max().clamp_min(0)
     scale = torch.where(varies, values, 1.0).rsqrt() * varies

@@ -6,7 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sparsekern.cli.terms import UsageError, make_console, make_progress, make_table, parse_numbers, parse_words
+from sparsekern.cli.terms import UsageError, check_threads, make_console, make_progress, make_table, parse_numbers, parse_words
+
+ALWAYS = {"kind", "run", "unset", "case", "rounds", "min_time_ms", "clock", "threads", "core", "json"}
+CASES = ALWAYS | {"batch", "density", "dtype", "layout", "mode", "quick", "cold", "both", "list", "plot"}
+HEEDED = {  # what is not here must be left out
+    **dict.fromkeys(("linear", "conv", "gemm"), CASES),
+    "models": (CASES | {"allocator", "path"}) - {"rounds", "min_time_ms", "clock"},  # and some more, in its own words
+    "overhead": ALWAYS | {"mode", "list"},
+    "check": ALWAYS | {"path", "recorded"},
+}
+MODES = ("fwd", "fwd_bwd")
 
 
 def add_command(commands: Any) -> None:
@@ -32,13 +42,21 @@ def add_command(commands: Any) -> None:
     bench.add_argument("--recorded", action="store_true", help="check: the rows of FILE, without measuring")
     bench.add_argument("--json", metavar="FILE", help="write rows as JSON lines")
     bench.add_argument("--plot", metavar="FILE", help="draw the speedups (.png, .svg, .pdf), against density where there are several")
-    bench.set_defaults(run=run_bench)
+    bench.set_defaults(run=run_bench, unset=lambda kind: vars(bench.parse_args([kind])))
 
 
 def run_bench(options: argparse.Namespace) -> int:
     """Time cases against every rival and print a table per case."""
     from sparsekern.measure import cases
 
+    for name, unset in options.unset(options.kind).items():
+        if name not in HEEDED[options.kind] and getattr(options, name) != unset:
+            flag = "FILE" if name == "path" else f"--{name.replace('_', '-')}"
+            raise UsageError(f"bench {options.kind}: {flag} must be left out; got {getattr(options, name)}")
+    for path in filter(None, (options.json, options.plot)):
+        if not Path(path).resolve().parent.is_dir():
+            raise UsageError(f"bench: the folder of {path} must exist")
+    check_threads("bench", *parse_numbers("--threads", options.threads, int))
     if options.kind == "check":
         return run_check(options)
     if options.kind == "models":
@@ -49,6 +67,8 @@ def run_bench(options: argparse.Namespace) -> int:
         from sparsekern.cli.overhead import run_overhead
 
         return run_overhead(options)
+    if set(parse_words(options.mode)) - set(MODES):
+        raise UsageError(f"bench: --mode must be of {', '.join(MODES)}; got {options.mode}")
     chosen: list[Any] = cases.select(
         options.kind,
         match=options.case,
@@ -58,14 +78,11 @@ def run_bench(options: argparse.Namespace) -> int:
         layouts=parse_words(options.layout),
         quick=options.quick,
     )
+    if not chosen:
+        raise UsageError(f"bench: --case must match a case of {options.kind}; got {options.case!r} (see --list)")
     if options.list:
         print("\n".join(case.id for case in chosen))
         return 0
-    if not chosen:
-        raise UsageError(f"bench: --case must match a case of {options.kind}; got {options.case!r} (see --list)")
-    for path in filter(None, (options.json, options.plot)):
-        if not Path(path).resolve().parent.is_dir():
-            raise UsageError(f"bench: the folder of {path} must exist")
     rows = _measure(chosen, options)
     from sparsekern.measure import crossover, show
 
@@ -88,9 +105,8 @@ def _measure(chosen: list, options: argparse.Namespace) -> list:
 
     from sparsekern.measure import protocol, rows, show
 
-    console, measured = make_console(), []
-    if options.json:
-        rows.write_rows(options.json, [])
+    console = make_console()
+    measured: list[Any] = []
     counts = parse_numbers("--threads", options.threads, int) or (1,)
     with make_progress(len(chosen)) as advance:
         for case in chosen:
@@ -106,10 +122,10 @@ def _measure(chosen: list, options: argparse.Namespace) -> list:
                             min_time_ms=options.min_time_ms,
                             clock=options.clock,
                         )
-                    console.print(show.table(found))
+                    if options.json:  # only now is an older run's file given up
+                        rows.write_rows(options.json, found, append=bool(measured))
                     measured += found
-                    if options.json:
-                        rows.write_rows(options.json, found, append=True)
+                    console.print(show.table(found))
             advance(case.id)
     return measured
 
@@ -147,12 +163,14 @@ def run_check(options: argparse.Namespace) -> int:
     checks = compare.check(measured, committed)
     if not checks:
         raise UsageError("bench check: nothing to check: no row of ours has a rival with a floor")
+    from rich.markup import escape
+
     table = make_table("ratios against floors", "case", "ours", "rival", "ratio", "floor", "committed", "")
     for check in checks:
         table.add_row(
-            " ".join(check.key[:-1]),
-            check.key[-1],
-            check.rival,
+            escape(" ".join(check.key[:-1])),
+            escape(check.key[-1]),
+            escape(check.rival),
             f"{check.ratio[1]:.2f}x",
             f"{check.floor:.2f}",
             f"{check.committed:.2f}x" if check.committed else "-",

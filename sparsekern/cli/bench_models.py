@@ -31,14 +31,11 @@ def run_models(options: argparse.Namespace) -> int:
         raise UsageError(f"bench models: --threads must be one number, at least 1; got {options.threads!r}")
     batches = parse_numbers("--batch", options.batch, int)
     chosen = models.select(options.case, batches, parse_words(options.mode))
+    if not chosen:
+        raise UsageError(f"bench models: --case must match a case; got {options.case!r} (see --list)")
     if options.list:
         print("\n".join(name for case in chosen for name in case.ids))
         return 0
-    if not chosen:
-        raise UsageError(f"bench models: --case must match a case; got {options.case!r} (see --list)")
-    for path in filter(None, (options.json, options.plot)):
-        if not Path(path).resolve().parent.is_dir():
-            raise UsageError(f"bench: the folder of {path} must exist")
     if settings != (allocator.current(),):
         return _each_in_its_own_process(options, settings)
     measured = []

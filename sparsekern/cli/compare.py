@@ -27,10 +27,13 @@ def run_compare(options: argparse.Namespace) -> int:
     differ = [name for name in ("cpu", "cores", "torch", "threads", "isa", "allocator") if a[0].machine.get(name) != b[0].machine.get(name)]
     if differ:
         print(f"note: the two runs differ in {', '.join(differ)}; times compare machines and settings, not code")
+    make_console()  # says so where rich is missing
+    from rich.markup import escape
+
     table = make_table("b against a", "case", "mode", "cache", "threads", "provider", "a µs", "b µs", "b is", "verdict")
     colors = {"FAST": "green", "SLOW": "red", "SAME": "default", "AMBG": "yellow"}
     for c in both:
-        table.add_row(*c.key, f"{c.a_us:.4g}", f"{c.b_us:.4g}", f"{c.ratio:.2f}x", f"[{colors[c.verdict]}]{c.verdict}[/]")
+        table.add_row(*map(escape, c.key), f"{c.a_us:.4g}", f"{c.b_us:.4g}", f"{c.ratio:.2f}x", f"[{colors[c.verdict]}]{c.verdict}[/]")
     make_console().print(table)
     counts = {verdict: sum(c.verdict == verdict for c in both) for verdict in colors}
     print(

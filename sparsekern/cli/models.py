@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sparsekern.cli.terms import UsageError, make_console, make_table, write_json
 
 RESULTS = (Path("reproduced"), Path("bench/results"))  # where ``reproduce`` writes, and the rows that come with the source
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model's whole speedup, and what it was taken on."""
+
+    speedup: tuple[float, float, float]  # p20, median, p80
+    file: str
+    cpu: str | None
+    threads: int
+    dtype: str
 
 
 def add_command(commands: Any) -> None:
@@ -28,6 +40,9 @@ def run_models(options: argparse.Namespace) -> int:
     names = list_models(options.pattern)
     if not names:
         raise UsageError(f"models: PATTERN must match a registered model; got {options.pattern!r}")
+    for folder in options.results or ():
+        if not folder.is_dir():
+            raise UsageError(f"models: --results must be a folder; got {folder}")
     measured = _measured(options.results or [folder for folder in RESULTS if folder.is_dir()])
     counts, rows = known_counts(), []
     for name in names:
@@ -47,14 +62,27 @@ def _measured(folders: list[Path]) -> dict[str, dict]:
     """Model to its whole-model speedup over the best dense twin, one image per call; the first folder that has it wins."""
     found: dict[str, dict] = {}
     for file in (file for folder in folders for file in sorted(Path(folder).glob("*.json"))):
-        document = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(document, dict) or document.get("batch") != 1:
-            continue
-        for row in document.get("rows", []):
-            speedup = row.get("speedup", {}).get("model", {}).get("ours over dense")
-            if speedup and not row.get("options"):  # options make another network of the name
-                facts = {"speedup": speedup, "file": file.as_posix(), "cpu": document["machine"].get("cpu")}
-                found.setdefault(row["model"], facts | {"threads": document["threads"], "dtype": document["dtype"]})
+        try:
+            found = _read(file) | found
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UsageError(f"models: {file} must be JSON that reproduce wrote; got {type(error).__name__}: {error}") from error
+    return found
+
+
+def _read(file: Path) -> dict[str, dict]:
+    """What one file has; nothing where it is of more images, or of something else."""
+    from sparsekern.measure.records import record
+
+    document = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(document, dict) or document.get("batch") != 1:
+        return {}
+    found: dict[str, dict] = {}
+    for row in document.get("rows", []):
+        speedup = row.get("speedup", {}).get("model", {}).get("ours over dense")
+        if speedup and not row.get("options"):  # options make another network of the name
+            facts = {"speedup": tuple(speedup), "file": file.as_posix(), "cpu": document["machine"].get("cpu")}
+            taken = record(Measured, facts | {"threads": document["threads"], "dtype": document["dtype"]})
+            found.setdefault(row["model"], asdict(taken))
     return found
 
 
@@ -82,4 +110,4 @@ def _print(rows: list[dict]) -> None:
     if used:
         console.print("measured: whole model over its best dense twin, one image per call; a dense model: our kernels over the best dense.")
     for file, cpu, threads, dtype in sorted(used):
-        console.print(f"  {file}: {cpu}, {threads} thread(s), {dtype}", soft_wrap=True)
+        console.print(f"  {file}: {cpu}, {threads} thread(s), {dtype}", soft_wrap=True, markup=False)

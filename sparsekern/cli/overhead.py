@@ -34,7 +34,7 @@ def run_overhead(options: argparse.Namespace) -> int:
                         advance(pair.name)
     if not rows:
         raise UsageError("bench: --mode must be fwd for packed layers; got " + options.mode)
-    make_console().print(overhead_table(rows))
     if options.json:
         write_rows(options.json, rows)
+    make_console().print(overhead_table(rows))
     return 0

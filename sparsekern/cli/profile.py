@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sparsekern.cli.terms import UsageError, make_console, parse_shape
+from sparsekern.cli.terms import UsageError, check_threads, make_console, parse_shape
 
 SAVED = ".json"
 SORTS = ("order", "time", "flops", "params", "bytes", "memory", "gflops", "intensity", "speedup", "name")
+BOUNDS = {"rounds": (1, 2**31 - 1), "top": (0, 2**31 - 1), "depth": (0, 2**31 - 1)}  # least and most
 
 
 def add_command(commands: Any) -> None:
@@ -40,6 +43,7 @@ def run_profile(options: argparse.Namespace) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler says when it starts and stops, unless told before torch is there
     from sparsekern.profile import report
 
+    _check(options)
     for file in (options.html, options.png, options.json, options.csv, options.trace):
         if file and not Path(file).resolve().parent.is_dir():
             raise UsageError(f"profile: the folder of {file} must exist")
@@ -56,9 +60,21 @@ def run_profile(options: argparse.Namespace) -> int:
     if second:
         console.print(report.realised(first, second, depth=options.depth))
     if totals:
-        console.print(totals)
+        console.print(totals, markup=False)
     _write(first, second, options)
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what would fail, or say nothing, only after the model ran."""
+    check_threads("profile", options.threads)
+    for name, (least, most) in BOUNDS.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            rule = f"at least {least}" if value < least else "below 2^31"
+            raise UsageError(f"profile: --{name} must be {rule}; got {value}")
+    if options.channels_last and len(parse_shape(options.input)) != 4:
+        raise UsageError(f"profile: --input must be four sizes with --channels-last; got {options.input}")
 
 
 def _profiles(names: list[str], options: argparse.Namespace) -> tuple[list, str]:
@@ -75,12 +91,12 @@ def _profiles(names: list[str], options: argparse.Namespace) -> tuple[list, str]
     found = {key: read_json(name) for key, name in zip(keys, names) if name.endswith(SAVED)}
     totals = ""
     if models:
-        torch.manual_seed(0)
-        x = torch.randn(shape)
-        if options.channels_last:
-            models = {name: model.to(memory_format=torch.channels_last) for name, model in models.items()}
-            x = x.contiguous(memory_format=torch.channels_last)
-        with threads(options.threads or torch.get_num_threads()):
+        runs = f"MODEL must run on an input of {options.input}"
+        with _one_sentence(runs), threads(options.threads or torch.get_num_threads()):
+            x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            if options.channels_last:
+                models = {name: model.to(memory_format=torch.channels_last) for name, model in models.items()}
+                x = x.contiguous(memory_format=torch.channels_last)
             asked = {"backward": options.backward, "rounds": options.rounds, "twins": not options.no_twins}
             found |= profile_together(models, x, **asked)
             if len(models) == 2:
@@ -128,6 +144,16 @@ def _realised(models: dict, found: dict, x: Any, rounds: int) -> str:
     return f"{first} against {second}: {flops:.2f}x fewer FLOPs, {middle:.2f}x less time ({low:.2f}..{high:.2f}) forward"
 
 
+@contextlib.contextmanager
+def _one_sentence(rule: str, got: str = "") -> Iterator[None]:
+    """Whatever the user's own code raises, as one line; with SPARSEKERN_TRACEBACK set, it says where that was."""
+    try:
+        yield
+    except Exception as error:
+        first = str(error).strip().splitlines()[:1]  # of torch's errors, which may be pages
+        raise UsageError(f"profile: {rule}; got {': '.join([*filter(None, [got]), type(error).__name__, *first])}") from error
+
+
 def _load_model(name: str) -> Any:
     """A model of the registry, or what ``module:callable`` returns."""
     from torch import nn
@@ -138,12 +164,13 @@ def _load_model(name: str) -> Any:
         module, _, attribute = name.partition(":")
         sys.path.insert(0, str(Path.cwd()))
         try:
-            built = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UsageError(f"profile: MODEL must be module:callable that can be imported; got {name} ({error})") from error
+            with _one_sentence("MODEL must be module:callable that can be imported", name):
+                model = getattr(importlib.import_module(module), attribute)
         finally:
             sys.path.pop(0)
-        model = built if isinstance(built, nn.Module) else built()
+        if not isinstance(model, nn.Module):
+            with _one_sentence("MODEL must make a torch.nn.Module", name):
+                model = model()
         if not isinstance(model, nn.Module):
             raise UsageError(f"profile: MODEL must make a torch.nn.Module; got {type(model).__name__}")
         return model

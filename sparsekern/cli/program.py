@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 
 from sparsekern.cli import bench, compare, env, models, probe, profile, reproduce, train
 from sparsekern.cli.terms import UsageError
+from sparsekern.console import silence
 
 COMMANDS = (env, models, profile, bench, compare, probe, reproduce, train)
 
@@ -17,12 +19,15 @@ COMMANDS = (env, models, profile, bench, compare, probe, reproduce, train)
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a letter that the terminal lacks ends no measurement
     try:
         return options.run(options) or 0
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout.fileno())
         return 0
-    except (UsageError, ValueError, OSError) as error:
+    except (UsageError, ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("SPARSEKERN_TRACEBACK"):
             raise
         print(f"sparsekern: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sparsekern.cli.terms import UsageError, make_console, parse_numbers
+from sparsekern.cli.terms import UsageError, check_threads, make_console, parse_numbers
 
 
 def add_command(commands: Any) -> None:
@@ -33,6 +33,7 @@ def add_command(commands: Any) -> None:
 def run_reproduce(options: argparse.Namespace) -> int:
     """Reproduce a table of a paper: its printed cells, exact recounts, and measurements beside them."""
     from sparsekern.reproduce import TABLES, Arguments
+    from sparsekern.reproduce.tables import EXPERIMENTS
     from sparsekern.reproduce.timed.gate import WrongResult
 
     if not options.table:
@@ -41,6 +42,11 @@ def run_reproduce(options: argparse.Namespace) -> int:
         return 0
     if options.table not in TABLES:
         raise UsageError(f"reproduce: TABLE must be one of {', '.join(TABLES)}; got {options.table}")
+    if options.table in EXPERIMENTS and options.counts_only:
+        raise UsageError(f"reproduce: --counts-only must be left out: {options.table} trains and counts nothing")
+    if options.epochs is not None and options.epochs < 1:
+        raise UsageError(f"reproduce: --epochs must be above 0; got {options.epochs}")
+    check_threads("reproduce", options.threads)
     make_console()
     arguments = Arguments(
         images=options.images,
@@ -54,7 +60,7 @@ def run_reproduce(options: argparse.Namespace) -> int:
         data=options.data,
         check=not options.no_check,
         preset=options.preset,
-        seeds=parse_numbers("--seeds", options.seeds, int, above=-1) or None,
+        seeds=tuple(dict.fromkeys(parse_numbers("--seeds", options.seeds, int, above=-1))) or None,
         epochs=options.epochs,
         only=tuple(options.only) if options.only else None,
     )

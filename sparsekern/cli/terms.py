@@ -8,8 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsekern.console import open_console
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+MOST_THREADS = 1024
 
 
 class UsageError(Exception):
@@ -25,6 +30,13 @@ def parse_numbers(option: str, text: str, kind: type, above: float = 0) -> tuple
     if not all(above < number < float("inf") for number in numbers):
         raise UsageError(f"{option} must be above {above}; got {text}")
     return numbers
+
+
+def check_threads(command: str, *counts: int | None) -> None:
+    """Refuse numbers of threads at which torch would end the process."""
+    for count in counts:
+        if count is not None and not 1 <= count <= MOST_THREADS:
+            raise UsageError(f"{command}: --threads must be from 1 to {MOST_THREADS}; got {count}")
 
 
 def parse_words(text: str) -> tuple[str, ...]:
@@ -43,12 +55,12 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 def make_console() -> Console:
     try:
-        from rich.console import Console
+        console = open_console()
     except ImportError:
         raise UsageError("this command prints tables with rich: pip install 'sparsekern[cli]'") from None
-    # tables are wide; a pipe or a narrow terminal should fold nothing away
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
+    if not console.is_terminal:
+        console.width = 200  # tables are wide; a pipe should fold nothing away
+    return console
 
 
 def make_table(title: str, *columns: str) -> Any:

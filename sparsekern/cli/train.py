@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sparsekern.cli.terms import UsageError, make_console, make_table, parse_numbers
+from sparsekern.cli.terms import UsageError, check_threads, make_console, make_table, parse_numbers
 
 
 def add_command(commands: Any) -> None:
@@ -52,10 +52,11 @@ def run_train(options: argparse.Namespace) -> int:
     from sparsekern.train.dynamic import parse_dynamic
     from sparsekern.train.show import Live
 
-    for name in ("epochs", "batch", "lr", "checkpoint_every", "threads"):
+    for name in ("epochs", "batch", "lr", "checkpoint_every"):
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise UsageError(f"train: --{name.replace('_', '-')} must be above 0; got {value}")
+    check_threads("train", options.threads)
     try:
         need_safetensors()
     except ModuleNotFoundError as missing:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sparsekern.data.files import check_md5, check_path, find_file, require
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ARCHIVES = {
     "train": ("ILSVRC2012_img_train.tar", "1d675b47d978889d74fa0da5fadfb00e"),
@@ -37,7 +42,9 @@ class ImageNet(Dataset):
 
     Raises:
         FileNotFoundError: ``ImageNet: path must hold the folder val; got 'x', which does not (get ...)``
-        ValueError: ``ImageNet: val must be 1000 folders, one per class; got 0 folders and 50000 images beside them (get ...)``
+        ValueError: ``ImageNet: val must be 1000 folders, one per class; got 0 folders and 50000 images beside them (get ...)``; of an
+            image, when it is asked for: ``ImageNet: x.JPEG must be a complete image; got one that cannot be read: ... (get ...)``;
+            ``ImageNet: x.png must be an image of 8 bits a channel, or a grey PNG of 16; got one of mode F``
 
     Example:
         ``ImageNet("/data/imagenet", "val", lambda image: centre_crop(resize_short(image, 256), 224))[0]``
@@ -53,15 +60,15 @@ class ImageNet(Dataset):
         if not folder.is_dir():
             got = "which does not" if Path(path).is_dir() else "which is no folder"
             raise FileNotFoundError(f"ImageNet: path must hold the folder {split}; got {str(path)!r}, {got} ({SOURCE})")
-        entries = sorted(folder.iterdir())
-        self.names = [entry.name for entry in entries if entry.is_dir()]  # WordNet ids, in order: a class's label is its place
-        beside = sum(entry.suffix.lower() in _ENDINGS for entry in entries)
+        with os.scandir(folder) as entries:  # WordNet ids, in order: a class's label is its place
+            self.names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        beside = len(_images(folder))
         whole = len(self.names) == CLASSES if check else len(self.names) > 0
         got = f"{len(self.names)} folders" + (f" and {beside} images beside them" if beside else "")
         require(whole, "ImageNet", split, f"{CLASSES} folders, one per class", got, SOURCE)
         self.files: list[tuple[Path, int]] = []
         for label, name in enumerate(self.names):
-            images = sorted(file for file in (folder / name).iterdir() if file.suffix.lower() in _ENDINGS)
+            images = _images(folder / name)
             require(bool(images), "ImageNet", f"{split}/{name}", "a folder of images", "none", SOURCE)
             self.files += [(file, label) for file in images]
         whole = not check or len(self.files) == IMAGES[split]
@@ -161,6 +168,13 @@ def _val_classes(op: str, devkit: Path) -> list[str]:
     return found
 
 
+def _images(folder: Path) -> list[Path]:
+    """Files of images in order, without those that a system hides: of ``._n01.JPEG`` no decoder knows what to make."""
+    with os.scandir(folder) as entries:  # tells files from folders without a look at each
+        names = [e.name for e in entries if not e.name.startswith(".") and e.name.lower().endswith(_ENDINGS) and e.is_file()]
+    return [folder / name for name in sorted(names)]
+
+
 def _decode(file: Path) -> Tensor:
     try:
         from PIL import Image
@@ -168,7 +182,17 @@ def _decode(file: Path) -> Tensor:
         raise ModuleNotFoundError("ImageNet: pillow must be installed: pip install sparsekern[data]", name=missing.name) from missing
     try:
         with Image.open(file) as image:
-            pixels = np.array(image.convert("RGB"))  # some are grey, some CMYK
-    except (OSError, SyntaxError, ValueError) as error:
+            mode, pixels = image.mode, _pixels(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"ImageNet: {file} must be a complete image; got one that cannot be read: {error} ({SOURCE})") from error
+    if pixels is None:
+        raise ValueError(f"ImageNet: {file} must be an image of 8 bits a channel, or a grey PNG of 16; got one of mode {mode}")
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _pixels(image: Image.Image) -> np.ndarray | None:
+    """``[H, W, 3]`` uint8; None where nothing says which number is white."""
+    grey16 = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")  # the latter: an older Pillow's
+    if grey16:  # convert() would make all above 255 white
+        return np.repeat((np.array(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    return None if image.mode in ("I", "F") else np.array(image.convert("RGB"))  # some are grey, some CMYK

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsekern.arguments import is_whole
+from sparsekern.arguments import check_whole, is_whole
 
 
 @dataclass(frozen=True)
 class Samples:
     """A data set in memory; a map-style data set for ``torch.utils.data.DataLoader``, and two tensors for those who cut their own batches.
+
+    Raises:
+        ValueError: ``Samples: y must be in [0, 3); got 0 to 3``
 
     Example:
         >>> data = Samples(torch.zeros(6, 64), torch.arange(6) % 3, classes=3)
@@ -30,6 +33,18 @@ class Samples:
                 raise ValueError(f"Samples: {arg} must be a tensor [N, ...]; got {type(value).__name__}")
         if len(self.x) != len(self.y):
             raise ValueError(f"Samples: y must be one label per sample, {len(self.x)}; got {len(self.y)}")
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        y = self.y
+        if y.dim() != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+            raise ValueError(f"Samples: y must be whole numbers [N]; got {str(y.dtype).removeprefix('torch.')} {list(y.shape)}")
+        check_whole("Samples", classes=self.classes)
+        if self.classes < 1:
+            raise ValueError(f"Samples: classes must be at least 1; got {self.classes}")
+        low, high = (int(found) for found in y.long().aminmax()) if len(y) else (0, 0)
+        if low < 0 or high >= self.classes:
+            raise ValueError(f"Samples: y must be in [0, {self.classes}); got {low} to {high}")
 
     def __len__(self) -> int:
         return len(self.y)

@@ -68,8 +68,11 @@ def _read(path: Path, split: str, check: bool) -> tuple[torch.Tensor, torch.Tens
     x, y = content.get("X"), content.get("y")
     fits = isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.ndim == 4 and x.shape[:3] == (32, 32, 3)
     require(fits, "svhn", name, "of images X [32, 32, 3, N] of uint8", _what(x), source)
-    fits = isinstance(y, np.ndarray) and y.shape == (x.shape[3], 1) and y.size > 0 and y.min() >= 1 and y.max() <= 10
+    fits = (
+        isinstance(y, np.ndarray) and y.dtype.kind in "uif" and y.shape == (x.shape[3], 1) and y.size > 0 and y.min() >= 1 and y.max() <= 10
+    )
     require(fits, "svhn", name, f"of labels y [{x.shape[3]}, 1] in [1, 10]", _what(y), source)
+    require(bool((y == np.floor(y)).all()), "svhn", name, "of labels y that are whole numbers", "some between two", source)
     return torch.from_numpy(np.ascontiguousarray(x.transpose(3, 2, 0, 1))), torch.from_numpy(y[:, 0].astype(np.int64) % 10)
 
 

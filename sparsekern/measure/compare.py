@@ -35,15 +35,26 @@ def compare(a: Iterable[Row], b: Iterable[Row]) -> tuple[list[Comparison], list[
 
     Returns:
         comparisons in the order of ``a``, and the keys that only one run has (or where one could not run).
+
+    Raises:
+        ValueError: ``compare: a must hold a measurement once; got <case, mode, cache, threads, provider> twice``
     """
-    first = {row.key: row for row in a if row.p50_us}
-    second = {row.key: row for row in b if row.p50_us}
+    first, second = _by_key("compare: a", a), _by_key("compare: b", b)
     both = [
         Comparison(key, row.interval_us[1], second[key].interval_us[1], VERDICTS[judge(second[key].interval_us, row.interval_us)])
         for key, row in first.items()
         if key in second
     ]
     return both, [key for key in [*first, *second] if (key in first) != (key in second)]
+
+
+def _by_key(who: str, rows: Iterable[Row]) -> dict[Key, Row]:
+    """The rows that were measured; of two of one key, neither is the one to take."""
+    found: dict[Key, Row] = {}
+    for row in rows:
+        if row.p50_us and found.setdefault(row.key, row) is not row:
+            raise ValueError(f"{who} must hold a measurement once; got {' '.join(row.key)} twice")
+    return found
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,12 @@ class Check:
 
 
 def check(rows: Iterable[Row], committed: Iterable[Row] = ()) -> list[Check]:
-    """Hold rows of ours against the floors of :mod:`sparsekern.measure.floors`."""
-    before = {row.key: row.ratios for row in committed if row.ours}
+    """Hold rows of ours against the floors of :mod:`sparsekern.measure.floors`.
+
+    Raises:
+        ValueError: ``check: committed must hold a measurement once; got <case, mode, cache, threads, provider> twice``
+    """
+    before = {key: row.ratios for key, row in _by_key("check: committed", committed).items() if row.ours}
     checks = []
     for row in rows:
         if not row.ours or not row.p50_us:

@@ -119,6 +119,7 @@ def said(ratios: list[tuple[float, float]]) -> str:
 
 def table(found: list[Curve]) -> Table:
     """One line per curve: below which density ours wins, against dense, against everything gated, and against MKL."""
+    from rich.markup import escape
     from rich.table import Table
 
     out = Table(title=f"sparse is more than {SAME_WITHIN:.0%} faster below this density", title_justify="left", box=None, pad_edge=False)
@@ -130,7 +131,7 @@ def table(found: list[Curve]) -> Table:
         run = " ".join(curve.page[2:]) or "fwd"
         packed = "ours_packed" if any("ours_packed" in rows for rows in curve.points.values()) else "ours"
         out.add_row(
-            *(curve.layer, curve.kind, curve.dtype, run, str(curve.batch)),
+            *map(escape, (curve.layer, curve.kind, curve.dtype, run, str(curve.batch))),
             said(curve.ratios("ours", "dense")),
             said(curve.ratios("ours", "best")),
             said(curve.ratios("ours_packed", "best")),

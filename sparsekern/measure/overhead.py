@@ -100,10 +100,11 @@ def measure_overhead(pair: Pair, mode: str = "fwd", *, rounds: int = 9, min_time
 
 def checked_calls(pair: Pair, mode: str) -> tuple[dict[str, Callable[[], Any]], float]:
     """What is timed, of "ours" and "torch" (forward under ``torch.no_grad()``), and the error of ours."""
-    torch.manual_seed(0)
-    layers = {"ours": pair.ours(), "torch": pair.torch()}
-    x = torch.randn(pair.shape)
-    error = _checked(pair, layers["ours"], x)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        torch.default_generator.manual_seed(0)
+        layers = {"ours": pair.ours(), "torch": pair.torch()}
+        x = torch.randn(pair.shape)
+        error = _checked(pair, layers["ours"], x)
     return {name: _call(layer, x, mode) for name, layer in layers.items()}, error
 
 

@@ -1,7 +1,9 @@
-"""Dataclasses whose values come from a file: of the types that their fields name, or refused."""
+"""Dataclasses whose values come from a file: of the types that their fields name, or refused; and JSON that others can read."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import UnionType
@@ -30,7 +32,9 @@ def record(kind: type[Record], values: Mapping[str, Any]) -> Record:
 
 
 def fits(value: object, hint: Any) -> bool:
-    """Whether a value is what an annotation of numbers, words, tuples, lists, dicts and unions of these says; an int is below 2^63.
+    """Whether a value is what an annotation of numbers, words, tuples, lists, dicts and unions of these says.
+
+    Numbers are finite, and an int is below 2^63.
 
     Example:
         >>> fits((1, 2), tuple[int, ...] | None), fits((1, 2.5), tuple[int, ...] | None), fits(True, int)
@@ -48,7 +52,33 @@ def fits(value: object, hint: Any) -> bool:
         return all(fits(key, inner[0]) and fits(one, inner[1]) for key, one in value.items())
     if hint in (int, float) and isinstance(value, int):
         return not isinstance(value, bool) and abs(value) < 2**63
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
     return outer is None and isinstance(value, hint)
+
+
+def to_json(who: str, values: object, **options: Any) -> str:
+    """``json.dumps``, which would write nan and inf: words that no other reader of JSON knows.
+
+    Raises:
+        ValueError: ``<who>: numbers must be finite to be written; got nan``
+
+    Example:
+        >>> to_json("rows", {"p50_us": 1.5})
+        '{"p50_us": 1.5}'
+    """
+    try:
+        return json.dumps(values, allow_nan=False, **options)
+    except ValueError as error:
+        raise ValueError(f"{who}: numbers must be finite to be written; got {_not_finite(values)}") from error
+
+
+def _not_finite(values: Any) -> float | None:
+    """The first number in nested values that is not finite."""
+    if isinstance(values, dict | list | tuple):
+        inner = values.values() if isinstance(values, dict) else values
+        return next((found for one in inner if (found := _not_finite(one)) is not None), None)
+    return values if isinstance(values, float) and not math.isfinite(values) else None
 
 
 _hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)

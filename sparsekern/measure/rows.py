@@ -17,9 +17,10 @@ from typing import Any
 from sparsekern.measure import protocol
 from sparsekern.measure.cases import AnyCase
 from sparsekern.measure.machine import machine_card
-from sparsekern.measure.records import record
+from sparsekern.measure.records import record, to_json
 
 Key = tuple[str, str, str, str, str]  # case, mode, cache, threads, provider
+TIMES = ("p20_us", "p50_us", "p80_us", "wall_us", "cpu_us")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Row:
     def interval_us(self) -> tuple[float, float, float]:
         """p20, median and p80 of a row that was measured; ValueError for one that could not run."""
         if self.p20_us is None or self.p50_us is None or self.p80_us is None:
-            raise ValueError(f"row: {self.provider} of {self.case} must be measured; got {self.reason}")
+            raise ValueError(f"row: {self.provider} of {self.case} must be measured; got {self.reason or 'no time'}")
         return self.p20_us, self.p50_us, self.p80_us
 
     def best_rival(self) -> tuple[str, list[float]] | None:
@@ -120,14 +121,17 @@ def measure(
         ArithmeticError: a provider is not close enough to float64.
         ValueError: ``bench: clock must be wall for more than one thread; got cpu``
     """
+    import torch
+
     from sparsekern.measure.providers import SETUPS
 
     if clock not in ("wall", "cpu"):
         raise ValueError(f"bench: clock must be wall or cpu; got {clock}")
     if clock == "cpu" and machine_card()["threads"] > 1:
         raise ValueError("bench: clock must be wall for more than one thread; got cpu")
-    setup = SETUPS[case.op](case, mode, layer)
-    errors = setup.check()
+    with torch.random.fork_rng(devices=[]):  # some setups seed torch's generator: the caller's stays as it was
+        setup = SETUPS[case.op](case, mode, layer)
+        errors = setup.check()
     calls = {provider.name: provider.call for provider in setup.providers if provider.call is not None}
     times = protocol.interleave(
         calls,
@@ -186,14 +190,20 @@ def measure(
 
 
 def write_rows(path: str | Path, rows: Iterable[Row], *, append: bool = False) -> None:
-    """Write rows as JSON lines, numbers to four digits; with ``append`` behind what the file holds."""
+    """Write rows as JSON lines, numbers to four digits; with ``append`` behind what the file holds.
+
+    Raises:
+        ValueError: ``rows: p50_us of ours of <case> must be finite and above 0, or None as all its times; got nan``;
+            then the file stays as it was.
+    """
     lines, machine = [], None
     for row in rows:
+        _check(row, f"{row.provider} of {row.case}")
         if row.machine != machine:
             machine = row.machine
-            lines.append(json.dumps({"machine": machine}))
+            lines.append(to_json("rows", {"machine": machine}))
         values = {name: value for name, value in asdict(row).items() if name != "machine"}
-        lines.append(json.dumps(_rounded(values)))
+        lines.append(to_json("rows", _rounded(values)))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a" if append else "w", encoding="utf-8") as file:
         file.write("".join(f"{line}\n" for line in lines))
@@ -203,12 +213,15 @@ def read_rows(path: str | Path) -> list[Row]:
     """Read rows; fields that this version does not know are left out.
 
     Raises:
-        ValueError: ``rows: <path> line <n> must be a row; got <text>``
+        ValueError: ``rows: <path> line <n> must be a row; got <text>``, or
+            ``rows: p50_us of <path> line <n> must be finite and above 0, or None as all its times; got -1.0``
     """
     rows, machine = [], {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    # not splitlines: to it U+2028, which JSON may hold as it is, ends a line
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").split("\n"), 1):
         if not line.strip():
             continue
+        where = f"{Path(path).name} line {number}"
         try:
             values = json.loads(line)
             if "machine" in values and "case" not in values:
@@ -216,8 +229,21 @@ def read_rows(path: str | Path) -> list[Row]:
                 continue
             rows.append(record(Row, values | {"machine": machine}))
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"rows: {Path(path).name} line {number} must be a row; got {line[:60]}") from error
+            raise ValueError(f"rows: {where} must be a row; got {line[:60]}") from error
+        _check(rows[-1], where)
     return rows
+
+
+def _check(row: Row, where: str) -> None:
+    """Refuse times and ratios that no measurement gives, and times where some are missing."""
+    times = {name: getattr(row, name) for name in TIMES}
+    for name, time in times.items() if any(time is not None for time in times.values()) else ():
+        coarse = name == "cpu_us" and time == 0  # of a clock whose steps are longer than a sample
+        if time is None or not (0 < time < float("inf") or coarse):
+            raise ValueError(f"rows: {name} of {where} must be finite and above 0, or None as all its times; got {time}")
+    for rival, ratio in row.ratios.items():
+        if len(ratio) != 3 or not all(0 < part < float("inf") for part in ratio):
+            raise ValueError(f"rows: the ratio to {rival} of {where} must be three finite numbers above 0; got {ratio}")
 
 
 def _rounded(value: Any) -> Any:

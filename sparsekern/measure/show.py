@@ -32,7 +32,7 @@ def table(rows: list[Row]) -> Table:
         f"{first.case}   {first.mode}, {first.cache}, {first.threads} thread{'s' * (first.threads > 1)}, "
         f"{first.clock} time, density {first.density:.3g}, {first.flops / 1e6:.3g} MFLOP"
     )
-    out = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    out = Table(title=_escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
     out.add_column("provider")
     for head in (
         "p50 µs",
@@ -48,7 +48,7 @@ def table(rows: list[Row]) -> Table:
     out.add_column("served by")
     ours = next((row for row in rows if row.provider == "ours" and row.p50_us), None)
     for row in rows:
-        name = f"[bold]{row.provider}[/]" if row.ours else row.provider
+        name = f"[bold]{_escape(row.provider)}[/]" if row.ours else _escape(row.provider)
         if row.p50_us is None:
             out.add_row(name, "-", "", "", "", "", "", "", "", f"not available: {_escape(row.reason)}", style="dim")
             continue
@@ -102,7 +102,7 @@ def memory(rows: Iterable[Row]) -> Table | None:
         csr = held.get("csr")
         csr_32 = f"{(csr['weight'] + csr['index'] / 2) / 1e6:.3g}" if csr else "-"
         out.add_row(
-            *(name, cell("dense"), cell("csr"), csr_32, cell("ours")),
+            *(_escape(name), cell("dense"), cell("csr"), csr_32, cell("ours")),
             *(cell("ours", "weight"), cell("ours", "index"), cell("ours", "plan"), share("ours")),
             *(cell("ours_packed"), cell("ours_packed", "pack"), share("ours_packed")),
         )
@@ -126,7 +126,7 @@ def threads(rows: Iterable[Row]) -> Table | None:
         cases.setdefault(f"{row.case} {row.mode} {row.cache} {row.provider}", {})[row.threads] = row.interval_us[1]
     for name, times in cases.items():
         if len(times) == len(counts):
-            out.add_row(name, *(f"{times[count]:.4g}" for count in counts), f"{times[counts[0]] / times[counts[-1]]:.2f}x")
+            out.add_row(_escape(name), *(f"{times[count]:.4g}" for count in counts), f"{times[counts[0]] / times[counts[-1]]:.2f}x")
     return out
 
 
@@ -206,4 +206,7 @@ def _caption(row: Row) -> str:
 
 
 def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+    """Words as they are: brackets in them are no markup of rich."""
+    from rich.markup import escape
+
+    return escape(text)

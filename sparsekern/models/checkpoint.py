@@ -5,7 +5,7 @@ or timm's ResNet-50, GoogLeNet or AlexNet, or of any dense model of this package
 
     same shape      kept
     grouped here    sliced: the weights inside the groups stay, those between groups are dropped
-    batch-norm      kept; folded into the convolution before it where the model has none (``batch_norm=False``):
+    batch-norm      kept; folded into the convolution that stands before it where the model has none (``batch_norm=False``):
                     weight * gamma/sqrt(var + eps), bias = beta + (bias - mean) * gamma/sqrt(var + eps)
     anything else   left, with the reason
 """
@@ -20,10 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sparsekern.arguments import check_real
 from sparsekern.nn.group_weights import has_fewer_groups, inside_groups
 
+WRAPPERS = ("module", "_orig_mod")  # of DistributedDataParallel and torch.compile, before each name
+NO_ENTRY = "the model's layer has no such entry"
 Layers = dict[str, dict[str, Tensor]]  # {"layer1.0.bn1": {"weight": ..., "running_mean": ...}}
 
 
@@ -59,7 +62,7 @@ class LoadReport:
                 entries.setdefault((layer, note), []).append(entry)
             layers: dict[tuple[str, str], list[str]] = {}
             for (layer, note), names in entries.items():
-                layers.setdefault((", ".join(names), note), []).append(layer)
+                layers.setdefault((", ".join(names), note), []).append(layer or "the model itself")
             for (held, note), same in layers.items():
                 more = f" and {len(same) - 3} more" if len(same) > 3 else ""
                 lines.append(f"  {title:7s} {held} of {', '.join(same[:3])}{more}: {note}")
@@ -72,14 +75,19 @@ def load_dense(model: nn.Module, state_dict: Mapping, *, eps: float | None = Non
     Args:
         model: any model with torchvision's names or, in a ``checkpoint_names`` attribute, the names that theirs map to.
             Changed in place, and only if at least one entry fits.
-        state_dict: names to tensors, also under ``"state_dict"`` or ``"model"``, also with ``module.`` before each name.
+        state_dict: names to tensors, also under ``"state_dict"`` or ``"model"`` or one in the other, also with ``module.`` or
+            ``_orig_mod.`` before each name, unless the model has a child called so.
         eps: of the checkpoint's batch-norms, needed to fold them; default the model's ``bn_eps``, else 1e-5.
 
     A layer whose weight does not fit is left with its bias and its batch-norm. A bias of ours that the checkpoint lacks is set to
-    zero if the layer's weight was loaded; all else that is missing keeps its value.
+    zero if the layer's weight was loaded; all else that is missing keeps its value. An entry under several names (a shared layer, tied
+    weights) is filled by any of them.
 
     Raises:
-        ValueError: ``load_dense: state_dict must be a mapping of names to tensors; got list``;
+        TypeError: ``load_dense: model must be an nn.Module; got OrderedDict``
+        ValueError: ``load_dense: model must be run once before, for all of its layers to have a shape; got '0.weight' without``;
+            ``load_dense: state_dict must be a mapping of names to tensors; got list``;
+            ``load_dense: state_dict must be of tensors with values; got 'conv1.weight' on meta``;
             ``load_dense: eps must be in [0, 1]; got -1``;
             ``load_dense: state_dict must hold layers of ResNet; got 2 entries of which none fits (first 'encoder.weight')``
 
@@ -99,11 +107,11 @@ def load_dense(model: nn.Module, state_dict: Mapping, *, eps: float | None = Non
     if eps is not None:
         check_real("load_dense", "in [0, 1]", lambda e: 0 <= e <= 1, eps=eps)
     report = LoadReport(type(model).__name__)
-    ours = model.state_dict()
-    layers, theirs = _layers_of(state_dict, getattr(model, "checkpoint_names", {}), report)
+    ours = _state_of(model)
+    layers, theirs = _layers_of(state_dict, model, report)
     eps = getattr(model, "bn_eps", 1e-5) if eps is None else eps
     norms = {name: _convolution_before(name, layers, model) for name, entries in layers.items() if "running_mean" in entries}
-    to_fold = {conv: name for name, conv in norms.items() if conv and f"{name}.running_mean" not in ours and _has_bias(model, conv)}
+    to_fold = {c: name for name, c in norms.items() if c and _join(name, "running_mean") not in ours and _has_bias(model, c)}
     filled: dict[str, Tensor] = {}
     placed = set()  # layers of the checkpoint that found a place
     for name in [name for name in layers if name not in norms] + list(norms):  # a batch-norm goes where its convolution goes
@@ -128,14 +136,16 @@ def load_dense(model: nn.Module, state_dict: Mapping, *, eps: float | None = Non
         filled |= fitting
         placed.add(name)
     if not filled:
-        held = [f"{theirs[name]}.{entry}" for name, layer in layers.items() for entry in layer]
+        held = [_join(theirs[name], entry) for name, layer in layers.items() for entry in layer]
         first = f" (first {held[0]!r})" if held else ""
         raise ValueError(f"load_dense: state_dict must hold layers of {report.model}; got {len(held)} entries of which none fits{first}")
+    loaded = {id(ours[name]): value for name, value in filled.items()}
+    filled |= {name: loaded[id(value)] for name, value in ours.items() if name not in filled and id(value) in loaded}
     for name, value in ours.items():
         layer, _, entry = name.rpartition(".")
         if name in filled or entry == "num_batches_tracked":
             continue
-        zero = entry == "bias" and f"{layer}.weight" in filled
+        zero = entry == "bias" and _join(layer, "weight") in filled
         report.missing[name] = "set to zero" if zero else "keeps its value"
         if zero:
             filled[name] = torch.zeros_like(value)
@@ -144,21 +154,38 @@ def load_dense(model: nn.Module, state_dict: Mapping, *, eps: float | None = Non
     return report
 
 
-def _layers_of(state_dict: Mapping, names: Mapping[str, str], report: LoadReport) -> tuple[Layers, dict[str, str]]:
+def _state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The model's entries, the very tensors: one that stands under several names is the same under each."""
+    ours = model.state_dict(keep_vars=True)
+    for name, value in ours.items():
+        if is_lazy(value):
+            rule = "run once before, for all of its layers to have a shape"
+            raise ValueError(f"load_dense: model must be {rule}; got {name!r} without")
+    return ours
+
+
+def _layers_of(state_dict: Mapping, model: nn.Module, report: LoadReport) -> tuple[Layers, dict[str, str]]:
     """The checkpoint's tensors by layer, without the wrappers of training scripts, and its own name of each layer."""
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state_dict, Mapping) and isinstance(state_dict.get(wrapper), Mapping):
-            state_dict = state_dict[wrapper]
+    while isinstance(state_dict, Mapping):
+        inside = [state_dict[key] for key in ("state_dict", "model") if isinstance(state_dict.get(key), Mapping)]
+        if not inside:
+            break
+        state_dict = inside[0]
     if not isinstance(state_dict, Mapping):
         raise ValueError(f"load_dense: state_dict must be a mapping of names to tensors; got {type(state_dict).__name__}")
+    names = getattr(model, "checkpoint_names", {})
+    wrappers = "|".join(name for name in WRAPPERS if name not in model._modules) or "$"
     layers: Layers = {}
     theirs: dict[str, str] = {}
-    for full_name, value in state_dict.items():
-        name = re.sub(r"^((module|_orig_mod)\.)+", "", str(full_name))  # of DistributedDataParallel and torch.compile
+    counters_last = sorted(state_dict.items(), key=lambda item: isinstance(item[1], Tensor) and not item[1].is_floating_point())
+    for full_name, value in counters_last:  # formats that order by type put those of batch-norms before all layers
+        name = re.sub(rf"^(({wrappers})\.)+", "", str(full_name))
         if not isinstance(value, Tensor) or value.layout != torch.strided:
             kind = f"dense but {value.layout}" if isinstance(value, Tensor) else f"a tensor but {type(value).__name__}"
             report.left[name] = f"not {kind}"
             continue
+        if value.is_meta:
+            raise ValueError(f"load_dense: state_dict must be of tensors with values; got {str(full_name)!r} on meta")
         their_layer, _, entry = name.rpartition(".")
         layer = names.get(their_layer, their_layer)
         theirs[layer] = their_layer
@@ -166,10 +193,15 @@ def _layers_of(state_dict: Mapping, names: Mapping[str, str], report: LoadReport
     return layers, theirs
 
 
+def _join(layer: str, entry: str) -> str:
+    """An entry's full name; that of the model itself has no layer before it."""
+    return f"{layer}.{entry}" if layer else entry
+
+
 def _under(theirs: Mapping[str, str], name: str) -> str:
     """An entry's name in the checkpoint: conv1.weight is features.0.weight there."""
-    layer, dot, entry = name.rpartition(".")
-    return theirs.get(layer, layer) + dot + entry
+    layer, _, entry = name.rpartition(".")
+    return _join(theirs.get(layer, layer), entry)
 
 
 def _convolution_before(norm: str, layers: Layers, model: nn.Module) -> str | None:
@@ -178,11 +210,27 @@ def _convolution_before(norm: str, layers: Layers, model: nn.Module) -> str | No
     block: Any = _submodule(model, parent)
     if hasattr(block, "folds"):  # a block that does not follow that order says its own
         leaf = block.folds.get(leaf, "")
+    elif leaf.isdigit():
+        leaf = str(int(leaf) - 1)
     else:
-        leaf = str(int(leaf) - 1) if leaf.isdigit() else leaf.replace("bn", "conv", 1)
-    conv = f"{parent}.{leaf}" if parent else leaf
+        leaf = leaf.replace("bn", "conv", 1)
+        if not _stands_behind(norm, _join(parent, leaf), layers, model):
+            return None
+    conv = _join(parent, leaf)
     weight = layers.get(conv, {}).get("weight")
     return conv if weight is not None and weight.dim() == 4 else None
+
+
+def _stands_behind(norm: str, conv: str, layers: Layers, model: nn.Module) -> bool:
+    """Whether the batch-norm was registered after the convolution: in the model or, where that has only one of them, in the checkpoint.
+
+    A checkpoint in alphabetical order, as some formats store it, says nothing of that: then the names alone count.
+    """
+    modules = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    if norm in modules and conv in modules:
+        return modules.index(conv) < modules.index(norm)
+    stored = list(layers)
+    return stored == sorted(stored) or conv not in stored or stored.index(conv) < stored.index(norm)
 
 
 def _foldable(conv: dict[str, Tensor], norm: dict[str, Tensor]) -> bool:
@@ -211,16 +259,19 @@ def _fit(
         fitting, reason = _fit_parts(module, name, entries)
         shape = list(entries["weight"].shape) if fitting else None
         report.sliced |= {part: f"the part of {shape} that is {list(value.shape)}" for part, value in fitting.items()}
+        found = {part.rpartition(".")[2] for part in fitting}
+        if fitting:
+            _leave(report, name, {entry: value for entry, value in entries.items() if entry not in found}, NO_ENTRY)
         return fitting, reason
-    if not any(f"{name}.{entry}" in ours for entry in entries):
+    if not any(_join(name, entry) in ours for entry in entries):
         return {}, "the model has no such layer"
     fitting = {}
     sliced: dict[str, str] = {}
-    without: list[str] = []
+    without: dict[str, Tensor] = {}
     for entry, value in entries.items():
-        full_name = f"{name}.{entry}"
+        full_name = _join(name, entry)
         if full_name not in ours:
-            without.append(entry)
+            without[entry] = value
             continue
         wanted = tuple(ours[full_name].shape)
         if tuple(value.shape) == wanted:
@@ -232,9 +283,7 @@ def _fit(
             return {}, f"{entry} is {list(value.shape)}, the model's {list(wanted)}"
     report.sliced |= sliced
     report.kept += [full_name for full_name in fitting if full_name not in sliced]
-    for entry in without:
-        if entry != "num_batches_tracked":
-            report.left[f"{name}.{entry}"] = "the model's layer has no such entry"
+    _leave(report, name, without, NO_ENTRY)
     return fitting, ""
 
 
@@ -246,7 +295,7 @@ def _fit_parts(module: Any, name: str, entries: dict[str, Tensor]) -> tuple[dict
     twin = copy.deepcopy(module)
     twin.load_state_dict({entry: entries[entry] for entry in ("weight", "bias") if entry in entries}, strict=False)
     loaded = [f"{part}.{entry}" for part in dict(twin.named_modules()) if part for entry in ("weight", "bias") if entry in entries]
-    return {f"{name}.{entry}": value for entry, value in twin.state_dict().items() if entry in loaded}, ""
+    return {_join(name, entry): value for entry, value in twin.state_dict().items() if entry in loaded}, ""
 
 
 def _has_bias(model: nn.Module, name: str) -> bool:
@@ -262,4 +311,4 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def _leave(report: LoadReport, name: str, entries: dict[str, Tensor], reason: str) -> None:
-    report.left |= {f"{name}.{entry}": reason for entry in entries if entry != "num_batches_tracked"}
+    report.left |= {_join(name, entry): reason for entry in entries if entry != "num_batches_tracked"}

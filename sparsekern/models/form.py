@@ -9,19 +9,23 @@ strengths".
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparsekern.arguments import check_real, check_seed
 from sparsekern.models.options import check
-from sparsekern.nn import SparseLinear, StochasticConv2d
+from sparsekern.nn import GroupedConv2d, SparseLinear, StochasticConv2d
 from sparsekern.nn.group_weights import window_of
 from sparsekern.nn.stochastic_conv2d import GRANULARITIES
 from sparsekern.topology.conv_masks import COUNTS
 from sparsekern.topology.draw import named_seed
+
+FORWARDS = (nn.Linear.forward, nn.Conv2d.forward, GroupedConv2d.forward)  # what the sparse layers compute
 
 
 class StochasticConvReLU2d(StochasticConv2d):
@@ -64,20 +68,29 @@ def form_stochastic(
     ``2 / fan_in``, xavier) holds for the fan-in that is left. Biases are kept. Optimisers and hooks of the replaced layers do not
     follow.
 
+    A layer stays dense where a sparse one could not stand in for it: a module reads its weight without calling it (the ``out_proj`` of
+    ``nn.MultiheadAttention``, the ``linear1`` and ``linear2`` of ``nn.TransformerEncoderLayer``); it has a forward of its own; it holds
+    more than a weight and a bias, as one that is parametrized, pruned or weight-normed does; it shares a parameter with another module;
+    its weight has no shape yet. ``conv``, ``pointwise`` and ``linear`` pass it over; a pattern of ``layers`` that asks for it raises.
+
     Args:
         model: any module, on any device; on meta only the shapes are formed.
         conv: kept fraction of each convolution with more than one tap, in (0, 1]; 1 leaves the layer as it is.
         pointwise: the same of each 1x1 convolution.
         linear: the same of each ``nn.Linear``; its fan-in is fixed, and exact whatever ``count`` says.
-        layers: shell pattern of module names (``"conv2?"``) to kept fraction; wins over the three kinds, the last match counts.
+        layers: shell pattern of module names (``"conv2?"``) to kept fraction; wins over the three kinds, the last match counts. A layer
+            that stands in several places goes by each of its names, and is replaced in all of them.
         granularity: of convolutions with more than one tap, as in ``StochasticConv2d``. ``"spatial"`` is the paper's.
         pointwise_granularity: of 1x1 convolutions. A 1x1 filter has one tap, so that ``"spatial"`` would keep or lose it whole.
         count: ``"exact"`` keeps the expected number; ``"bernoulli"`` draws each connection by itself, as the paper does.
-        seed: gives each layer a seed of its own that depends on this one and the layer's name only; None draws from torch's generator.
+        seed: gives each layer a seed of its own that depends on this one and the layer's (first) name only, and leaves torch's generator
+            alone; None draws from it.
 
     Raises:
         ValueError: ``form_stochastic: conv must be in (0, 1]; got 0``;
-            ``form_stochastic: layers must match convolutions or linear layers (conv1a, conv1b, ...); got 'conv9*'``
+            ``form_stochastic: layers must match convolutions or linear layers (conv1a, conv1b, ...); got 'conv9*'``;
+            ``form_stochastic: layers must match layers that a sparse one can stand in for; got 'attn*', which matches attn.out_proj:
+            MultiheadAttention reads its weight without calling it``
 
     Cost:
         One pass over the weights.
@@ -102,25 +115,70 @@ def form_stochastic(
     for arg, (value, known) in {**choices, "count": (count, COUNTS)}.items():
         check("form_stochastic", isinstance(value, str) and value in known, arg, f"one of {known}", value)
 
-    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
-    densities = {name: kinds[_kind(layer)] for name, layer in found.items()}
-    for pattern, density in layers.items():
-        matched = fnmatch.filter(found, pattern)
-        if not matched:
-            there = ", ".join(found) or "of which there are none"
-            raise ValueError(f"form_stochastic: layers must match convolutions or linear layers ({there}); got {pattern!r}")
-        densities |= dict.fromkeys(matched, density)
-
     formed: dict[nn.Module, nn.Module] = {}
-    for name, layer in found.items():
-        if densities[name] < 1:
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):  # the sparse layers draw weights, which are overwritten
+        for layer, (name, density) in _chosen(model, kinds, layers).items():
             mask = {"conv": granularity, "pointwise": pointwise_granularity}.get(_kind(layer), "")
-            formed[layer] = _form(layer, densities[name], mask, count, named_seed(seed, name))
+            formed[layer] = _form(layer, density, mask, count, named_seed(seed, name))
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() would skip a second name of a shared layer
             if child in formed:
                 setattr(parent, name, formed[child])
     return formed.get(model, model)
+
+
+def _chosen(model: nn.Module, kinds: Mapping[str, float], layers: Mapping[str, float]) -> dict[Any, tuple[str, float]]:
+    """The layers to be replaced, each with its first name and the fraction that is kept."""
+    named = dict(model.named_modules(remove_duplicate=False))
+    found: dict[str, Any] = {name: layer for name, layer in named.items() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    first = {layer: name for name, layer in reversed(found.items())}
+    fractions = {layer: kinds[_kind(layer)] for layer in found.values()}
+    asked: dict[Any, str] = {}
+    for pattern, density in layers.items():
+        matched = [found[name] for name in fnmatch.filter(found, pattern)]
+        if not matched:
+            there = ", ".join(first[layer] for layer in fractions) or "of which there are none"
+            raise ValueError(f"form_stochastic: layers must match convolutions or linear layers ({there}); got {pattern!r}")
+        fractions |= dict.fromkeys(matched, density)
+        asked |= dict.fromkeys(matched, pattern)
+    chosen = {layer: (first[layer], density) for layer, density in fractions.items() if density < 1}
+    for layer, reason in _kept_dense(model, chosen).items():
+        name, _ = chosen.pop(layer)
+        rule = f"match layers that a sparse one can stand in for; got {asked.get(layer)!r}, which matches {name}: {reason}"
+        if layer in asked:
+            raise ValueError(f"form_stochastic: layers must {rule}")
+    return chosen
+
+
+def _kept_dense(model: nn.Module, layers: Iterable[Any]) -> dict[Any, str]:
+    """The layers that a sparse one cannot stand in for, and why: what they compute is not theirs alone, or not all that they are."""
+    readers: dict[nn.Module, nn.Module] = {}
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            readers |= dict.fromkeys(module.children(), module)
+        elif isinstance(module, nn.TransformerEncoderLayer):  # its fused inference reads them
+            readers |= dict.fromkeys((module.linear1, module.linear2), module)
+        for parameter in module._parameters.values():
+            owners.setdefault(id(parameter), []).append((name, module))
+
+    def reason(layer: Any) -> str:
+        kind: Any = type_before_parametrizations(layer)
+        if layer in readers:
+            return f"{type(readers[layer]).__name__} reads its weight without calling it"
+        same = kind.forward in FORWARDS and getattr(kind, "_conv_forward", nn.Conv2d._conv_forward) is nn.Conv2d._conv_forward
+        if not same or "forward" in vars(layer):
+            return f"{kind.__name__} has a forward of its own"
+        more = {*layer._parameters, *layer._buffers, *layer._modules} - {"weight", "bias"}
+        if more:
+            return f"it holds more than a weight and a bias ({', '.join(sorted(more))})"
+        if layer._parameters.get("weight") is None or is_lazy(layer.weight):
+            return "its weight has no shape yet" if "weight" in layer._parameters else "its weight is no parameter"
+        own = [parameter for parameter in layer._parameters.values() if parameter is not None]
+        others = [name for parameter in own for name, module in owners[id(parameter)] if module is not layer]
+        return f"it shares a parameter with {others[0] or 'the model itself'}" if others else ""
+
+    return {layer: why for layer in layers if (why := reason(layer))}
 
 
 def _kind(layer: nn.Conv2d | nn.Linear) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsekern.arguments import check_whole
+from sparsekern.arguments import as_whole
 from sparsekern.models.options import check, check_numbers
 
 TOPOLOGIES = ("root", "tree", "column")
@@ -46,13 +46,13 @@ def group_plan(
     """
     known = isinstance(topology, str) and topology in TOPOLOGIES
     check("group_plan", known, "topology", f"one of {', '.join(TOPOLOGIES)}", topology)
-    check_whole("group_plan", degree=degree)
+    (degree,) = as_whole("group_plan", degree=degree)
     check("group_plan", degree >= 1 and not degree & (degree - 1), "degree", "a power of two", degree)
     given = channels is None or isinstance(channels, tuple | list)
     check("group_plan", given, "channels", "one (in, out) for each level", channels)
     if levels is None:
         levels = len(channels) if channels is not None else 0
-    check_whole("group_plan", levels=levels)
+    (levels,) = as_whole("group_plan", levels=levels)
     check("group_plan", levels >= 1, "levels", "at least 1", levels)
     check("group_plan", levels < 2**10, "levels", "below 2^10", levels)
     if topology == "tree":

@@ -30,6 +30,7 @@ biases, and their multiply-adds):
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -112,7 +113,7 @@ class PatternNet(nn.Sequential):
         check_numbers(name, "convs", filters_of or [1], "positive numbers of filters and 'P'")
         check_numbers(name, "input_shape", input_shape, "positive (C, H, W) or (features,)", number=3 if convs else None)
         conv = default_conv() if conv is None else conv
-        shape, number = list(input_shape), 0
+        shape, number = [operator.index(side) for side in input_shape], 0
         for step in convs:
             if step == POOL:
                 self.add_module(f"pool{number}", nn.MaxPool2d(2))
@@ -125,7 +126,7 @@ class PatternNet(nn.Sequential):
         if min(shape) < 1:
             raise ValueError(f"{name}: input_shape must leave a map behind the poolings; got {tuple(input_shape)}")
         check(name, math.prod(shape) < 2**31, "input_shape", "of fewer than 2^31 neurons behind the poolings", input_shape)
-        neurons = (math.prod(shape), *neurons)
+        neurons = (math.prod(shape), *map(operator.index, neurons))
         self.flatten = nn.Flatten() if convs else FlattenTo(neurons[0])
         fan_out = neurons[1:] if fan_out is None else _check_fan_out(name, neurons, fan_out)
         junctions = len(fan_out)
@@ -133,7 +134,7 @@ class PatternNet(nn.Sequential):
             if edges == right:
                 junction: nn.Linear | SparseLinear = nn.Linear(left, right, bias)
             else:
-                own_seed = None if seed is None else _within_64_bits(seed * junctions + i)  # no two junctions draw alike
+                own_seed = None if seed is None else _within_64_bits(operator.index(seed) * junctions + i)  # no two junctions draw alike
                 junction = SparseLinear(left, right, bias, fan_out=edges, topology=topology, seed=own_seed)
             _he_init_junction_(junction, left * edges // right, generator)
             self.add_module(f"junction{i}", junction)
@@ -165,12 +166,12 @@ def _check_fan_out(name: str, neurons: Sequence[int], fan_out: Sequence[int]) ->
     check(name, listed, "fan_out", f"one number per junction, ({sizes})", fan_out)
     for i, ((left, right), edges) in enumerate(zip(junctions, fan_out), start=1):
         check(name, is_whole(edges) and 1 <= edges <= right, "fan_out", f"in [1, {right}] in junction {i}", edges)
-        if left * edges % right:
+        if left * operator.index(edges) % right:
             raise ValueError(
                 f"{name}: fan_out must give every right neuron of junction {i} ({left} -> {right}) the same fan-in, a whole number "
-                f"of at least 1; got {edges}, a fan-in of {left * edges / right:g}"
+                f"of at least 1; got {edges}, a fan-in of {left * operator.index(edges) / right:g}"
             )
-    return tuple(fan_out)
+    return tuple(map(operator.index, fan_out))
 
 
 def _within_64_bits(seed: int) -> int:

@@ -49,6 +49,9 @@ def count(model: nn.Module, input_shape: tuple[int, ...], convention: str = "flo
             ``"patterns"``             no biases of linear layers    multiply-adds + conv bias additions             Patterns
             =========================  ============================  ==============================================  ========
 
+    The papers' conventions count layers that hold a ``weight``: of attention and recurrent layers, which hold other names, only
+    ``"flops"`` tells. It lacks what torch computes in one fused call: LSTMs on GPUs.
+
     Returns:
         :class:`Count`; ``layers`` in the order of their first run, ``operations`` for ``"netscope"`` only.
 

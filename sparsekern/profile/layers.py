@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sparsekern.measure.machine import machine_card
 from sparsekern.measure.roof import Roof, measure_roof
-from sparsekern.profile.meter import Recorder, Seen, run_once, undisturbed
+from sparsekern.profile.meter import Arguments, Recorder, Seen, counting, run_once, undisturbed
 from sparsekern.profile.trace import Trace, traced
 from sparsekern.profile.twins import Twin, dense_twins
 
@@ -110,8 +109,9 @@ def profile(
     """Profile a model on one input.
 
     Args:
-        model: any module. It is left as found: hooks removed; modes, gradients, buffers and random state restored.
-        example_input: a tensor, or a tuple of positional arguments.
+        model: any module. It is left as found: hooks removed; modes, gradients, buffers and random state restored. FLOPs are those
+            that torch's counter and this package know; LSTMs on GPUs count as nothing.
+        example_input: a tensor, or a tuple of positional arguments. The model runs on copies.
         backward: run in training mode and time the gradients of all parameters too; else eval mode, no gradients.
         rounds: passes of which the medians are taken, after two passes to warm up.
         twins: whether each sparse layer is also timed against its dense twin (layers with ``to_dense``, and grouped ``nn.Conv2d``).
@@ -119,6 +119,9 @@ def profile(
 
     Returns:
         one :class:`LayerProfile` per module that did work of its own.
+
+    Raises:
+        ValueError: ``profile: rounds must be a whole number of at least 1; got 0``
 
     Cost:
         ``2 * rounds + 4`` passes, and a few milliseconds per round and sparse layer for the twins; the time of the hooks is taken out,
@@ -143,7 +146,13 @@ def profile_together(
     twins: bool = True,
     memory: bool = True,
 ) -> dict[str, Profile]:
-    """:func:`profile` of several models by name on one input, timed round by round in turn: these times may be compared."""
+    """:func:`profile` of several models by name on one input, timed round by round in turn: these times may be compared.
+
+    Raises:
+        ValueError: ``profile: rounds must be a whole number of at least 1; got 0``
+    """
+    if not isinstance(rounds, int) or rounds < 1:
+        raise ValueError(f"profile: rounds must be a whole number of at least 1; got {rounds!r}")
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     with contextlib.ExitStack() as stack:
         for model in models.values():
@@ -161,7 +170,7 @@ class _Session:
     """One model's passes, and the profile that they make up."""
 
     def __init__(self, name: str, model: nn.Module, arguments: tuple, backward: bool) -> None:
-        self.name, self.model, self.arguments, self.backward = name, model, arguments, backward
+        self.name, self.model, self.arguments, self.backward = name, model, Arguments(arguments), backward
         self.timed: list[Recorder] = []
         self.bare_ns: list[float] = []
         self.trace: Trace | None = None
@@ -169,24 +178,24 @@ class _Session:
     def count(self, memory: bool) -> None:
         for _ in range(2):  # plans, packed weights and pages of the first calls
             self._run(Recorder(time.perf_counter_ns, self.backward))
-        counter = FlopCounterMode(display=False)
-        self.counted = Recorder(counter.get_total_flops, self.backward)
-        with counter:
+        with counting() as counter:
+            self.counted = Recorder(counter.get_total_flops, self.backward)
             self._run(self.counted)
         if memory:
-            self.trace = traced(self.model, self.arguments, self.backward)
+            self.trace = traced(self.model, self.arguments.fresh(), self.backward)
 
     def time_once(self) -> None:
         recorder = Recorder(time.perf_counter_ns, self.backward)
         self._run(recorder)
         self.timed.append(recorder)
         bare = Recorder(time.perf_counter_ns, self.backward)
+        arguments = self.arguments.fresh()
         start = time.perf_counter_ns()
-        run_once(self.model, self.arguments, bare, self.backward, attached=False)
+        run_once(self.model, arguments, bare, self.backward, attached=False)
         self.bare_ns.append(time.perf_counter_ns() - start)
 
     def _run(self, recorder: Recorder) -> None:
-        run_once(self.model, self.arguments, recorder, self.backward)
+        run_once(self.model, self.arguments.fresh(), recorder, self.backward)
 
     def result(self, rounds: int, twins: bool) -> Profile:
         counted = self.counted
@@ -200,7 +209,7 @@ class _Session:
             for path, layer in zip(counted.seen, layers)
             if path not in counted.parents or layer.flops or layer.ms >= OWN_SHARE * forward_ms
         ]
-        shapes = [tuple(a.shape) for a in self.arguments if isinstance(a, Tensor)]
+        shapes = [tuple(a.shape) for a in self.arguments.given if isinstance(a, Tensor)]
         return Profile(
             self.name,
             shapes[0] if shapes else (),

@@ -1,19 +1,24 @@
 """Reads a meter at the edges of modules and of autograd nodes while a model runs, and leaves the model as it was.
 
 A meter is a clock, or the total of torch's FlopCounterMode. For the backward pass it is read around every autograd node, and a node
-belongs to the innermost module whose forward made it. Nothing here knows a layer type.
+belongs to the innermost module whose forward made it. No part of that knows a layer type.
+
+:func:`counting` starts torch's counter with the formulas that it lacks.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
 class Like(NamedTuple):
@@ -53,6 +58,7 @@ class Recorder:
         self.seen: dict[str, Seen] = {}
         self.backward_by: dict[str, float] = {}
         self.backward_total = 0.0
+        self.in_backward = False
         self._stack: list[tuple[str, float, set]] = []
         self._claimed: set = set()
         self._handles: list = []
@@ -69,7 +75,7 @@ class Recorder:
         for path, module in model.named_modules():
             self._handles += [
                 module.register_forward_pre_hook(self._before(path), with_kwargs=True),
-                module.register_forward_hook(self._after(path)),
+                module.register_forward_hook(self._after(path), always_call=True),  # a caller may catch what a child raised
             ]
 
     def detach(self) -> None:
@@ -79,6 +85,8 @@ class Recorder:
 
     def _before(self, path: str) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            if self.in_backward:  # a checkpoint computes again, inside a node, which is metered and so has that work
+                return
             begin = self.meter()
             inputs = tensors_of((args, kwargs))
             if path not in self.seen:
@@ -94,6 +102,8 @@ class Recorder:
 
     def _after(self, path: str) -> Callable:
         def hook(module: nn.Module, args: tuple, out: Any) -> None:
+            if self.in_backward or not self._stack or self._stack[-1][0] != path:  # another hook raised before ours began
+                return
             end = self.meter()
             _, start, borders = self._stack.pop()
             amount = end - self._in_hooks - start
@@ -143,6 +153,7 @@ def run_once(model: nn.Module, arguments: tuple, recorder: Recorder, backward: b
         with torch.set_grad_enabled(backward):
             outputs = [t for t in tensors_of(model(*arguments)) if t.requires_grad]
         if backward:
+            recorder.in_backward = True
             start = recorder.meter()
             torch.autograd.backward(outputs, [torch.ones_like(t) for t in outputs])
             recorder.backward_total = recorder.meter() - start
@@ -169,23 +180,125 @@ def tensors_of(tree: Any) -> list[Tensor]:
     return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
 
 
+class Arguments:
+    """A model's arguments as copies: the caller's tensors keep their values and get no gradients."""
+
+    def __init__(self, given: tuple) -> None:
+        self.given = given
+        self._copy()
+
+    def fresh(self) -> tuple:
+        """The copies, with the values that were given and without gradients."""
+        if any(t.is_inference() or t._version != version for t, version in zip(tensors_of(self._copied), self._versions)):
+            self._copy()  # the model writes into its input
+        for t in tensors_of(self._copied):
+            t.grad = None
+        return self._copied
+
+    def _copy(self) -> None:
+        copies: dict[int, Tensor] = {}  # one tensor passed twice stays one
+
+        def copy(t: Tensor) -> Tensor:
+            if id(t) not in copies:
+                copies[id(t)] = t.detach().clone().requires_grad_(t.requires_grad)
+            return copies[id(t)]
+
+        self._copied = tree_map_only(Tensor, copy, self.given)
+        self._versions = [0 if t.is_inference() else t._version for t in tensors_of(self._copied)]
+
+
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
     """Set the mode, and put everything back that a pass changes: modes, gradients, buffers, random state."""
     modes = [(module, module.training) for module in model.modules()]
     grads = [(p, p.grad) for p in model.parameters()]
-    buffers = [(b, b.clone()) for b in model.buffers()] if training else []
     model.train(training)
     for parameter, _ in grads:
         parameter.grad = None
     try:
-        with torch.random.fork_rng():
+        with kept_buffers(model), torch.random.fork_rng():
             yield
     finally:
         for module, mode in modes:
             module.training = mode
         for parameter, grad in grads:
             parameter.grad = grad
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Put every buffer back afterwards: the same tensor under its name, with the values that it had."""
+    held = [(module, name, b, _value(b)) for module in model.modules() for name, b in module._buffers.items()]
+    try:
+        yield
+    finally:
+        for module, name, buffer, value in held:
+            module._buffers[name] = buffer
+            if buffer is not None and value is not None:
+                _put_back(buffer, value)
+
+
+def _value(buffer: Tensor | None) -> Tensor | None:
+    """A copy of the values; None where there are none, or none that a pass could change."""
+    if buffer is None or is_lazy(buffer) or buffer.is_meta or buffer.is_inference():
+        return None
+    return buffer.detach().clone()
+
+
+def _put_back(buffer: Tensor, value: Tensor) -> None:
+    with torch.no_grad():
+        if buffer.shape != value.shape:
+            buffer.data = value
+        elif not bool(((buffer == value) | (buffer != buffer) & (value != value)).all()):  # NaN is what it was
+            buffer.copy_(value)  # only here: writing an index table with its own values would drop its plan
+
+
+# ---- FLOPs that torch's counter leaves out, or counts as if filters had no groups
+
+
+def _conv_gradients(
+    grad: Sequence[int], x: Sequence[int], weight: Sequence[int], bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
+    output_padding: Any, groups: int, wanted: Sequence[bool], **_: Any,
+) -> int:  # fmt: skip
+    """The gradients of input and weight multiply as often as the forward pass."""
+    positions = math.prod((x if transposed else grad)[2:])
+    return 2 * math.prod(weight) * x[0] * positions * (wanted[0] + wanted[1])
+
+
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_gradients(grad: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """As torch counts it on GPUs: the scores, which are computed again, too."""
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+def _lstm(x: Sequence[int], weight_x: Sequence[int], weight_h: Sequence[int], *_: Any, **__: Any) -> int:
+    """One layer in one direction: each weight once per step of each sequence."""
+    return 2 * math.prod(x[:-1]) * (math.prod(weight_x) + math.prod(weight_h))
+
+
+def _lstm_gradients(*args: Any, **kwargs: Any) -> int:
+    return 2 * _lstm(*args, **kwargs)
+
+
+FORMULAS = {
+    torch.ops.aten.convolution_backward: _conv_gradients,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_gradients,
+    torch.ops.aten.mkldnn_rnn_layer: _lstm,
+    torch.ops.aten.mkldnn_rnn_layer_backward: _lstm_gradients,
+}
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Torch's FLOP counter, with :data:`FORMULAS`, and without the one call for a whole attention layer, which counts as nothing."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

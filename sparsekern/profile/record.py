@@ -19,17 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from sparsekern.profile.conventions import LayerCount, Record, Step
+from sparsekern.profile.meter import counting, kept_buffers
 
 
 def record(model: nn.Module, input_shape: tuple[int, ...]) -> Record:
     """Run ``model`` once on an image of zeros, in eval mode, without gradients; it is left as it was found."""
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     x = torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device)
-    counter, recorder = FlopCounterMode(display=False), Recorder()
-    with _undisturbed(model, x.device), recorder.attached(model), counter, recorder, torch.no_grad():
+    recorder = Recorder()
+    with _undisturbed(model, x.device), recorder.attached(model), counting() as counter, recorder, torch.no_grad():
         out = model(x)
     outputs = next((leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)), 0)
     parameters = sum(p.numel() for p in model.parameters())
@@ -40,18 +40,13 @@ def record(model: nn.Module, input_shape: tuple[int, ...]) -> Record:
 def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode, and everything back as it was afterwards: modes, buffers, random state."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(b, b.clone()) for b in model.buffers() if not (b.is_meta or b.is_inference())]
     model.eval()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with kept_buffers(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for buffer, value in buffers:
-            if not torch.equal(buffer, value):  # writing an index table with its own values would drop its plan
-                with torch.no_grad():
-                    buffer.copy_(value)
 
 
 # ---- what runs between the layers: the kind of step behind the name of a torch function
@@ -106,7 +101,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.layers: dict[str, LayerCount] = {}
         self.steps: list[Step] = []
-        self._seen: set[int] = set()  # ids of the parameters that were counted
+        self._seen: dict[int, Tensor] = {}  # what was counted, by id; kept alive, so that no id is given twice
         self._inside: list[tuple[str, ...]] = []  # kinds that a layer now running counts itself, fused or not
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -129,7 +124,7 @@ class Recorder(TorchFunctionMode):
         """The elements of a tensor that is stored; 0 when asked again."""
         if not isinstance(parameter, Tensor) or id(parameter) in self._seen:
             return 0
-        self._seen.add(id(parameter))
+        self._seen[id(parameter)] = parameter
         return parameter.numel()
 
     def layer(self, name: str, module: Any, x: Tensor, out: Tensor) -> None:
@@ -162,7 +157,7 @@ class Recorder(TorchFunctionMode):
                 continue
             handles += [
                 module.register_forward_pre_hook(self._before),
-                module.register_forward_hook(self._after(name), with_kwargs=True),
+                module.register_forward_hook(self._after(name), with_kwargs=True, always_call=True),
             ]
             if hasattr(module, "add_relu"):  # a fused end of a residual block need not pass the hooks
                 wrapped.append((module, vars(module).get("add_relu")))
@@ -198,8 +193,10 @@ class Recorder(TorchFunctionMode):
         def add_relu(x: Tensor, shortcut: Tensor) -> Tensor:
             before = self.layers.get(name)
             self._inside.append(("add", "relu"))
-            out = compute(x, shortcut)
-            self._inside.pop()
+            try:
+                out = compute(x, shortcut)
+            finally:
+                self._inside.pop()
             if self.layers.get(name) is before:
                 self.layer(name, module, x, out)
             self._note(Step("add", out.numel()))

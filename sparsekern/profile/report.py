@@ -23,19 +23,25 @@ def table(found: Profile, *, top: int | None = None, sort: str = "order", depth:
         sort: one of :data:`~sparsekern.profile.tree.SORTS`, or "order".
         depth: levels below which modules are folded into one line.
         wide: whether all columns are shown; else the ones that fit 100 characters.
+
+    Raises:
+        ValueError: ``profile: top must be None or at least 0; got -1``, and the same of ``depth``
     """
+    from rich.markup import escape
     from rich.table import Table
 
+    if top is not None and top < 0:
+        raise ValueError(f"profile: top must be None or at least 0; got {top}")
     backward = found.backward_ms is not None
     what = "forward and backward" if backward else "forward"
     out = Table(
-        title=f"{found.model} on {_sizes(found.in_shape)}: {what}, {found.threads} thread(s)",
+        title=escape(f"{found.model} on {_sizes(found.in_shape)}: {what}, {found.threads} thread(s)"),
         title_justify="left",
         title_style="bold",
         box=None,
         pad_edge=False,
         show_footer=True,
-        caption=_caption(found),
+        caption=escape(_caption(found)),
         caption_justify="left",
     )
     root = build_tree(found, depth)
@@ -54,7 +60,7 @@ def table(found: Profile, *, top: int | None = None, sort: str = "order", depth:
     for indent, node in rows or [(0, root)]:
         values = numbers(found, node)
         shapes = f"{values['in_shape'] or '-'} → {values['out_shape'] or '-'}" if node.layer else ""
-        cells = ["  " * indent + node.name, node.kind, *([shapes] if wide else []), *(cell(values) for _, cell in columns)]
+        cells = ["  " * indent + escape(node.name), escape(node.kind), *([shapes] if wide else []), *(cell(values) for _, cell in columns)]
         out.add_row(*cells, style="dim" if node.children else None)
     return out
 
@@ -97,17 +103,18 @@ def realised(found: Profile, against: Profile, *, depth: int | None = None) -> T
 
     Two models that were profiled together were timed round by round in turn; two saved runs were not, and the machine may have drifted.
     """
+    from rich.markup import escape
     from rich.table import Table
 
     both, only_first, only_second = compare(found, against, depth)
     names = [(name, paths) for name, paths in ((found.model, only_first), (against.model, only_second)) if paths]
     out = Table(
-        title=f"{found.model} against {against.model}, layer by layer",
+        title=escape(f"{found.model} against {against.model}, layer by layer"),
         title_justify="left",
         title_style="bold",
         box=None,
         pad_edge=False,
-        caption="\n".join(f"only in {name}: {', '.join(paths)}" for name, paths in names) or None,
+        caption=escape("\n".join(f"only in {name}: {', '.join(paths)}" for name, paths in names)) or None,
         caption_justify="left",
     )
     out.add_column("layer", no_wrap=True)
@@ -118,7 +125,7 @@ def realised(found: Profile, against: Profile, *, depth: int | None = None) -> T
         first, second, fewer = difference.first, difference.second, difference.fewer_flops
         flops = (f"{first.flops / 1e6:,.2f}", f"{second.flops / 1e6:,.2f}") if first.flops or second.flops else ("", "")
         out.add_row(
-            "  " * difference.depth + first.name,
+            "  " * difference.depth + escape(first.name),
             *flops,
             f"{fewer:.2f}x" if fewer else "",
             f"{first.total_ms:.3f}",

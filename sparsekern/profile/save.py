@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sparsekern.measure.records import record
+from sparsekern.measure.records import record, to_json
 from sparsekern.measure.roof import Roof
 from sparsekern.profile.layers import LayerProfile, Profile
 from sparsekern.profile.tree import Node, build_tree
@@ -59,8 +59,12 @@ def to_dict(found: Profile) -> dict:
 
 
 def write_json(found: Profile, path: str | Path) -> None:
-    """Write :func:`to_dict` as indented JSON."""
-    Path(path).write_text(json.dumps(to_dict(found), indent=1) + "\n")
+    """Write :func:`to_dict` as indented JSON.
+
+    Raises:
+        ValueError: ``profile: numbers must be finite to be written; got nan``
+    """
+    Path(path).write_text(to_json("profile", to_dict(found), indent=1) + "\n")
 
 
 def read_json(path: str | Path) -> Profile:

@@ -106,6 +106,9 @@ class Node:
 def build_tree(found: Profile, depth: int | None = None) -> Node:
     """The model's node; below ``depth`` levels modules are folded into the one that holds them.
 
+    Raises:
+        ValueError: ``profile: depth must be None or at least 0; got -1``
+
     Example:
         >>> from sparsekern.profile import profile
         >>> inner = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
@@ -115,6 +118,8 @@ def build_tree(found: Profile, depth: int | None = None) -> Node:
         >>> [(node.name, node.flops) for _, node in build_tree(found, depth=1).walk() if node.flops]
         [('(model)', 48), ('0', 32), ('1', 16)]
     """
+    if depth is not None and depth < 0:
+        raise ValueError(f"profile: depth must be None or at least 0; got {depth}")
     nodes: dict[str, Node] = {"": Node("", "(model)", found.containers.get("", ""))}
     for layer in found.layers:
         path = "" if layer.name == "(model)" else layer.name

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sparsekern.measure.protocol import interleave, ratio
-from sparsekern.profile.meter import Like, Seen
+from sparsekern.profile.meter import Like, Seen, counting
 
 MIN_TIME_MS = 1.0
 
@@ -95,8 +94,7 @@ def _measured(module: nn.Module, likes: tuple[Like, ...], backward: bool, rounds
 
 
 def _flops(layer: nn.Module, xs: list[Tensor]) -> int:
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    with counting() as counter, torch.no_grad():
         layer(*xs)
     return counter.get_total_flops()
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sparsekern.arguments import check_whole
+from sparsekern.arguments import as_whole
 from sparsekern.topology.draw import generator
 from sparsekern.topology.huge import POSSIBLE, huge_window_table
 
@@ -36,7 +36,7 @@ def balanced_counts(inputs: int, fan_in: int) -> list[int]:
         >>> balanced_counts(128, 16), balanced_counts(100, 10)
         ([4, 4, 4, 4], [3, 3, 4, 0])
     """
-    check_whole("balanced_counts", inputs=inputs, fan_in=fan_in)
+    inputs, fan_in = as_whole("balanced_counts", inputs=inputs, fan_in=fan_in)
     if not 1 <= fan_in <= inputs:
         raise ValueError(f"balanced_counts: fan_in must be in [1, {inputs}]; got {fan_in}")
     borders = [*range(0, inputs, WINDOW), inputs]
@@ -74,7 +74,7 @@ def balanced_table(inputs: int, outputs: int, fan_in: int, *, seed: int | None =
         >>> (table < 32).sum(dim=1)      # two inputs in each of the two windows
         tensor([2, 2])
     """
-    check_whole("balanced_table", inputs=inputs, outputs=outputs, fan_in=fan_in)
+    inputs, outputs, fan_in = as_whole("balanced_table", inputs=inputs, outputs=outputs, fan_in=fan_in)
     if outputs < 0:
         raise ValueError(f"balanced_table: outputs must be at least 0; got {outputs}")
     if not 1 <= fan_in <= inputs:

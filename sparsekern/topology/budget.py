@@ -43,14 +43,16 @@ def plan_densities(layers: Sequence[int], density: float, *, growth: float = 3.0
         layers: neurons of each layer, input first.
         density: of all possible connections, in (0, 1]; the plan keeps at most that many.
         growth: density of a junction over that of the one before it. 3 gives two equal junctions 25 % and 75 % for a total of 50 %,
-            where the paper's Morse networks are best (12.5 % and 37.5 % for 25 %); 1 makes all equally dense.
+            where the paper's Morse networks are best (12.5 % and 37.5 % for 25 %); 1 makes all equally dense. Its powers, up to the last
+            junction's, must be floats.
 
     Returns:
         :class:`DensityPlan`, with fixed fan-in and fan-out in each junction; rounded down to whole fans, and what is left over goes, one
         step at a time, to the junction that lacks most.
 
     Raises:
-        ValueError: ``plan_densities: density must be at least 0.00219, one connection per neuron; got 0.001``
+        ValueError: ``plan_densities: density must be at least 0.00219, one connection per neuron; got 0.001``;
+            ``plan_densities: growth must be in [1e-150, 1e+150] for 3 junctions; got 1e+200``
 
     Source:
         Dey et al., "Characterizing Sparse Connectivity Patterns in Neural Networks", section 2.4: later junctions need more connections.
@@ -65,6 +67,9 @@ def plan_densities(layers: Sequence[int], density: float, *, growth: float = 3.0
     shapes = _shapes("plan_densities", layers)
     check_real("plan_densities", "in (0, 1]", lambda d: 0 < d <= 1, density=density)
     check_real("plan_densities", "above 0", lambda g: 0 < g < float("inf"), growth=growth)
+    growth, most = float(growth), 10.0 ** (300 / max(1, len(shapes) - 1))
+    within = 1 / most <= growth <= most
+    check_real("plan_densities", f"in [{1 / most:g}, {most:g}] for {len(shapes)} junctions", lambda _: within, growth=growth)
     total = sum(left * right for left, right in shapes)
     budget = int(Fraction(str(density)) * total)  # as written: 0.35 of 100 is 35
     steps = [fan_in_step(left, right) for left, right in shapes]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsekern.arguments import check_whole, said
+from sparsekern.arguments import as_whole, said
 from sparsekern.topology.draw import generator, uniform
 from sparsekern.topology.regular import check_regular
 
@@ -49,8 +49,8 @@ def clash_free_table(
         >>> table.shape, torch.bincount(table.flatten()).unique().tolist()
         (torch.Size([1024, 8]), [128])
     """
-    fan_out = check_regular("clash_free_table", in_blocks, out_blocks, fan_in)
-    check_whole("clash_free_table", parallel=parallel)
+    in_blocks, out_blocks, fan_in, fan_out = check_regular("clash_free_table", in_blocks, out_blocks, fan_in)
+    (parallel,) = as_whole("clash_free_table", parallel=parallel)
     _check(isinstance(order, str) and order in ORDERS, "order", f"one of {ORDERS}", repr(order))
     _check(parallel >= 1 and in_blocks % parallel == 0, "parallel", f"divide in_blocks, {in_blocks}", parallel, verb="must")
     _check(isinstance(dither, bool), "dither", "True or False", said(dither))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsekern.arguments import check_real, check_whole
+from sparsekern.arguments import as_whole, check_real
 from sparsekern.topology.draw import generator
 from sparsekern.topology.fan_in import fan_in_table
 
@@ -65,7 +65,7 @@ def conv_mask(
         >>> index.shape
         torch.Size([50])
     """
-    check_whole("conv_mask", rows=rows, positions=positions)
+    rows, positions = as_whole("conv_mask", rows=rows, positions=positions)
     if rows < 0 or positions < 1:
         raise ValueError(f"conv_mask: rows and positions must be at least 0 and 1; got {rows} and {positions}")
     if (fan_in is None) == (density is None):
@@ -74,9 +74,11 @@ def conv_mask(
         )
     if fan_in is not None:
         table = fan_in_table(positions, rows, fan_in, seed=seed)
+        fan_in = table.shape[1]
         return torch.arange(rows + 1, dtype=torch.int32, device="cpu") * fan_in, table.flatten()
     check_real("conv_mask", "in (0, 1]", lambda d: 0 < d <= 1, density=density)
     assert density is not None
+    density = float(density)  # any real number will do, fractions too
     if count not in COUNTS:
         raise ValueError(f"conv_mask: count must be one of {COUNTS}; got {count!r}")
     keys = torch.rand(rows * positions, generator=generator(seed), dtype=torch.float64, device="cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsekern.arguments import check_whole
+from sparsekern.arguments import as_whole
 from sparsekern.topology.draw import generator
 from sparsekern.topology.huge import huge_fan_in_table, is_huge
 
@@ -37,7 +37,7 @@ def fan_in_table(in_blocks: int, out_blocks: int, fan_in: int, *, seed: int | No
         >>> fan_in_table(4, 2, 3, seed=0).shape
         torch.Size([2, 3])
     """
-    check_whole("fan_in_table", in_blocks=in_blocks, out_blocks=out_blocks, fan_in=fan_in)
+    in_blocks, out_blocks, fan_in = as_whole("fan_in_table", in_blocks=in_blocks, out_blocks=out_blocks, fan_in=fan_in)
     if out_blocks < 0:
         raise ValueError(f"fan_in_table: out_blocks must be at least 0; got {out_blocks}")
     if not 1 <= fan_in <= in_blocks:

@@ -19,6 +19,7 @@ _CHUNK = 1 << 22  # random numbers drawn at a time
 
 def is_huge(in_blocks: int, out_blocks: int, fan_in: int) -> bool:
     """Whether a table is drawn here. It depends on the sizes alone, so a seed means the same table everywhere."""
+    in_blocks, out_blocks, fan_in = int(in_blocks), int(out_blocks), int(fan_in)  # numpy's products would wrap round
     return in_blocks * out_blocks > POSSIBLE and fan_in * _SPARSE <= in_blocks
 
 

@@ -88,7 +88,8 @@ def as_junction(junction: Tensor, size: int | None, op: str, name: str) -> Junct
     """Check a table of integers, with the left ``size``, or a matrix of bools."""
     if not isinstance(junction, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor; got {type(junction).__name__}")
-    check(junction.dim() == 2 and not junction.is_floating_point(), op, name, "[N_right, fan_in] integers or [N_right, N_left] bools",
+    whole = not (junction.is_floating_point() or junction.is_complex())
+    check(junction.dim() == 2 and whole, op, name, "[N_right, fan_in] integers or [N_right, N_left] bools",
           f"{list(junction.shape)} {junction.dtype}")  # fmt: skip
     right = junction.shape[0]
     if junction.dtype == torch.bool:

@@ -8,21 +8,22 @@ from pathlib import Path
 from torch import Tensor
 
 from sparsekern.drawing import BLUE, GREY, RUST, heat_map, new_figure, save
-from sparsekern.topology.junctions import adjacency, path_counts
+from sparsekern.topology.junctions import as_junctions, path_counts
 from sparsekern.topology.scatter import Scatter, window_matrices
 from sparsekern.topology.windows import Shape
 
 
-def plot_adjacency(junctions: Sequence[Tensor], sizes: Sequence[Shape], path: str | Path) -> None:
+def plot_adjacency(junctions: Sequence[Tensor], sizes: Sequence[Shape] | None, path: str | Path) -> None:
     """Draw the adjacency matrix of each junction and, for more than one, the path counts from input to output, into an image file.
 
     Args:
         junctions, sizes: as for :func:`~sparsekern.topology.scatter`.
 
     Raises:
+        ValueError: ``plot_adjacency: sizes must be one per junction, 2, or one per layer; got 1``
         ModuleNotFoundError: ``plot_adjacency: matplotlib must be installed: pip install sparsekern[plots]``
     """
-    matrices = [adjacency(junction, size) for junction, size in zip(junctions, sizes)]
+    matrices = [junction.dense() for junction in as_junctions(junctions, sizes, "plot_adjacency")]
     names = [f"junction {i + 1}" for i in range(len(matrices))]
     if len(matrices) > 1:
         matrices.append(path_counts(junctions, sizes))

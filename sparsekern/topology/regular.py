@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsekern.arguments import check_whole
+from sparsekern.arguments import as_whole
 from sparsekern.topology.draw import generator
 from sparsekern.topology.huge import huge_regular_table, is_huge
 
@@ -47,7 +47,7 @@ def regular_table(in_blocks: int, out_blocks: int, fan_in: int, *, seed: int | N
         >>> table.shape, table.flatten().sort().values.tolist()      # every input once
         (torch.Size([4, 2]), [0, 1, 2, 3, 4, 5, 6, 7])
     """
-    check_regular("regular_table", in_blocks, out_blocks, fan_in)
+    in_blocks, out_blocks, fan_in, _ = check_regular("regular_table", in_blocks, out_blocks, fan_in)
     draw = generator(seed)
     if is_huge(in_blocks, out_blocks, fan_in):
         return torch.from_numpy(huge_regular_table(in_blocks, out_blocks, fan_in, draw))
@@ -69,9 +69,9 @@ def regular_table(in_blocks: int, out_blocks: int, fan_in: int, *, seed: int | N
     return torch.from_numpy(table)
 
 
-def check_regular(op: str, in_blocks: int, out_blocks: int, fan_in: int) -> int:
-    """Return the fan-out; raise where it is not whole."""
-    check_whole(op, in_blocks=in_blocks, out_blocks=out_blocks, fan_in=fan_in)
+def check_regular(op: str, in_blocks: int, out_blocks: int, fan_in: int) -> tuple[int, int, int, int]:
+    """Return the three as Python's numbers, and the fan-out; raise where it is not whole."""
+    in_blocks, out_blocks, fan_in = as_whole(op, in_blocks=in_blocks, out_blocks=out_blocks, fan_in=fan_in)
     if out_blocks < 0:
         raise ValueError(f"{op}: out_blocks must be at least 0; got {out_blocks}")
     if not 1 <= fan_in <= in_blocks:
@@ -80,7 +80,7 @@ def check_regular(op: str, in_blocks: int, out_blocks: int, fan_in: int) -> int:
     if fan_in % step:
         rule = f"a multiple of {step}, or fan_out = {out_blocks} * fan_in / {in_blocks} is not whole"
         raise ValueError(f"{op}: fan_in must be {rule}; got {fan_in}")
-    return out_blocks * fan_in // in_blocks
+    return in_blocks, out_blocks, fan_in, out_blocks * fan_in // in_blocks
 
 
 def fan_in_step(in_blocks: int, out_blocks: int) -> int:
@@ -90,7 +90,7 @@ def fan_in_step(in_blocks: int, out_blocks: int) -> int:
         >>> fan_in_step(8, 6), fan_in_step(64, 1024)
         (4, 1)
     """
-    check_whole("fan_in_step", in_blocks=in_blocks, out_blocks=out_blocks)
+    in_blocks, out_blocks = as_whole("fan_in_step", in_blocks=in_blocks, out_blocks=out_blocks)
     if in_blocks < 1:
         raise ValueError(f"fan_in_step: in_blocks must be at least 1; got {in_blocks}")
     return in_blocks // math.gcd(in_blocks, out_blocks)

@@ -12,6 +12,7 @@ Where neither does it is an extension of ours: the smallest windows for which th
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -132,13 +133,16 @@ def window_adjacency(adjacent: Tensor, windows: int | Tensor, *, side: str) -> T
     if isinstance(windows, Tensor):
         whole = windows.dtype in (torch.int32, torch.int64) and windows.shape == (neurons,) and windows.device.type != "meta"
         check(whole, op, "windows", f"[{neurons}] int32 or int64", f"{list(windows.shape)} {windows.dtype}")
-        check(not neurons or int(windows.min()) >= 0, op, "windows", "at least 0", windows.min() if neurons else 0)
+        low, high = (int(windows.min()), int(windows.max())) if neurons else (0, -1)
+        check(low >= 0, op, "windows", "at least 0", low)
     else:
-        check(is_whole(windows) and windows > 0 and neurons % windows == 0, op, "windows", f"a divisor of {neurons}", said(windows))
-        return adjacent.unflatten(dim, (windows, -1)).sum(dim + 1)
+        number = operator.index(windows) if is_whole(windows) else 0
+        check(number > 0 and neurons % max(1, number) == 0, op, "windows", f"a divisor of {neurons}", said(windows))
+        return adjacent.unflatten(dim, (number, neurons // number)).sum(dim + 1)
     shape = list(adjacent.shape)
-    shape[dim] = int(windows.max()) + 1
-    return adjacent.new_zeros(shape).index_add_(dim, windows.to(adjacent.device), adjacent)
+    shape[dim] = high + 1
+    counted = adjacent if adjacent.is_floating_point() or adjacent.is_complex() else adjacent.long()  # as sum() counts the others
+    return counted.new_zeros(shape).index_add_(dim, windows.to(adjacent.device), counted)
 
 
 def junction_scatter(adjacent: Tensor, fan_in: int, fan_out: int, *, measure: str = "present") -> tuple[float, float]:

@@ -46,7 +46,7 @@ def spread_table(in_shape: Shape, out_shape: Shape, fan_in: int, *, seed: int | 
         (1.0, 1.0)
     """
     inputs, outputs = neurons(in_shape), neurons(out_shape)
-    fan_out = check_regular("spread_table", inputs, outputs, fan_in)
+    inputs, outputs, fan_in, fan_out = check_regular("spread_table", inputs, outputs, fan_in)
     left, right = window_counts(in_shape, fan_in), window_counts(out_shape, fan_out)
     k_left, k_right = math.prod(left), math.prod(right)
     local = _junctions(k_right * k_left, inputs // k_left, outputs // k_right, fan_in // k_left, seed)  # [junctions, s_right, a]

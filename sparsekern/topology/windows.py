@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 
 import torch
 from torch import Tensor
@@ -55,6 +56,7 @@ def window_counts(shape: Shape, fan: int) -> tuple[int, ...]:
         raise ValueError(f"window_counts: fan must be a whole number; got {said(fan)}")
     if not fan >= 1:
         raise ValueError(f"window_counts: fan must be at least 1; got {fan}")
+    fan = operator.index(fan)
     cuts = itertools.product(*([n for n in range(1, math.gcd(side, fan) + 1) if side % n == 0 and fan % n == 0] for side in sides))
 
     def badness(cut: tuple[int, ...]) -> tuple:
@@ -79,8 +81,10 @@ def window_ids(shape: Shape, counts: int | tuple[int, ...]) -> Tensor:
     """
     sides = _dimensions(shape)
     cut = tuple(counts) if isinstance(counts, tuple | list) else (counts,)
-    if not all(map(is_whole, cut)) or len(cut) != len(sides) or any(n < 1 or side % n for side, n in zip(sides, cut)):
-        got = cut if all(map(is_whole, cut)) else said(counts)
+    whole = all(map(is_whole, cut))
+    cut = tuple(map(operator.index, cut)) if whole else cut
+    if not whole or len(cut) != len(sides) or any(n < 1 or side % n for side, n in zip(sides, cut)):
+        got = cut if whole else said(counts)
         raise ValueError(f"window_ids: counts must be one per dimension, each dividing it, {sides}; got {got}")
     ids = torch.zeros((), dtype=torch.int64, device="cpu")
     for side, n in zip(sides, cut):
@@ -94,4 +98,4 @@ def _dimensions(shape: Shape) -> tuple[int, ...]:
     if not 1 <= len(sides) <= 3 or not all(is_whole(side) and 1 <= side < 2**31 for side in sides):
         got = shape if isinstance(shape, str) else said(shape)
         raise ValueError(f"window_counts: shape must be a number of neurons or 1 to 3 of them; got {got}")
-    return sides
+    return tuple(map(operator.index, sides))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from sparsekern import data as sets
 from sparsekern.data.augment import mirror, pad_crop
+from sparsekern.data.files import check_path
 from sparsekern.data.samples import Samples
+from sparsekern.train.checks import check_count
 from sparsekern.train.folders import ImageFolders
 from sparsekern.train.recipe import Recipe, fold_seed
 
@@ -33,6 +36,7 @@ class TrainingData:
     def __post_init__(self) -> None:
         if self.augment not in AUGMENT:
             raise ValueError(f"train: augment must be one of {AUGMENT} for images in memory; got {self.augment!r}")
+        check_count(val_step=self.val_step)
 
     def batch(self, indices: Tensor, seed: int, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """``part`` of the training images ``[B, ...]`` float32 and labels ``[B]`` of a batch; the same for the same indices and seed."""
@@ -60,11 +64,18 @@ class TrainingData:
 
 
 def _morse(path: Path | None, check: bool, per_class: int = 5000, val_per_class: int = 1000, **options: Any) -> tuple[Samples, Samples]:
+    _no_folder("morse", path)
     return sets.morse("train", per_class=per_class, **options), sets.morse("val", per_class=val_per_class, **options)
 
 
 def _digits(path: Path | None, check: bool, seed: int = 0) -> tuple[Samples, Samples]:
+    _no_folder("digits", path)
     return sets.digits("train", seed=seed), sets.digits("test", seed=seed)
+
+
+def _no_folder(name: str, path: Path | None) -> None:
+    if path is not None:
+        raise ValueError(f"train: data must be left out for {name}, which is read from no folder; got {str(path)!r}")
 
 
 def _files(read: Callable[..., Samples], path: Path | None, check: bool, split: str = "train") -> tuple[Samples, Samples]:
@@ -89,6 +100,13 @@ DATA: dict[str, Callable[..., tuple[Any, Any]]] = {
     "svhn": partial(_files, sets.svhn),
     "imagenet": _imagenet,
 }
+#: What each takes as ``data_options``.
+OPTIONS: dict[str, set[str]] = {
+    "morse": {"val_per_class", *inspect.signature(sets.morse).parameters} - {"split"},
+    "digits": {"seed"},
+    **{name: {"split"} for name in ("mnist", "cifar10", "cifar100", "svhn")},
+    "imagenet": {"size", "short", "val_step"},
+}
 
 
 def load_data(recipe: Recipe, path: str | Path | None = None, *, check: bool = True) -> TrainingData | ImageFolders:
@@ -100,7 +118,10 @@ def load_data(recipe: Recipe, path: str | Path | None = None, *, check: bool = T
         check: compare files with their official checksums.
 
     Raises:
-        ValueError: ``train: data must be given for cifar10: the folder of its official files, --data FOLDER; got none``
+        ValueError: ``train: data must be given for cifar10: the folder of its official files, --data FOLDER; got none``;
+            ``train: data must be left out for digits, which is read from no folder; got 'x'``;
+            ``train: data must be one of morse, digits, mnist, ...; got 'foo'``;
+            ``train: data_options must be among seed for digits; got 'shape'``
         FileNotFoundError: as the data set says, with where to get the file.
 
     Example:
@@ -109,6 +130,9 @@ def load_data(recipe: Recipe, path: str | Path | None = None, *, check: bool = T
         >>> data.batch(torch.arange(4), seed=0)[0].shape
         torch.Size([4, 1, 8, 8])
     """
+    if path is not None:
+        check_path("train", path=path)
+    _check_options(recipe)
     train, val = DATA[recipe.data](None if path is None else Path(path), check, **recipe.data_options)
     if isinstance(train, sets.ImageNet):
         return ImageFolders(train, val, recipe.augment, **recipe.data_options)
@@ -117,3 +141,12 @@ def load_data(recipe: Recipe, path: str | Path | None = None, *, check: bool = T
         total = sum(part.double().sum(0) for part in train.x.split(4096))
         mean = (total / (len(train) * (255 if train.x.dtype == torch.uint8 else 1))).float()
     return TrainingData(train, val, recipe.augment, mean)
+
+
+def _check_options(recipe: Recipe) -> None:
+    if not isinstance(recipe.data, str) or recipe.data not in DATA:
+        raise ValueError(f"train: data must be one of {', '.join(DATA)}; got {recipe.data!r}")
+    known = OPTIONS.get(recipe.data, set(recipe.data_options))  # a set that was added answers for itself
+    for name in recipe.data_options:
+        if name not in known:
+            raise ValueError(f"train: data_options must be among {', '.join(sorted(known))} for {recipe.data}; got {name!r}")

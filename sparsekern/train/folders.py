@@ -26,6 +26,7 @@ from sparsekern.data.augment import (
     standardise,
 )
 from sparsekern.data.imagenet import ImageNet
+from sparsekern.train.checks import check_count
 from sparsekern.train.recipe import fold_seed
 
 AUGMENT = ("crop_mirror", "full_imagenet")
@@ -38,6 +39,10 @@ class ImageFolders:
     Images come out as ``[B, 3, size, size]``, each channel less ImageNet's mean and over its deviation. To train on: ``"crop_mirror"``, a
     random crop of the image scaled to a shorter side of ``short``, mirrored or not; ``"full_imagenet"``, fb.resnet.torch's: a crop of
     random size and aspect, colours jittered and shifted along their principal components, mirrored or not. To judge by: the centre.
+
+    Raises:
+        ValueError: ``train: train and val must hold folders of the same classes; got 'n01' and 2 more in train alone``: a label is the
+            place of its class among the folders of its split
 
     Cost:
         Every image is decoded and scaled when its batch is made, on all cores at once; nothing ahead of time.
@@ -53,6 +58,10 @@ class ImageFolders:
     def __post_init__(self) -> None:
         if self.augment not in AUGMENT:
             raise ValueError(f"train: augment must be one of {AUGMENT} for images of folders; got {self.augment!r}")
+        check_count(size=self.size, short=self.short, val_step=self.val_step)
+        if self.train.names != self.val.names:
+            got = ", ".join(_alone("train", self.train, self.val) + _alone("val", self.val, self.train))
+            raise ValueError(f"train: train and val must hold folders of the same classes; got {got}")
         if not 1 <= self.size <= self.short:
             raise ValueError(f"train: size must be in [1, {self.short}], the shorter side; got {self.size}")
 
@@ -114,3 +123,10 @@ class ImageFolders:
         ready.wait()
         torch.set_num_threads(process)
         return threads
+
+
+def _alone(split: str, images: ImageNet, others: ImageNet) -> list[str]:
+    """The classes that the other split lacks, in a few words."""
+    names = sorted(set(images.names) - set(others.names))
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"{names[0]!r}{more} in {split} alone"] if names else []

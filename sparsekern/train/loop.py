@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsekern.train.checkpoint import load_checkpoint, need_safetensors, save_checkpoint, under_prefix, with_prefix
+from sparsekern.train.checks import check_resumable, check_training, check_unused
 from sparsekern.train.data import TrainingData, load_data
 from sparsekern.train.dynamic import Fixed
 from sparsekern.train.folders import ImageFolders
 from sparsekern.train.log import plot_curves, write_log
 from sparsekern.train.model import build_model
 from sparsekern.train.optimiser import expected_shapes, make_optimiser, optimiser_tensors, restore_optimiser
-from sparsekern.train.parallel import Processes, own_device, processes
+from sparsekern.train.parallel import Processes, processes, usable_device
 from sparsekern.train.recipe import Recipe, fold_seed
 from sparsekern.train.show import Quiet
 
@@ -76,7 +77,7 @@ def train(
             nothing.
         resume: go on where ``out`` stands; from the beginning if it holds nothing yet.
         seed: of weights, connections, order, augmentation and dropout. Torch's own generator is left as it was.
-        device: ``"cpu"`` or ``"cuda"``; under ``torchrun`` the latter is a GPU for each process.
+        device: ``"cpu"``, ``"cuda"`` or another that torch can use here; under ``torchrun`` the latter is a GPU for each process.
         amp: forward and loss in bfloat16 where torch's autocast deems it safe; weights stay float32.
         dynamic: a changing topology, see :mod:`sparsekern.train.dynamic`.
         prepare: called with the fresh network, for example to set connections of one's own.
@@ -88,7 +89,12 @@ def train(
     sees the samples of its own process.
 
     Raises:
-        ValueError: ``train: out must not hold a checkpoint yet, or be resumed; got 'runs/a'``;
+        ValueError: ``train: epochs must be at least 1; got 0``, and so for ``batch``, ``checkpoint_every`` and the like;
+            ``train: device must be one that torch can use here; got 'cuda' (Torch not compiled with CUDA enabled)``;
+            ``train: data must have at least 1 sample to judge by; got 0``; as :func:`~sparsekern.train.load_data`;
+            ``train: out must not hold a checkpoint yet, or be resumed; got 'runs/a'``;
+            ``train: out must not hold a run yet; got 'runs/a', with log.csv and without last.safetensors``;
+            ``train: checkpoint must be the last one, with what the optimiser gathered; got the best one (runs/a/last.safetensors)``;
             ``train: checkpoint must be of the same run; got recipe.batch 64 where 32 is asked for``; as
             :func:`~sparsekern.train.checkpoint.load_checkpoint` for a damaged one. Nothing is overwritten then.
         ArithmeticError: ``train: loss must be finite; got nan in step 17``
@@ -101,9 +107,12 @@ def train(
         >>> len(trained.rows), trained.last > 0.3
         (2, True)
     """
-    device = own_device(device)
+    check_training(recipe, path=path, out=out, seed=seed, checkpoint_every=checkpoint_every)
+    if not isinstance(data, TrainingData | ImageFolders | None):
+        raise ValueError(f"train: data must be TrainingData or ImageFolders, or None; got {type(data).__name__}")
+    device = usable_device(device)
     with processes(device) as group, torch.random.fork_rng():
-        data = data or load_data(recipe, path, check=check)
+        data = load_data(recipe, path, check=check) if data is None else data
         model = build_model(recipe, seed)
         if prepare is not None:
             prepare(model)
@@ -153,6 +162,8 @@ class Trainer:
         batches = whole + (rest >= 2 * self.group.world)
         if batches == 0:
             raise ValueError(f"train: data must be of at least {2 * self.group.world} samples; got {n}")
+        if len(self.data.val) == 0:
+            raise ValueError("train: data must have at least 1 sample to judge by; got 0")
         return batches
 
     # ---- training
@@ -251,7 +262,7 @@ class Trainer:
                 scores = self.model(x.to(self.device)).float()
             y = y.to(self.device)
             sums += torch.tensor([F.cross_entropy(scores, y, reduction="sum").item(), (scores.argmax(1) == y).sum().item()])
-        loss, correct = (self.group.sum_(sums) / max(1, len(self.data.val))).tolist()
+        loss, correct = (self.group.sum_(sums) / len(self.data.val)).tolist()
         return loss, correct
 
     # ---- checkpoints
@@ -265,6 +276,8 @@ class Trainer:
             if not resume:
                 raise ValueError(f"train: out must not hold a checkpoint yet, or be resumed; got {str(self.out)!r}")
             self.restore(*load_checkpoint(last), last)
+        elif not resume:
+            check_unused(self.out)
         self.group.wait()
         if self.group.first:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -287,8 +300,8 @@ class Trainer:
         facts = {"run": self.facts(), "at": at, "rows": self.rows}
         whole = model | with_prefix("optimiser", optimiser_tensors(self.optimiser, self.model))
         if best and self.record:  # first: stopped in between, the epoch is repeated, and the best with it
-            save_checkpoint(self.out / BEST, model, facts)
-        save_checkpoint(self.out / LAST, whole | with_prefix("topology", self.dynamic.tensors()), facts)
+            save_checkpoint(self.out / BEST, model, facts | {"kind": "best"})
+        save_checkpoint(self.out / LAST, whole | with_prefix("topology", self.dynamic.tensors()), facts | {"kind": "last"})
 
     def write_record(self) -> None:
         """The log, and the curves once all epochs are there; both come from the rows of the last checkpoint alone."""
@@ -304,6 +317,7 @@ class Trainer:
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], path: Path) -> None:
         """Stand where the checkpoint stands; nothing is touched before all of it is known to fit."""
+        check_resumable(facts, path)
         difference = first_difference(facts["run"], self.facts())
         if difference:
             raise ValueError(f"train: checkpoint must be of the same run; got {difference} ({path})")

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, distributed, nn
 
+from sparsekern.arguments import said
+
 
 class Processes:
     """This process among its fellows; alone where ``torchrun`` did not start it."""
@@ -93,6 +95,23 @@ def own_device(device: str | torch.device) -> torch.device:
     if device.type == "cuda" and _world() > 1:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return device
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device of this process, once torch has placed a number on it.
+
+    Raises:
+        ValueError: ``train: device must be one that torch can use here; got 'cuda' (Torch not compiled with CUDA enabled)``
+    """
+    try:
+        found = own_device(device)
+        if found.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch's answer differs from device to device
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"train: device must be one that torch can use here; got {said(device)} ({reason})") from error
+    return found
 
 
 def _world() -> int:

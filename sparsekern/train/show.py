@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from sparsekern.console import open_console
+
 
 class Quiet:
     """Says nothing; what the others do, in one place."""
@@ -24,10 +26,9 @@ class Live(Quiet):
     """Rich's progress bar, refreshed a few times per second; a line stays for every epoch."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.console = Console(highlight=False)
+        self.console = open_console()
         numbers = TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.fields[live]}")
         self.bar = Progress(*numbers, TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal, transient=True)
         self.task: Any = None

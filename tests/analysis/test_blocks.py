@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,12 +22,32 @@ def test_score():
     assert block_diagonality(unequal, [(1, 4), (3, 2)]).score == 1 and block_diagonality(unequal, 2).score < 1
 
 
+def test_numbers_of_numpy_are_numbers():
+    blocks, n = torch.block_diag(*[torch.ones(2, 3)] * 4), np.int64
+    assert block_diagonality(blocks, n(4)).score == block_diagonality(blocks, [(n(2), n(3))] * 4).score == 1
+
+
+def test_bad_matrices():
+    for matrix, error, sentence in (
+        (np.ones((4, 4)), TypeError, "a tensor; got ndarray"),
+        (torch.ones(0, 0), ValueError, "real and of at least one entry; got [0, 0] torch.float32"),
+        (torch.ones(4, 4) * 1j, ValueError, "real and of at least one entry; got [4, 4] torch.complex64"),
+    ):
+        with pytest.raises(error) as raised:
+            block_diagonality(matrix, 2)
+        assert str(raised.value) == f"block_diagonality: matrix must be {sentence}"
+
+
 def test_bad_groups():
     for groups, sentence in (
         (4, "groups must divide the sizes of the matrix, [6, 8]; got 4"),
         (1, "groups must be at least 2; got 1"),
         (0, "groups must be at least 2; got 0"),
         ([(3, 4), (3, 3)], "groups must add up to the sizes of the matrix, [6, 8]; got [(3, 4), (3, 3)]"),
+        *(
+            (groups, f"groups must be a whole number, or a positive (in, out) of each group; got {groups!r}")
+            for groups in (2.0, None, "ab", [3, 3], [(6, 8), (0, 0)], [(7, 8), (-1, 0)])
+        ),
     ):
         with pytest.raises(ValueError) as raised:
             block_diagonality(torch.ones(6, 8), groups)

@@ -99,6 +99,17 @@ def test_filters_that_never_change_and_few_samples():
     torch.testing.assert_close(torch.linalg.svdvals(pair.whitened()), torch.ones(6).double(), atol=1e-6, rtol=0)
 
 
+def test_a_filter_that_never_changes_correlates_with_none_whatever_its_value():
+    model = nn.Sequential(nn.Conv2d(2, 3, 1)).double()
+    with torch.no_grad():
+        model[0].weight[0] = 0
+    for value in (0.1, 5.3, 1e3 / 7):  # sums of so many are no multiples of them
+        nn.init.constant_(model[0].bias, value)
+        pair = layer_pairs(model, [("0", "0")], [torch.randn(n, 2, 7, 7, dtype=torch.float64) for n in (1, 3, 2)])[0]
+        assert pair.first[0].count_nonzero() == 0 and pair.correlation()[0].count_nonzero() == 0
+        assert pair.correlation()[1, 1] == pytest.approx(1, abs=1e-12)
+
+
 def test_linear_layers_and_sizes():
     model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
     x = torch.randn(20, 5)
@@ -158,6 +169,12 @@ def test_bad_arguments():
         same_samples(torch.ones(2, 3, 4), torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"^zca: covariance must be square; got \[2, 3\]$"):
         zca(torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"^zca: covariance must be of at least one variable; got none$"):
+        zca(torch.ones(0, 0))
+    with pytest.raises(ValueError, match=r"^zca: covariance must be real; got torch.complex64$"):
+        zca(torch.ones(2, 2) * 1j)
+    with pytest.raises(TypeError, match=r"^zca: covariance must be a tensor; got ndarray$"):
+        zca(np.ones((2, 2)))
     lstm = nn.Sequential(nn.LSTM(2, 2))
     with pytest.raises(TypeError, match=r"^record: names must be of layers with a tensor; got '0', whose is a tuple$"):
         list(record(lstm, ["0"], [torch.randn(3, 1, 2)]))

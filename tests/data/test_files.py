@@ -182,6 +182,8 @@ def test_svhn(tmp_path):
         ({"X": x.astype(np.float32), "y": y}, "of images X [32, 32, 3, N] of uint8; got [32, 32, 3, 12] of float32"),
         ({"X": x, "y": y[:5]}, "of labels y [12, 1] in [1, 10]; got [5, 1] of uint8"),
         ({"X": x, "y": y - 1}, "of labels y [12, 1] in [1, 10]"),
+        ({"X": x, "y": np.minimum(y + 0.5, 10)}, "of labels y that are whole numbers; got some between two"),
+        ({"X": x, "y": np.array([["a"]] * 12)}, "of labels y [12, 1] in [1, 10]"),
     ):
         savemat(file, bad)
         refuses(sentence, svhn, tmp_path, check=False)
@@ -278,6 +280,10 @@ def test_imagenet_bad_files(archives, tmp_path_factory, monkeypatch):
     monkeypatch.setattr(imagenet_files, "CLASSES", 1)
     refuses("ImageNet: val must be 50000 images; got 1; check=False takes a part", ImageNet, out, "val")
 
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
+    (out / "val" / "n01" / "a.JPEG").write_bytes(jpeg((1, 2, 3)))
+    refuses("a.JPEG must be a complete image; got one that cannot be read", lambda: ImageNet(out, "val", check=False)[0])
+
     train = archives / "ILSVRC2012_img_train.tar"
     train.write_bytes(train.read_bytes()[:6000])
     refuses(
@@ -295,3 +301,30 @@ def test_imagenet_bad_files(archives, tmp_path_factory, monkeypatch):
     refuses("ILSVRC2012_devkit_t12.tar.gz must be the complete archive", unpack_imagenet, archives, other, check=False)
     kit.unlink()
     refuses("must hold the file ILSVRC2012_devkit_t12.tar.gz", unpack_imagenet, archives, other, check=False, kind=FileNotFoundError)
+
+
+def test_imagenet_takes_files_that_show(tmp_path):
+    for name in ("n01/a.jpg", "n01/._a.jpg", "n01/b.jpg/inside.txt", ".trash/c.jpg", "._d.jpg"):
+        (tmp_path / "val" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "val" / name).write_bytes(jpeg((1, 2, 3)))
+    found = ImageNet(tmp_path, "val", check=False)
+    assert found.names == ["n01"] and [file.name for file, _ in found.files] == ["a.jpg"]
+    refuses("got 1 folders (get the archives", ImageNet, tmp_path, "val")  # and no images beside it
+
+
+def test_grey_of_16_bits(tmp_path):
+    """The upper byte of each pixel in all three channels, however Pillow calls the mode; of other numbers none is known to be white."""
+    Image = pytest.importorskip("PIL.Image")
+    (tmp_path / "val" / "n01").mkdir(parents=True)
+    grey = np.array([[0, 255, 256, 300], [5000, 32768, 40000, 65535]], np.uint16)
+    Image.fromarray(grey).save(tmp_path / "val" / "n01" / "a.png")
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "val" / "n01" / "b.png", "TIFF")
+    Image.fromarray(grey.astype(np.int32)).save(tmp_path / "val" / "n01" / "c.png", "TIFF")
+    images = ImageNet(tmp_path, "val", check=False)
+    assert images[0][0].tolist() == [(grey // 256).tolist()] * 3
+    for i, mode in ((1, "F"), (2, "I")):
+        refuses(f"{'abc'[i]}.png must be an image of 8 bits a channel, or a grey PNG of 16; got one of mode {mode}", images.__getitem__, i)
+    for kind in (np.int32, ">u2", "<u2"):
+        image = Image.fromarray(grey.astype(kind))
+        image.format = "PNG"
+        assert (imagenet_files._pixels(image)[:, :, 1] == grey // 256).all(), image.mode

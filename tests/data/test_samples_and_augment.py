@@ -34,6 +34,23 @@ def test_samples():
         Samples(torch.zeros(3, 1), torch.zeros(2), 1)
 
 
+@pytest.mark.parametrize(
+    ("labels", "classes", "sentence"),
+    [
+        (torch.tensor([0, 3]), 3, r"y must be in \[0, 3\); got 0 to 3"),
+        (torch.tensor([-1, 2]), 3, r"y must be in \[0, 3\); got -1 to 2"),
+        (torch.tensor([0.0, 1.5]), 3, r"y must be whole numbers \[N\]; got float32 \[2\]"),
+        (torch.tensor([[0], [1]]), 3, r"y must be whole numbers \[N\]; got int64 \[2, 1\]"),
+        (torch.tensor([0, 1]), 0, "classes must be at least 1; got 0"),
+        (torch.tensor([0, 1]), "3", "classes must be a whole number; got '3'"),
+    ],
+)
+def test_labels_are_classes(labels, classes, sentence):
+    with pytest.raises(ValueError, match=f"^Samples: {sentence}$"):
+        Samples(torch.zeros(2, 4), labels, classes)
+    assert len(Samples(torch.zeros(0, 4), labels[:0].long().flatten(), 3)) == 0
+
+
 def test_digits():
     pytest.importorskip("sklearn")
     train, test, every = digits("train"), digits("test"), digits("all")

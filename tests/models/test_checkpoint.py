@@ -13,6 +13,7 @@ from sparsekern.models.checkpoint import load_dense
 from sparsekern.models.googlenet import GoogLeNet
 from sparsekern.models.nin import NiN
 from sparsekern.models.resnet import ResNet
+from sparsekern.nn import GroupedConv2d
 
 SHAPES = json.loads((Path(__file__).parent / "dense_twins.json").read_text())
 SHALLOW = (1, 2, 1, 1)
@@ -214,6 +215,7 @@ def test_wrappers_and_prefixes_of_training_scripts_are_taken_off():
     for wrapped in (
         {"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 90},
         {"model": {f"module._orig_mod.{name}": value for name, value in state.items()}},
+        {"model": {"state_dict": state, "epoch": 90}},
         {**state, "optimizer": "sgd"},
     ):
         model = NiN(conv=nn.Conv2d)
@@ -221,6 +223,82 @@ def test_wrappers_and_prefixes_of_training_scripts_are_taken_off():
         assert len(report.kept) == len(state) and report.missing == {}
         assert report.left == ({"optimizer": "not a tensor but str"} if "optimizer" in wrapped else {})
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+class Rooted(nn.Module):
+    """Parameters of the model itself, and a child called as a wrapper is."""
+
+    def __init__(self):
+        super().__init__()
+        self.cls_token, self.bias = nn.Parameter(torch.randn(1, 1, 4)), nn.Parameter(torch.randn(3))
+        self.module = nn.Linear(4, 4)
+
+
+def test_parameters_of_the_model_itself_and_a_child_called_module_are_found():
+    source, model = Rooted(), Rooted()
+    report = load_dense(model, source.state_dict())
+    assert report.kept == ["cls_token", "bias", "module.weight", "module.bias"] and report.left == report.missing == {}
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
+    state = source.state_dict() | {"pos_embed": torch.ones(2)}
+    report = load_dense(model, {name: value for name, value in state.items() if name != "cls_token"})
+    assert report.left == {"pos_embed": "the model's layer has no such entry"} and report.missing == {"cls_token": "keeps its value"}
+    assert "missing cls_token of the model itself: keeps its value" in str(report)
+    with pytest.raises(ValueError, match=r"got 1 entries of which none fits \(first 'head'\)$"):
+        load_dense(model, {"head": torch.ones(3)})
+    conv, grouped = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=2)
+    assert list(load_dense(grouped, conv.state_dict()).sliced) == ["weight"]
+    parts = GroupedConv2d(8, 8, 3, groups=2, group_sizes=[(2, 4), (6, 4)])
+    assert load_dense(parts, conv.state_dict()).missing == {} and torch.equal(parts.bias_dense(), conv.bias)
+
+
+class Preactivated(nn.Module):
+    """The batch-norm stands before the convolution of its name."""
+
+    def __init__(self, batch_norm):
+        super().__init__()
+        if batch_norm is not None:
+            self.bn1 = nn.BatchNorm2d(4) if batch_norm else nn.Identity()
+        self.conv1, self.fc, self.act = nn.Conv2d(4, 4, 3), nn.Linear(4, 4), nn.PReLU()
+
+
+def test_a_batch_norm_is_folded_only_into_a_convolution_that_stands_before_it():
+    source = trained(Preactivated(True))
+    for placeholder in (False, None):  # what stands first says the model or, where it lacks the one, the checkpoint
+        model = Preactivated(placeholder)
+        report = load_dense(model, source.state_dict())
+        assert report.folded == {} and torch.equal(model.conv1.weight, source.conv1.weight)
+        assert report.left["bn1.weight"] == "the model has no such layer"
+    source = NiN(batch_norm=True).state_dict()
+    by_type = sorted(source, key=lambda name: (source[name].is_floating_point(), name))  # an order that says nothing of the layers'
+    report = load_dense(NiN(batch_norm=False), {name: source[name] for name in by_type})
+    assert report.folded and report.left == {}
+
+
+def test_what_stands_under_two_names_is_filled_by_either():
+    shared, linear = nn.Linear(3, 3), nn.Linear(3, 3)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    for names in (("0.weight", "0.bias"), ("2.weight", "2.bias"), ("0.weight", "0.bias", "2.weight")):
+        nn.init.zeros_(shared.bias)
+        report = load_dense(model, {name: linear.state_dict()[name[2:]] for name in names})
+        assert report.missing == {} and torch.equal(shared.weight, linear.weight) and torch.equal(shared.bias, linear.bias)
+    report = load_dense(model, {"2.weight": linear.weight})
+    assert set(report.missing.values()) == {"set to zero"} and shared.bias.count_nonzero() == 0
+
+
+def test_a_bias_for_which_parts_have_no_place_is_in_the_report():
+    model = nn.Sequential(GroupedConv2d(8, 8, 3, groups=2, bias=False, group_sizes=[(2, 4), (6, 4)]))
+    report = load_dense(model, nn.Sequential(nn.Conv2d(8, 8, 3)).state_dict())
+    assert report.left == {"0.bias": "the model's layer has no such entry"} and len(report.sliced) == 2
+
+
+def test_models_and_checkpoints_without_values_are_answered_in_words():
+    state = nn.Sequential(nn.Linear(2, 2)).state_dict()
+    rule = "run once before, for all of its layers to have a shape"
+    with pytest.raises(ValueError, match=rf"^load_dense: model must be {rule}; got '0.weight' without$"):
+        load_dense(nn.Sequential(nn.LazyLinear(2)), state)
+    on_meta = {f"module.{name}": value.to("meta") for name, value in state.items()}
+    with pytest.raises(ValueError, match=r"^load_dense: state_dict must be of tensors with values; got 'module.0.weight' on meta$"):
+        load_dense(nn.Sequential(nn.Linear(2, 2)), on_meta)
 
 
 def test_what_cannot_be_loaded_changes_nothing():

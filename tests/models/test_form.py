@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from sparsekern.models import create_model
 from sparsekern.models.form import StochasticConvReLU2d, form_stochastic
@@ -119,10 +121,73 @@ def test_a_seed_fixes_the_masks_and_differs_between_layers():
     model = Small()
     torch.set_rng_state(state)
     form_stochastic(model, conv=0.5, linear=0.5, seed=1)
-    drawn = torch.get_rng_state()
-    torch.set_rng_state(state)
-    form_stochastic(Small(), conv=0.5, linear=0.5, seed=None)
-    assert not torch.equal(torch.get_rng_state(), drawn)
+    assert torch.equal(torch.get_rng_state(), state)
+    form_stochastic(model, pointwise=0.5, seed=None)
+    assert not torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_shared_layer_goes_by_each_of_its_names():
+    first, second = (form_stochastic(Small(), layers={name: 0.25}) for name in ("conv2", "again"))
+    assert kept(first) == kept(second) == {"conv2": 576} and second.again is second.conv2
+    assert torch.equal(first.conv2.index, second.again.index)
+    assert kept(form_stochastic(Small(), layers={"conv2": 0.25, "again": 0.5})) == {"conv2": 1152}  # the last match counts
+
+
+class Doubled(nn.Linear):
+    """A forward of its own."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def tied():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    return model
+
+
+def owned_by_the_model():
+    model = nn.Sequential(nn.Linear(8, 8))
+    model.weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "reason"),
+    [
+        (lambda: nn.MultiheadAttention(8, 2), "out_proj", "MultiheadAttention reads its weight without calling it"),
+        (lambda: nn.TransformerEncoderLayer(8, 2, 16), "linear1", "TransformerEncoderLayer reads its weight without calling it"),
+        (lambda: nn.Sequential(Doubled(8, 8)), "0", "Doubled has a forward of its own"),
+        (lambda: nn.Sequential(weight_norm(nn.Conv2d(8, 8, 3))), "0", "it holds more than a weight and a bias (parametrizations)"),
+        (
+            lambda: nn.Sequential(prune.random_unstructured(nn.Conv2d(8, 8, 1), "weight", 0.5)),
+            "0",
+            "it holds more than a weight and a bias (weight_mask, weight_orig)",
+        ),
+        (tied, "1", "it shares a parameter with 0"),
+        (owned_by_the_model, "0", "it shares a parameter with the model itself"),
+        (lambda: nn.Sequential(nn.LazyLinear(8)), "0", "its weight has no shape yet"),
+    ],
+)
+def test_layers_that_a_sparse_one_cannot_stand_in_for_stay_dense(build, name, reason):
+    model = build()
+    layers = dict(model.named_modules())
+    assert form_stochastic(model, conv=0.5, pointwise=0.5, linear=0.5) is model and dict(model.named_modules()) == layers
+    rule = "match layers that a sparse one can stand in for"
+    with pytest.raises(ValueError) as raised:
+        form_stochastic(model, layers={"*": 1.0, f"{name}*": 0.5})
+    assert str(raised.value) == f"form_stochastic: layers must {rule}; got '{name}*', which matches {name}: {reason}"
+    assert dict(model.named_modules()) == layers
+
+
+@torch.no_grad()
+def test_a_formed_transformer_runs_in_both_modes():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1)
+    model, x = nn.Sequential(encoder, nn.Linear(16, 16)), torch.randn(2, 5, 16)
+    expected = encoder.eval()(x)
+    form_stochastic(model, linear=0.5)
+    assert kept(model) == {"1": 128} and torch.equal(encoder(x), expected)
+    assert model.train()(x).shape == x.shape
 
 
 def test_bernoulli_draws_each_connection_by_itself():

@@ -1,5 +1,6 @@
 """Root, tree and column plans against the paper's tables."""
 
+import numpy as np
 import pytest
 
 from sparsekern.models import group_plan
@@ -16,6 +17,10 @@ def test_resnet_plans_are_table_3():
     assert group_plan("root", 2, 4) == (2, 1, 1, 1)
     assert group_plan("root", 64, 4) == (64, 32, 16, 8)
     assert group_plan("root", 1, 4) == (1, 1, 1, 1)
+
+
+def test_numbers_of_numpy_do_not_wrap_round():
+    assert group_plan("tree", np.uint8(128), np.uint8(3)) == (128, 256, 512)
 
 
 def test_bad_arguments():

@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -128,6 +129,11 @@ def test_every_neuron_has_the_same_number_of_edges_on_either_side():
 def test_a_seed_fixes_the_edges():
     one, two, other = (create_model("morse_cl", fan_out=(128, 8), seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one.junction1.index, two.junction1.index) and not torch.equal(one.junction1.index, other.junction1.index)
+
+
+def test_numbers_of_numpy_are_pythons():
+    one, two = (create_model("morse_cl", fan_out=(n(128), n(8)), seed=n(200)) for n in (int, np.uint8))
+    assert all(torch.equal(a.index, b.index) for a, b in zip(junctions(one), junctions(two)))
 
 
 def test_weights_are_drawn_by_the_true_fan_in():

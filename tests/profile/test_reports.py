@@ -1,10 +1,12 @@
 """What becomes of a profile: tree, tables, comparison, JSON that reads back, CSV, picture, page, trace; and the dense twins."""
 
 import csv
+import io
 import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -14,7 +16,7 @@ from torch import nn
 import sparsekern as sk
 from sparsekern.cli import main
 from sparsekern.measure.roof import Roof
-from sparsekern.profile import LayerProfile, Profile, diff, page, plot, profile, save
+from sparsekern.profile import LayerProfile, Profile, diff, page, plot, profile, report, save
 from sparsekern.profile.trace import write_trace
 from sparsekern.profile.tree import SORTS, build_tree, sort_tree
 from sparsekern.profile.twins import dense_twin
@@ -245,6 +247,86 @@ def test_command_writes_every_file_and_reads_a_saved_profile(tmp_path, capsys):
     assert "same" in text and "1.00x" in text and " 0 " in text
     assert main(["profile", files["json"], "--trace", files["trace"]]) == 2
     assert "profile: --trace must be asked for when a model runs" in capsys.readouterr().err
+
+
+MODELS = """
+from torch import nn
+five = 5
+def net(): return nn.Conv2d(3, 4, 3)
+def boom(): raise RuntimeError("boom\\nand more")
+def needs_an_argument(x): return net()
+def gives_five(): return five
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("nin --rounds 0", "--rounds must be at least 1; got 0"),
+        ("nin --threads 0", "--threads must be from 1 to 1024; got 0"),
+        ("nin --threads -1", "--threads must be from 1 to 1024; got -1"),
+        ("nin --threads 100000", "--threads must be from 1 to 1024; got 100000"),
+        ("nin --top -1", "--top must be at least 0; got -1"),
+        ("nin --depth -1", "--depth must be at least 0; got -1"),
+        ("nin --depth 4294967296", "--depth must be below 2^31; got 4294967296"),
+        ("mym:net --input 1x1x8x8", "MODEL must run on an input of 1x1x8x8; got RuntimeError: "),
+        ("mym:net --input 3", "MODEL must run on an input of 3; got RuntimeError: "),
+        ("mym:net --channels-last --input 3x8", "--input must be four sizes with --channels-last; got 3x8"),
+        ("mym:boom", "MODEL must make a torch.nn.Module; got mym:boom: RuntimeError: boom"),
+        ("mym:needs_an_argument", "MODEL must make a torch.nn.Module; got mym:needs_an_argument: TypeError: "),
+        ("mym:five", "MODEL must make a torch.nn.Module; got mym:five: TypeError: 'int' object is not callable"),
+        ("mym:gives_five", "MODEL must make a torch.nn.Module; got int"),
+        ("mym:nothing", "MODEL must be module:callable that can be imported; got mym:nothing: AttributeError: "),
+        ("fails_to_import:net", "MODEL must be module:callable that can be imported; got fails_to_import:net: RuntimeError: early"),
+        (":x", "MODEL must be module:callable that can be imported; got :x: ValueError: Empty module name"),
+    ],
+)
+def test_what_cannot_be_profiled_is_answered_in_one_line(tmp_path, monkeypatch, capsys, arguments, sentence):
+    pytest.importorskip("rich")
+    (tmp_path / "mym.py").write_text(MODELS)
+    (tmp_path / "fails_to_import.py").write_text("raise RuntimeError('early')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mym", raising=False)
+    assert main(["profile", *arguments.split()]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"sparsekern: profile: {sentence}") and said.count("\n") == 1
+
+
+def test_what_the_library_refuses(tmp_path):
+    pytest.importorskip("rich")
+    for rounds in (0, -1, 1.5, None):
+        with pytest.raises(ValueError, match=f"^profile: rounds must be a whole number of at least 1; got {rounds}$"):
+            profile(nn.Linear(4, 2), torch.randn(1, 4), rounds=rounds)
+    with pytest.raises(ValueError, match=r"^profile: depth must be None or at least 0; got -1$"):
+        build_tree(made(), depth=-1)
+    with pytest.raises(ValueError, match=r"^profile: top must be None or at least 0; got -1$"):
+        report.table(made(), top=-1)
+    with pytest.raises(ValueError, match=r"^profile: numbers must be finite to be written; got nan$"):
+        save.write_json(replace(made(), bare_ms=float("nan")), tmp_path / "p.json")
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_brackets_in_names_are_shown_as_they_are():
+    console = pytest.importorskip("rich.console").Console(width=200, record=True, file=io.StringIO())
+    layers = [layer("[/x]", 1.0, 2_000_000, kind="[/y]"), layer("[/z]", 1.0)]
+    odd = replace(made("[/m]"), layers=layers, containers={"": "Net"}, roof=Roof(100.0, 10.0, "[/r]"))
+    for shown, words in (
+        (report.table(odd), ("[/m]", "[/x]", "[/y]", "[/z]", "[/r]")),
+        (report.table(odd, top=2), ("[/x]", "[/z]")),
+        (report.realised(odd, replace(odd, layers=layers[:1])), ("[/m] against [/m]", "[/x]", "only in [/m]: [/z]")),
+    ):
+        console.print(shown)
+        text = console.export_text()
+        assert all(word in text for word in words)
+
+
+def test_the_command_leaves_the_callers_random_numbers(tmp_path, monkeypatch):
+    pytest.importorskip("rich")
+    (tmp_path / "no_draws.py").write_text("from torch import nn\nnet = nn.ReLU()\n")
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_rng_state()
+    assert main(["profile", "no_draws:net", "--input", "2x4", "--rounds", "1"]) == 0
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.slow

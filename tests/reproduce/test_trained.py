@@ -100,6 +100,15 @@ def test_a_training_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch)
     assert one == two and not under_way.exists()
 
 
+@pytest.mark.parametrize("held", ["", "[1]", '{"a": 1}', '{"a": {"best": 1}}'])
+def test_what_is_no_list_of_trainings_is_refused(tmp_path, held):
+    file = tmp_path / "digits_density_runs.json"
+    file.write_text(held)
+    with pytest.raises(ValueError, match=r"reproduce: .*runs\.json must hold trainings that ended \(or be removed\); got something else"):
+        TABLES["digits/density"](Arguments(out=tmp_path, seeds=(0,), epochs=1, only=("fan-out 8, 5",)))
+    assert file.read_text() == held
+
+
 @pytest.mark.parametrize(("holds", "code"), [(True, 0), (False, 1)])
 def test_a_broken_claim_is_a_failure(tmp_path, capsys, holds, code):
     digits = EXPERIMENTS["digits/density"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,6 +80,11 @@ def test_large_tables_are_drawn_window_by_window(monkeypatch):
 
 
 PINNED_LARGE = [[14, 21, 28, 29, 37], [5, 10, 18, 22, 34], [5, 11, 13, 19, 35]]
+
+
+def test_numbers_of_numpy_do_not_wrap_round():
+    assert balanced_counts(np.int32(100000), np.int32(50000)) == balanced_counts(100000, 50000)
+    assert torch.equal(balanced_table(np.uint8(200), np.uint8(9), np.uint8(70), seed=0), balanced_table(200, 9, 70, seed=0))
 
 
 def test_bad_fan_in():

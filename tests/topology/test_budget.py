@@ -66,6 +66,8 @@ def test_bad_arguments():
         plan_densities((8, 4), 0)
     with pytest.raises(ValueError, match=r"^plan_densities: growth must be above 0; got 0$"):
         plan_densities((8, 4), 0.5, growth=0)
+    with pytest.raises(ValueError, match=r"^plan_densities: growth must be in \[1e-150, 1e\+150\] for 3 junctions; got 1e\+200$"):
+        plan_densities((8, 8, 8, 8), 0.5, growth=1e200)
     with pytest.raises(ValueError, match=r"^plan_densities: layers must be at least two positive numbers of neurons; got \(8,\)$"):
         plan_densities((8,), 0.5)
     with pytest.raises(ValueError, match=r"^equal_budget_splits: layers must be 3, of two junctions; got 2$"):

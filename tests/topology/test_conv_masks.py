@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +50,13 @@ def test_mask_tables():
     keep = torch.tensor([[0, 0, 0], [1, 0, 1], [1, 1, 1]], dtype=torch.bool)
     indptr, index = mask_tables(keep)
     assert indptr.tolist() == [0, 0, 2, 5] and index.tolist() == [0, 2, 0, 1, 2]
+
+
+def test_fractions_and_numbers_of_numpy_are_numbers():
+    expected = conv_mask(20, 25, density=0.25, seed=3)
+    for rows, density in ((20, Fraction(1, 4)), (np.uint8(20), 0.25)):
+        assert all(torch.equal(a, b) for a, b in zip(conv_mask(rows, np.uint8(25), density=density, seed=3), expected))
+    assert conv_mask(20, 25, fan_in=np.uint8(20), seed=0)[0][-1] == 400
 
 
 def test_bad_arguments():

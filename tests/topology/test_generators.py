@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -183,6 +184,17 @@ def test_huge_draws_are_uniform():
 # ---- made of other tables
 
 
+def test_numbers_of_numpy_draw_as_pythons():
+    n = np.uint8
+    assert torch.equal(fan_in_table(n(200), n(100), n(9), seed=0), fan_in_table(200, 100, 9, seed=0))
+    assert torch.equal(regular_table(n(200), n(100), n(8), seed=0), regular_table(200, 100, 8, seed=0))
+    assert torch.equal(spread_table((n(20), n(20)), n(200), n(100), seed=0), spread_table((20, 20), 200, 100, seed=0))
+    shape = {"parallel": 100, "seed": 0}
+    assert torch.equal(clash_free_table(n(200), n(100), n(8), **shape), clash_free_table(200, 100, 8, **shape))
+    assert torch.equal(local_table(n(200), n(100), n(9)), local_table(200, 100, 9))
+    assert is_huge(np.int32(65536), np.int32(65536), np.int32(8))
+
+
 def test_rewiring_is_a_ladder():
     base = [local_table(64, 1024, 8), local_table(1024, 64, 128)]
     assert torch.equal(rewire(base[0], 64, 0.0, seed=0), base[0])
@@ -212,6 +224,10 @@ def test_blocks_groups_and_panels():
         local_table(4, 2, 5)
     with pytest.raises(ValueError, match=r"^expand_blocks: block_size must be at least 1; got \(0, 1\)$"):
         expand_blocks(table, (0, 1))
+    assert expand_blocks(torch.tensor([[2**29 - 1]]), (1, 4)).max() == 2**31 - 1
+    for wrong in (2**29, -1):
+        with pytest.raises(ValueError, match=rf"^expand_blocks: table must be in \[0, 536870912\), for .* below 2\^31; got {wrong}$"):
+            expand_blocks(torch.tensor([[0, wrong]]), (1, 4))
 
 
 @pytest.mark.parametrize("draw", [spread_table, lambda *a: clash_free_table(*a, parallel=1)])

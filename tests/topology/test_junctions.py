@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
-from sparsekern.topology import adjacency, connected_units, fan_in_table, path_counts, regular_table, window_counts, window_ids
+from sparsekern.topology import adjacency, connected_units, fan_in_table, neurons, path_counts, regular_table, window_counts, window_ids
 
 
 @pytest.mark.parametrize(
@@ -87,3 +88,11 @@ def test_bad_arguments():
         path_counts([torch.tensor([[0]])])
     with pytest.raises(ValueError, match=r"^adjacency: junction must be in \[0, 2\); got 2$"):
         adjacency(torch.tensor([[2]]), 2)
+    with pytest.raises(ValueError, match=r"^adjacency: junction must be .* or \[N_right, N_left\] bools; got \[2, 2\] torch.complex64$"):
+        adjacency(torch.ones(2, 2) * 1j, 2)
+
+
+def test_shapes_of_numpy_are_pythons():
+    n = np.uint8
+    assert neurons((n(100), n(100))) == 10_000 and window_counts((n(100), n(100)), n(200)) == window_counts((100, 100), 200)
+    assert torch.equal(window_ids((n(100), 100), (n(20), n(10))), window_ids((100, 100), (20, 10)))

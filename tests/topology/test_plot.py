@@ -28,6 +28,20 @@ def test_pictures_are_written(tmp_path):
         plot_scatter({}, tmp_path / "none.png")
 
 
+def test_a_picture_is_of_all_junctions_or_none(tmp_path):
+    pytest.importorskip("matplotlib")
+    for sizes, sentence in (
+        ([16], "sizes must be one per junction, 2, or one per layer; got 1"),
+        ([16, 32, 17], "sizes must be of 16 output neurons at its end; got 17"),
+        (None, "sizes must be given for index tables; got None"),
+    ):
+        with pytest.raises(ValueError) as raised:
+            plot_adjacency(TABLES, sizes, tmp_path / "none.png")
+        assert str(raised.value) == f"plot_adjacency: {sentence}" and not (tmp_path / "none.png").exists()
+    plot_adjacency([torch.ones(4, 8).bool()], None, tmp_path / "matrix.png")
+    assert (tmp_path / "matrix.png").stat().st_size > 1000
+
+
 def test_matplotlib_is_named_where_it_is_missing(monkeypatch, tmp_path):
     real_import = builtins.__import__
 

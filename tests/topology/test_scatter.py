@@ -166,6 +166,15 @@ def test_large_layers_need_no_matrix():
     assert len(got.vector) == 6 and got.vector[0] == 0.25 and got.names == ("S_1f", "S_1b", "S_2f", "S_2b", "S_f", "S_b")
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32])
+def test_windows_of_whole_numbers_count_far(dtype):
+    ids, adjacent = torch.arange(600) // 300, torch.ones(2, 600, dtype=dtype)
+    assert window_adjacency(adjacent, ids, side="left").tolist() == window_adjacency(adjacent, 2, side="left").tolist() == [[300] * 2] * 2
+    assert window_adjacency(adjacent[:, :0], ids[:0], side="left").shape == (2, 0)
+    with pytest.raises(ValueError, match=r"^window_adjacency: windows must be at least 0; got -1$"):
+        window_adjacency(adjacent, ids - 1, side="left")
+
+
 def test_bad_arguments():
     for sentence, junctions, sizes, options in [
         ("sizes must be given for index tables; got None", [FIRST], None, {}),

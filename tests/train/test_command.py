@@ -35,6 +35,8 @@ def test_train_resume_and_list(tmp_path, capsys, monkeypatch):
         ("train digits/density --epochs 0", "train: --epochs must be above 0; got 0"),
         ("train digits/density --dynamic melting", "train: dynamic must be moving[:STEPS], drawn[:STEPS] or drawn:epoch; got 'melting'"),
         ("train deep-roots/nin", "train: data must be given for cifar10: the folder of its official files, --data FOLDER; got none"),
+        ("train digits/density --data nowhere", "train: data must be left out for digits, which is read from no folder; got 'nowhere'"),
+        ("train digits/density --device foo", "train: device must be one that torch can use here; got 'foo' ("),
         ("train deep-roots/nin --data nowhere", "cifar10: path must be a CIFAR-10 folder"),
     ],
 )

@@ -142,6 +142,18 @@ def test_recipes_of_imagenet():
     assert get_recipe("deep-roots/nin").data == "cifar10"
 
 
+def test_both_splits_have_the_same_classes(folder, tmp_path):
+    """A label is the place of a folder: one missing, and all that follow would be judged as other classes."""
+    for split, names in (("train", ("n01", "n02")), ("val", ("n02", "n03", "n04"))):
+        (tmp_path / split).mkdir()
+        for name in names:
+            (tmp_path / split / name).symlink_to(folder / split / "n02")
+    with pytest.raises(ValueError) as raised:
+        load_data(recipe(), tmp_path, check=False)
+    sentence = "train: train and val must hold folders of the same classes; got 'n01' in train alone, 'n03' and 1 more in val alone"
+    assert str(raised.value) == sentence
+
+
 def test_bad_arguments(folder, tmp_path):
     for kind, sentence, call in (
         (ValueError, "train: data must be given for imagenet: the folder that holds train and val", lambda: load_data(recipe())),
@@ -158,6 +170,14 @@ def test_bad_arguments(folder, tmp_path):
         (
             ValueError, "train: size must be in [1, 12], the shorter side; got 13",
             lambda: load_data(recipe(data_options={"size": 13, "short": 12}), folder, check=False),
+        ),
+        (
+            ValueError, "train: size must be a whole number; got '8'",
+            lambda: load_data(recipe(data_options={"size": "8"}), folder, check=False),
+        ),
+        (
+            ValueError, "train: data_options must be among short, size, val_step for imagenet; got 'width'",
+            lambda: load_data(recipe(data_options={"width": 8}), folder, check=False),
         ),
     ):  # fmt: skip
         with pytest.raises(kind) as raised:

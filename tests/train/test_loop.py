@@ -105,6 +105,41 @@ def test_amp_and_bad_losses():
     refuses("train: optimiser must be one of adadelta, adam", train, tiny_recipe().with_(optimiser=Optimiser("lion", 1.0)), tiny_data())
 
 
+@pytest.mark.parametrize(
+    ("changes", "options", "sentence"),
+    [
+        ({"epochs": 0}, {}, "epochs must be at least 1; got 0"),
+        ({"epochs": 1.5}, {}, "epochs must be a whole number; got 1.5"),
+        ({"batch": 0}, {}, "batch must be at least 1; got 0"),
+        ({"batch": -5}, {}, "batch must be at least 1; got -5"),
+        ({}, {"checkpoint_every": -1}, "checkpoint_every must be at least 1; got -1"),
+        ({}, {"checkpoint_every": 1.5}, "checkpoint_every must be a whole number; got 1.5"),
+        ({}, {"out": 3}, "out must be a path; got int"),
+        ({}, {"path": 3}, "path must be a path; got int"),
+        ({}, {"seed": 0.5}, "seed must be a whole number of 64 bits; got 0.5"),
+        ({}, {"data": "digits"}, "data must be TrainingData or ImageFolders, or None; got str"),
+        ({}, {"recipe": "digits/density"}, "recipe must be a Recipe, as of get_recipe(name); got str"),
+        ({"data": "foo"}, {}, "data must be one of morse, digits, mnist, cifar10, cifar100, svhn, imagenet; got 'foo'"),
+        ({"data_options": {"shape": 3}}, {}, "data_options must be among seed for digits; got 'shape'"),
+        ({}, {"path": "nowhere"}, "data must be left out for digits, which is read from no folder; got 'nowhere'"),
+        ({"data": "morse"}, {"path": "nowhere"}, "data must be left out for morse, which is read from no folder; got 'nowhere'"),
+        ({"data": "morse", "data_options": {"colour": 1}}, {}, "data_options must be among dash, dilation, dot, "),
+        ({}, {"device": "foo"}, "device must be one that torch can use here; got 'foo' ("),
+        ({}, {"device": "meta"}, "device must be one that torch can use here; got 'meta' (it holds no numbers)"),
+        ({}, {"device": f"cuda:{torch.cuda.device_count()}"}, "device must be one that torch can use here; got 'cuda:"),
+    ],
+)
+def test_what_is_asked_for(changes, options, sentence):
+    refuses(f"train: {sentence}", train, **{"recipe": tiny_recipe().with_(**changes), **options})
+
+
+def test_nothing_to_judge_by():
+    data = tiny_data()
+    none = TrainingData(data.train, Samples(data.val.x[:0], data.val.y[:0], 4))
+    refuses("train: data must have at least 1 sample to judge by; got 0", train, tiny_recipe(), none)
+    refuses("train: val_step must be at least 1; got 0", TrainingData, data.train, data.val, val_step=0)
+
+
 def test_log_and_curves(tmp_path):
     pytest.importorskip("matplotlib")
     trained = train(tiny_recipe(epochs=2), tiny_data(), out=tmp_path)

@@ -189,6 +189,41 @@ def test_that_does_not_fit_the_model(run):
     refuses(run, "got 6.index missing, the model's is [24, 32] of int32")
 
 
+def test_the_best_one_is_not_resumed(run):
+    """It lacks what the optimiser gathered."""
+    shutil.copy(run / "best.safetensors", run / "last.safetensors")
+    refuses(run, "train: checkpoint must be the last one, with what the optimiser gathered; got the best one")
+
+
+def test_older_checkpoints_are_resumed(run):
+    """They do not tell their kind."""
+    tensors, facts = load_checkpoint(run / "last.safetensors")
+    assert facts.pop("kind") == "last"
+    save_checkpoint(run / "last.safetensors", tensors, facts)
+    assert len(train(tiny_recipe(epochs=1), tiny_data(), out=run, resume=True).rows) == 1
+
+
+def test_without_its_facts(run):
+    tensors, facts = load_checkpoint(run / "last.safetensors")
+    for missing, kept in (
+        ("run", {}),
+        ("at", {"run": facts["run"]}),
+        ("rows", {"run": facts["run"], "at": facts["at"]}),
+        ("at.epoch", facts | {"at": None}),
+        ("at.seconds", facts | {"at": {"epoch": 1, "batch_number": 0, "sums": [0, 0, 0]}}),
+    ):
+        save_checkpoint(run / "last.safetensors", tensors, kept)
+        refuses(run, f"train: checkpoint must tell its run and where it stood; got no {missing} in its facts")
+
+
+@pytest.mark.parametrize("left", ["best.safetensors", "log.csv"])
+def test_what_a_run_left_is_not_written_over(run, left):
+    for file in run.iterdir():
+        if file.name != left:
+            file.unlink()
+    refuses(run, f"train: out must not hold a run yet; got {str(run)!r}, with {left} and without last.safetensors", resume=False)
+
+
 def test_the_topology_is_inside(run):
     tensors, _ = load_checkpoint(run / "last.safetensors")
     assert {"model/0.index", "model/0.indptr", "model/6.index", "model/8.index"} <= tensors.keys()

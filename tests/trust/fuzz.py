@@ -171,9 +171,10 @@ def checkpoint(folder: Path):
 def rows(folder: Path):
     from sparsekern.measure.rows import read_rows
 
-    numbers = dict(batch=1, sizes={"in": 4}, density=0.5, flops=8, dense_flops=16, bytes=99, threads=1, p50_us=1.5)
+    numbers = dict(batch=1, sizes={"in": 4}, density=0.5, flops=8, dense_flops=16, bytes=99, threads=1)
+    numbers |= dict.fromkeys(("p20_us", "p50_us", "p80_us", "wall_us", "cpu_us"), 1.5)
     words = {word: "x" for word in ("op", "case", "provider", "mode", "cache", "dtype", "layout", "served_by")}
-    line = json.dumps({**words, **numbers, "ratios": {"mkl": [1.0, 2.0]}}) + "\n"
+    line = json.dumps({**words, **numbers, "ratios": {"mkl": [1.0, 2.0, 3.0]}}) + "\n"
     return b'{"machine": {"cpu": "x"}}\n' + line.encode() * 3, "rows.jsonl", lambda: read_rows(folder / "rows.jsonl")
 
 

@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsekern.console import open_console
 from sparsekern.reproduce.counted import deep_roots, patterns, simplenet, sis
 from sparsekern.reproduce.counted.cells import STATUSES, Cell, Value
 from sparsekern.reproduce.counted.recount import table_data
@@ -69,9 +70,7 @@ def all_ok(found: dict[str, list[Cell]]) -> bool:
 
 
 def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = open_console()
     # A pipe has no width of its own: then what the widest table needs.
     console.width = max(100, console.width) if console.is_terminal or "COLUMNS" in os.environ else 160
     return console

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sparsekern.console import open_console
 from sparsekern.reproduce.paper import paper_rows
 from sparsekern.reproduce.timed.caption import caption
 from sparsekern.reproduce.timed.report import points, result_json
@@ -76,9 +77,7 @@ def _batches(table: TimedTable, args: Any) -> tuple[int, ...]:
 
 
 def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = open_console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 180  # a pipe has no width of its own: room for both parts side by side
     return console

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from sparsekern.console import open_console
 from sparsekern.measure.machine import machine_card
 from sparsekern.reproduce.trained.experiment import Claim, Experiment, Point, Result, Results
 from sparsekern.train import ImageFolders, TrainingData, load_data, train
@@ -53,7 +54,7 @@ def run_experiment(experiment: Experiment, args: Any) -> int:
     results, missing = _train_all(points, seeds, experiment.measure, args, out / f"{stem}_runs.json", console)
     if not results:
         raise FileNotFoundError(missing[0])
-    judged = not args.epochs and not args.only and not missing
+    judged = args.epochs is None and not args.only and not missing
     claims = experiment.claims(results, args.preset) if judged else []
     _print(console, experiment, results, claims, missing)
     numbers = Path(args.json or out / f"{stem}.json")
@@ -75,7 +76,7 @@ def run_experiment(experiment: Experiment, args: Any) -> int:
 
 def _as_asked(point: Point, args: Any) -> Point:
     recipe = point.recipe.preset(args.preset)
-    return replace(point, recipe=recipe.with_(epochs=args.epochs) if args.epochs else recipe)
+    return replace(point, recipe=recipe.with_(epochs=args.epochs) if args.epochs is not None else recipe)
 
 
 def _chosen(point: Point, only: Sequence[str] | None) -> bool:
@@ -89,7 +90,7 @@ def _train_all(
     points: Sequence[Point], seeds: Sequence[int], measure: str, args: Any, kept: Path, console: Console
 ) -> tuple[Results, list[str]]:
     """Results by label, and one line per point whose data are not there."""
-    done = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    done = _finished(kept)
     data: dict[str, TrainingData | ImageFolders | str] = {}
     results, missing = {}, []
     for point in points:
@@ -116,6 +117,19 @@ def _train_all(
             accuracies[seed] = done[key][measure]
         results[point.label] = Result(point, accuracies)
     return results, list(dict.fromkeys(missing))
+
+
+def _finished(kept: Path) -> dict[str, Any]:
+    """The trainings that an earlier run ended."""
+    if not kept.exists():
+        return {}
+    try:
+        done = json.loads(kept.read_text(encoding="utf-8"))
+        if all({"best", "last", "seconds"} <= set(run) for run in done.values()):
+            return done
+    except (ValueError, AttributeError, TypeError):
+        pass
+    raise ValueError(f"reproduce: {kept} must hold trainings that ended (or be removed); got something else")
 
 
 def _data_of(recipe: Recipe, args: Any, cache: dict[str, TrainingData | ImageFolders | str]) -> TrainingData | ImageFolders | str:
@@ -170,9 +184,7 @@ class _Line(Quiet):
 
 
 def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = open_console()
     console.width = max(100, console.width) if console.is_terminal else 160
     return console
 
