@@ -104,7 +104,7 @@ def _layers() -> dict[str, tuple[Callable, dict]]:
         "SparseLinear, density": (run(layers.SparseLinear, x), sparse | dict(density=0.5, topology="balanced")),
         "SparseLinear, fan_out": (run(layers.SparseLinear, x), sparse | dict(fan_out=1, topology="spread")),
         "SparseLinear, clash-free": (run(layers.SparseLinear, x), sparse | dict(density=0.5, topology="clash_free")),
-        "SparseLinear()": (linear, dict(x=x)),
+        "SparseLinear()": (linear, dict(input=x)),
         "SparseLinear.set_topology": (ready(linear, "set_topology"), dict(index=linear.index.clone(), weight=ones(4, 2))),
         "SparseLinear.draw_topology": (linear.draw_topology, dict(seed=0)),
         "SparseLinear.explain": (linear.explain, dict(rows=1)),
@@ -112,18 +112,18 @@ def _layers() -> dict[str, tuple[Callable, dict]]:
         "GroupedConv2d": (run(layers.GroupedConv2d, image), both),
         "GroupedConv2d, unequal": (run(layers.GroupedConv2d, image), sizes),
         "UnequalGroupedConv2d": (run(layers.UnequalGroupedConv2d, image), sizes),
-        "GroupedConv2d()": (grouped, dict(x=image, shortcut=ones(1, 8, 3, 3), activation="none")),
+        "GroupedConv2d()": (grouped, dict(input=image, shortcut=ones(1, 8, 3, 3), activation="none")),
         "GroupedConv2d.add_relu": (grouped.add_relu, dict(x=image, shortcut=ones(1, 8, 3, 3))),
         "GroupedConv2d.explain": (grouped.explain, dict(x_shape=(1, 4, 5, 5), channels_last=False)),
         "GroupedConv2d.from_dense": (layers.GroupedConv2d.from_dense, dict(conv=nn.Conv2d(4, 8, 3), groups=2, activation="none")),
         "RootModule": (run(layers.RootModule, image), root),
-        "RootModule()": (layers.RootModule(4, 8, 6, 3, groups=2), dict(x=image)),
+        "RootModule()": (layers.RootModule(4, 8, 6, 3, groups=2), dict(input=image)),
         "SpatialBasisConv2d": (run(layers.SpatialBasisConv2d, image), both),
-        "SpatialBasisConv2d()": (layers.SpatialBasisConv2d(4, 8, 3), dict(x=image)),
+        "SpatialBasisConv2d()": (layers.SpatialBasisConv2d(4, 8, 3), dict(input=image)),
         "SpatialBasisConv2d.from_dense": (layers.SpatialBasisConv2d.from_dense, dict(conv=nn.Conv2d(4, 8, 3), groups=2)),
         "StochasticConv2d": (run(layers.StochasticConv2d, image), stochastic | dict(density=0.5)),
         "StochasticConv2d, fan_in": (run(layers.StochasticConv2d, image), stochastic | dict(fan_in=6, granularity="synapse")),
-        "StochasticConv2d()": (masked, dict(x=image)),
+        "StochasticConv2d()": (masked, dict(input=image)),
         "StochasticConv2d.set_topology": (ready(masked, "set_topology"), dict(indptr=masked.indptr.clone(), index=masked.index.clone(),
                                                                               weight=masked.weight.detach())),
         "StochasticConv2d.draw_topology": (masked.draw_topology, dict(seed=0)),
@@ -133,11 +133,11 @@ def _layers() -> dict[str, tuple[Callable, dict]]:
     }  # fmt: skip
     if not backends.has_kernels("cpu"):
         return found
-    shortcut = dict(x=image, shortcut=ones(1, 8, 3, 3), activation="none")
+    shortcut = dict(input=image, shortcut=ones(1, 8, 3, 3), activation="none")
     return found | {
         "GroupedConv2d.pack": (ready(grouped, "pack"), dict(x_shape=(1, 4, 5, 5))),
         "GroupedConv2d(), packed": (copy.deepcopy(grouped).requires_grad_(False).pack(), shortcut),
-        "SparseLinear(), packed": (copy.deepcopy(linear).requires_grad_(False).pack(), dict(x=x)),
+        "SparseLinear(), packed": (copy.deepcopy(linear).requires_grad_(False).pack(), dict(input=x)),
     }
 
 
