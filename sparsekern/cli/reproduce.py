@@ -8,6 +8,9 @@ from typing import Any
 
 from sparsekern.cli.terms import UsageError, check_threads, make_console, parse_numbers
 
+COUNTED_AND_TIMED = ("images", "counts_only", "batch", "layers", "quick")  # options that only these tables heed
+TRAINED = ("data", "no_check", "preset", "seeds", "epochs", "only")  # and that only experiments do
+
 
 def add_command(commands: Any) -> None:
     reproduce = commands.add_parser("reproduce", help="reproduce a table of a paper; without TABLE, list them")
@@ -42,10 +45,12 @@ def run_reproduce(options: argparse.Namespace) -> int:
         return 0
     if options.table not in TABLES:
         raise UsageError(f"reproduce: TABLE must be one of {', '.join(TABLES)}; got {options.table}")
-    if options.table in EXPERIMENTS and options.counts_only:
-        raise UsageError(f"reproduce: --counts-only must be left out: {options.table} trains and counts nothing")
+    _refuse_what_is_not_heeded(options, experiment=options.table in EXPERIMENTS)
     if options.epochs is not None and options.epochs < 1:
         raise UsageError(f"reproduce: --epochs must be above 0; got {options.epochs}")
+    seeds = parse_numbers("--seeds", options.seeds, int, above=-1)
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"reproduce: --seeds must be different numbers; got {options.seeds}")
     check_threads("reproduce", options.threads)
     make_console()
     arguments = Arguments(
@@ -60,7 +65,7 @@ def run_reproduce(options: argparse.Namespace) -> int:
         data=options.data,
         check=not options.no_check,
         preset=options.preset,
-        seeds=tuple(dict.fromkeys(parse_numbers("--seeds", options.seeds, int, above=-1))) or None,
+        seeds=seeds or None,
         epochs=options.epochs,
         only=tuple(options.only) if options.only else None,
     )
@@ -68,3 +73,12 @@ def run_reproduce(options: argparse.Namespace) -> int:
         return TABLES[options.table](arguments)
     except WrongResult as error:
         raise ArithmeticError(str(error)) from error
+
+
+def _refuse_what_is_not_heeded(options: argparse.Namespace, experiment: bool) -> None:
+    """An option of the other kind of table would be passed over without a word."""
+    given = {name: getattr(options, name) for name in (COUNTED_AND_TIMED if experiment else TRAINED)}
+    for name, value in given.items():
+        if value not in (None, "", False, "reduced"):  # the defaults
+            does = "trains and counts nothing" if experiment else "trains nothing"
+            raise UsageError(f"reproduce: --{name.replace('_', '-')} must be left out: {options.table} {does}")

@@ -66,9 +66,11 @@ def _marks(path: str, module: nn.Module) -> list:
         running[-1].__enter__()
 
     def after(*_: Any) -> None:
-        running.pop().__exit__(None, None, None)
+        if running:  # else another hook raised before ours began
+            running.pop().__exit__(None, None, None)
 
-    return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    # always: a caller may catch what a child raised
+    return [module.register_forward_pre_hook(before), module.register_forward_hook(after, always_call=True)]
 
 
 def _read(raw: list[dict]) -> Trace:

@@ -229,6 +229,27 @@ def test_memory_peaks_and_trace(tmp_path):
     assert "host" not in text and all(e["pid"] == 1 for e in events)
 
 
+def test_memory_peaks_where_a_layer_raises_and_its_caller_goes_on():
+    class Refuses(nn.Module):
+        def forward(self, x):
+            raise NotImplementedError
+
+    class Tries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = Refuses()
+
+        def forward(self, x):
+            try:
+                return self.first(x)
+            except NotImplementedError:
+                return x.repeat(1, 1000).sum(1, keepdim=True)
+
+    found = profile(nn.Sequential(Tries(), nn.Linear(1, 2)), torch.randn(8, 4), rounds=1)
+    peaks = found.trace.peaks
+    assert peaks["0"] >= 8 * 4 * 4 * 1000 > peaks["0.first"]  # what its caller did afterwards is not its own
+
+
 def test_command_writes_every_file_and_reads_a_saved_profile(tmp_path, capsys):
     pytest.importorskip("rich")
     pytest.importorskip("matplotlib")
